@@ -1,0 +1,44 @@
+"""Helpers behind the notebooks: active learning for melanoma segmentation (Martin et al., CBMI 2024)."""
+
+from alutils.active_learning import run_active_learning
+from alutils.config import ConfigError, Experiment
+from alutils.data import DataError, Split, Splits
+from alutils.download import download_isic2018
+from alutils.isic2018 import isic2018_report, load_isic2018
+from alutils.metrics import dice_score
+from alutils.model import WeightsError, build_unet, unet_for
+from alutils.queries import STRATEGIES, select_queries
+from alutils.seeding import make_generator
+from alutils.synthetic import LesionFactors, make_synthetic, render_lesion
+from alutils.training import TrainingDiverged, fit, predict_probabilities
+from alutils.uncertainty import binary_entropy, image_score, least_confidence, mc_dropout_std, one_sided_entropy
+
+__all__ = [
+    "STRATEGIES",
+    "ConfigError",
+    "DataError",
+    "Experiment",
+    "LesionFactors",
+    "Split",
+    "Splits",
+    "TrainingDiverged",
+    "WeightsError",
+    "binary_entropy",
+    "build_unet",
+    "dice_score",
+    "download_isic2018",
+    "fit",
+    "image_score",
+    "isic2018_report",
+    "least_confidence",
+    "load_isic2018",
+    "make_generator",
+    "make_synthetic",
+    "mc_dropout_std",
+    "one_sided_entropy",
+    "predict_probabilities",
+    "render_lesion",
+    "run_active_learning",
+    "select_queries",
+    "unet_for",
+]

@@ -1,0 +1,221 @@
+"""One frozen, validated description of a run. The defaults are the paper's values (section IV-D)."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+PROFILES_DIR = Path(__file__).resolve().parent.parent / "profiles"
+
+_from_list = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)  # YAML has no tuples
+_Counts = Annotated[tuple[int, int, int], _from_list]
+_Colour = Annotated[tuple[float, float, float], _from_list]
+_Filters = Annotated[tuple[int, int, int, int, int], _from_list]
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ConfigError(ValueError):
+    """A setting or a parameter cannot be used; the message names the field, the value and the remedy."""
+
+
+class Experiment(BaseModel):
+    """Every hyper-parameter of a run; the defaults are the values of section IV-D and of the readings of the paper.
+
+    Fields are documented where they are declared; ``profiles/paper.yaml`` lists them all.
+
+    Raises:
+        ConfigError: for an unknown name (the nearest valid one is suggested), a wrong type or a value out of range.
+
+    >>> paper = Experiment()
+    >>> paper.n_training_steps, paper.labelled_per_round[-1]
+    (8140, 1280)
+    >>> Experiment(query_sise=16)
+    Traceback (most recent call last):
+    alutils.config.ConfigError: the experiment's settings cannot be used:
+      query_sise: there is no such setting; did you mean 'query_size'?
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    # Data (section IV-D)
+    image_size: int = Field(512, ge=32, le=2048, multiple_of=32, description="side of the square images, pixels")
+    n_synthetic: _Counts = Field(
+        (2594, 100, 1000), description="images in train, validation and test where they are synthetic; as many as real"
+    )
+
+    # Active learning (section IV-D; 36 queries because 10 epochs x sum of 4..40 batches = 8140 steps, footnote 6)
+    cold_start: int = Field(128, ge=1, description="images drawn at random and fully annotated before the first round")
+    query_size: int = Field(32, ge=1, description="images queried after each training")
+    n_queries: int = Field(36, ge=0, description="queries after the cold start (Table I: 36; Table II: 20)")
+    strategy: str = Field("least_confidence", min_length=1, description="how images are queried, see alutils.queries")
+    reduction: Literal["sum", "mean", "median", "top_k", "band_mean"] = Field(
+        "sum", description="from the pixels' uncertainty to the image's score"
+    )
+    mc_samples: int = Field(20, ge=2, description="N of eq. 3, Monte Carlo dropout samples; [24] takes 20")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="seed of the cold start, the initial weights, the batches and the dropout"
+    )
+
+    # Network (section IV-C)
+    encoder: str = Field("resnet18", min_length=1, description="any encoder of segmentation-models-pytorch")
+    encoder_weights: str | None = Field(
+        "imagenet", description="a name that the encoder has weights for, the path of a file, or null: random"
+    )
+    decoder_channels: _Filters = Field((256, 128, 64, 32, 16), description="filters of the five decoder stages")
+    skip_convolutions: bool = Field(True, description="1x1 convolution + batch norm + ReLU on skips and bottleneck")
+    dropout: float = Field(0.5, ge=0, lt=1, description="share of the bottleneck's activations dropped")
+
+    # Training (section IV-D)
+    batch_size: int = Field(32, ge=1)
+    epochs: int = Field(10, ge=1, description="passes over the labelled set in each round")
+    learning_rate: float = Field(0.01, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(0.0001, ge=0)
+    schedule: Literal["constant", "cosine"] = Field("constant", description="of the learning rate within one training")
+    loss: Literal["bce", "dice", "bce+dice"] = Field("bce", description="binary cross-entropy with logits, soft Dice")
+    fine_tune: bool = Field(True, description="each round starts from the last round's weights; false: from scratch")
+    precision: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="auto: bfloat16 autocast where the device has the instructions for it"
+    )
+
+    # Augmentation (section IV-D)
+    rotation: float = Field(30.0, ge=0, le=180, description="largest rotation to either side, degrees")
+    horizontal_flip: _Share = Field(0.5, description="probability")
+    vertical_flip: _Share = Field(0.5, description="probability")
+    brightness: _Share = Field(0.2, description="largest relative change")
+    contrast: _Share = Field(0.2, description="largest relative change")
+    saturation: _Share = Field(0.2, description="largest relative change")
+    blur_kernel: int = Field(5, ge=1, le=31, description="side of the Gaussian kernel, pixels, odd")
+    blur_sigma_min: float = Field(0.01, gt=0, description="pixels")
+    blur_sigma_max: float = Field(0.2, gt=0, description="pixels")
+    normalize_mean: _Colour = Field((0.485, 0.456, 0.406), description="red, green, blue, of values in 0..1")
+    normalize_std: _Colour = Field((0.229, 0.224, 0.225), description="red, green, blue, of values in 0..1")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_explain(error)) from None
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Experiment:
+        if self.blur_kernel % 2 == 0:
+            raise ValueError(f"blur_kernel: must be odd, got {self.blur_kernel}")
+        if self.blur_sigma_max < self.blur_sigma_min:
+            raise ValueError(
+                f"blur_sigma_max: must be at least blur_sigma_min = {self.blur_sigma_min}, got {self.blur_sigma_max}"
+            )
+        if min(self.normalize_std) <= 0:
+            raise ValueError(f"normalize_std: each must be above 0, got {self.normalize_std}")
+        for name in ("decoder_channels", "n_synthetic"):
+            if min(getattr(self, name)) < 1:
+                raise ValueError(f"{name}: each must be at least 1, got {getattr(self, name)}")
+        return self
+
+    @classmethod
+    def from_profile(cls, profile: str | Path = "paper", **overrides: Any) -> Experiment:
+        """The settings of a profile, some of them changed.
+
+        Args:
+            profile: the name of a file in ``profiles/`` ("quick", "paper") or the path of a YAML file; what the file
+                leaves out keeps the paper's value.
+            **overrides: settings that take precedence over the file's.
+
+        Raises:
+            ConfigError: if there is no such profile, the file is not a YAML mapping, or a setting cannot be used.
+
+        >>> Experiment.from_profile("paper", epochs=2).epochs
+        2
+        """
+        path = _profile_path(profile)
+        settings = parse_settings(_read_text(path), source=str(path))
+        try:
+            return cls(**{**settings, **overrides})
+        except ConfigError as error:
+            raise ConfigError(f"profile {path}: {error}") from None
+
+    @property
+    def labelled_per_round(self) -> tuple[int, ...]:
+        """Images in the labelled set at each training: the cold start, then one query more each time."""
+        return tuple(self.cold_start + k * self.query_size for k in range(self.n_queries + 1))
+
+    @property
+    def steps_per_round(self) -> tuple[int, ...]:
+        """Optimizer steps of each training: epochs times the batches of the labelled set, an incomplete one counted."""
+        return tuple(self.epochs * math.ceil(n / self.batch_size) for n in self.labelled_per_round)
+
+    @property
+    def n_training_steps(self) -> int:
+        """Optimizer steps over all rounds (the paper: 8140, footnote 6); what the full-data baseline gets."""
+        return sum(self.steps_per_round)
+
+
+def parse_settings(text: str, *, source: str = "overrides") -> dict[str, Any]:
+    """Settings written as a YAML mapping, as in a profile file or in papermill's ``-p overrides "{epochs: 3}"``.
+
+    Raises:
+        ConfigError: if the text is not a YAML mapping with text keys.
+
+    >>> parse_settings("{epochs: 3, loss: dice}")
+    {'epochs': 3, 'loss': 'dice'}
+    """
+    try:
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not valid YAML: {error}") from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, Mapping) or not all(isinstance(key, str) for key in settings):
+        raise ConfigError(f'{source} must be a mapping such as "{{epochs: 3}}", got {text.strip()[:80]!r}')
+    return dict(settings)
+
+
+def did_you_mean(name: str, valid: list[str]) -> str:
+    """``did you mean 'x'?`` for the nearest valid name, or the list of all where none is near.
+
+    >>> did_you_mean("entorpy", ["entropy", "random"])
+    "did you mean 'entropy'?"
+    """
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"the valid ones are {', '.join(sorted(valid))}"
+
+
+def _profile_path(profile: str | Path) -> Path:
+    path = Path(profile)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        return path
+    return PROFILES_DIR / f"{profile}.yaml"
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        known = [file.stem for file in PROFILES_DIR.glob("*.yaml")]
+        raise ConfigError(f"there is no profile file {path}; {did_you_mean(path.stem, known)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"profile file {path} cannot be read: {error}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    """Pydantic's findings, a line a setting."""
+    lines = ["the experiment's settings cannot be used:"]
+    for found in error.errors():
+        name = str(found["loc"][0]) if found["loc"] else ""
+        if found["type"] == "extra_forbidden":
+            hint = did_you_mean(name, list(Experiment.model_fields))
+            lines.append(f"  {name}: there is no such setting; {hint}")
+        elif not name:
+            lines.append(f"  {found['msg'].removeprefix('Value error, ')}")
+        else:
+            remedy = ""
+            if found["type"] == "float_type" and isinstance(found["input"], str):
+                remedy = " (YAML reads 1e-4 as text: write 0.0001 or 1.0e-4)"
+            lines.append(f"  {name}: {found['msg'][0].lower()}{found['msg'][1:]}, got {found['input']!r}{remedy}")
+    return "\n".join(lines)

@@ -1,0 +1,127 @@
+"""Images and masks as uint8 tensors: the one form in which pictures travel through the project.
+
+Files or the synthetic generator become a :class:`Splits` once; from there on nothing is decoded again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import pandas as pd
+import torch
+
+
+class DataError(ValueError):
+    """The data on disk cannot be used; the message names every file and the remedy."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images with their masks, all of one size.
+
+    Args:
+        images: uint8, shape (N, 3, H, W), RGB, 0 to 255.
+        masks: uint8, shape (N, 1, H, W), 1 on the lesion and 0 on the background.
+        ids: N different names, in the order of the images.
+        factors: what is known about how each image was made, a row an image (empty for photographs).
+
+    Raises:
+        ValueError: if shapes, types or lengths do not fit together, or an id stands twice.
+
+    >>> images, masks = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    >>> split = Split(images, masks, ("a", "b"))
+    >>> len(split), split.select([1]).ids
+    (2, ('b',))
+    """
+
+    images: torch.Tensor
+    masks: torch.Tensor
+    ids: tuple[str, ...]
+    factors: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", tuple(self.ids))
+        n = len(self.ids)
+        for name, tensor, channels in (("images", self.images, 3), ("masks", self.masks, 1)):
+            if tensor.dtype != torch.uint8 or tensor.ndim != 4 or tensor.shape[1] != channels:
+                raise ValueError(
+                    f"{name} must be uint8 of shape (N, {channels}, H, W), got {tensor.dtype} {tuple(tensor.shape)}"
+                )
+            if len(tensor) != n:
+                raise ValueError(f"{name} has {len(tensor)} pictures but there are {n} ids")
+        if self.images.shape[2:] != self.masks.shape[2:]:
+            raise ValueError(
+                f"images are {tuple(self.images.shape[2:])} pixels and masks {tuple(self.masks.shape[2:])}"
+            )
+        if len(self.factors) not in (0, n):
+            raise ValueError(f"factors has {len(self.factors)} rows but there are {n} ids")
+        if len(set(self.ids)) != n:
+            twice = sorted({name for name in self.ids if self.ids.count(name) > 1})
+            raise ValueError(f"each id must be unique; these stand more than once: {', '.join(twice)}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, indices: Sequence[int] | torch.Tensor) -> Split:
+        """The pictures at ``indices``, in that order."""
+        index = torch.as_tensor(indices, dtype=torch.long)
+        rows = index.tolist()
+        on_device = index.to(self.images.device)
+        return Split(
+            self.images[on_device],
+            self.masks[on_device],
+            tuple(self.ids[i] for i in rows),
+            self.factors.iloc[rows].reset_index(drop=True) if len(self.factors) else self.factors,
+        )
+
+    def to(self, device: str | torch.device) -> Split:
+        """The same split with its tensors on ``device``."""
+        return replace(self, images=self.images.to(device), masks=self.masks.to(device))
+
+    @property
+    def lesion_area(self) -> torch.Tensor:
+        """Share of lesion pixels of each image, float32 (N,), 0 to 1."""
+        return self.masks.flatten(1).mean(1, dtype=torch.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """The training set (the pool of active learning), the validation set and the test set.
+
+    Raises:
+        ValueError: if an id stands in two of them (a leak from training into evaluation).
+    """
+
+    train: Split
+    val: Split
+    test: Split
+
+    def __post_init__(self) -> None:
+        for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
+            shared = sorted(set(getattr(self, first).ids) & set(getattr(self, second).ids))
+            if shared:
+                raise ValueError(f"{first} and {second} share {len(shared)} ids: {', '.join(shared)}")
+
+    def to(self, device: str | torch.device) -> Splits:
+        """All three splits on ``device``."""
+        return Splits(self.train.to(device), self.val.to(device), self.test.to(device))
+
+    def summary(self) -> pd.DataFrame:
+        """A row a split: images, height, width, and the mean, least and largest lesion area (% of the pixels)."""
+        rows = []
+        for name in ("train", "val", "test"):
+            split: Split = getattr(self, name)
+            area = 100 * split.lesion_area
+            rows.append(
+                {
+                    "split": name,
+                    "images": len(split),
+                    "height": split.images.shape[2],
+                    "width": split.images.shape[3],
+                    "mean area (%)": area.mean().item(),
+                    "least area (%)": area.min().item(),
+                    "largest area (%)": area.max().item(),
+                }
+            )
+        return pd.DataFrame(rows).set_index("split")
