@@ -1,0 +1,568 @@
+"""The ISIC 2018 reader: every fault in the files is named, pictures are right, and nothing is decoded twice."""
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from alutils import isic2018
+from alutils.data import DataError, Split, Splits
+from alutils.isic2018 import FOLDERS, OFFICIAL_COUNTS, isic2018_report, load_isic2018
+
+TRAIN_IMAGES, TRAIN_MASKS = FOLDERS["train"]
+VAL_IMAGES, VAL_MASKS = FOLDERS["val"]
+
+
+def write_pair(root, split, name, size=(40, 30), colour=(200, 150, 100), lesion=(10, 10, 20, 20)):
+    """One plain image and a mask that is white in the box ``lesion`` (left, top, right, bottom)."""
+    images, masks = (root / folder for folder in FOLDERS[split])
+    images.mkdir(parents=True, exist_ok=True)
+    masks.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(images / f"{name}.jpg", quality=95)
+    mask = Image.new("L", size, 0)
+    mask.paste(255, lesion)
+    mask.save(masks / f"{name}_segmentation.png")
+    return images / f"{name}.jpg", masks / f"{name}_segmentation.png"
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """Four sound pairs of different native sizes: two to train, one each to validate and test."""
+    monkeypatch.setenv("ALUTILS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "isic"
+    write_pair(folder, "train", "ISIC_1", (40, 30), (250, 0, 0))
+    write_pair(folder, "train", "ISIC_2", (100, 64), (0, 250, 0))
+    write_pair(folder, "val", "ISIC_3", (64, 100), (0, 0, 250))
+    write_pair(folder, "test", "ISIC_4", (32, 32), (9, 9, 9))
+    return folder
+
+
+def cached(root):
+    """Everything in the cache folder but lock files."""
+    folder = root.parent / "cache"
+    return [path for path in folder.rglob("*") if path.suffix != ".lock"] if folder.exists() else []
+
+
+def error_of(root, **options):
+    with pytest.raises(DataError) as caught:
+        load_isic2018(root, 32, **options)
+    return str(caught.value)
+
+
+# --- what is returned ------------------------------------------------------------------------------------------------
+
+
+def test_splits_have_the_promised_shapes_types_and_ids(root):
+    splits = load_isic2018(root, 64)
+    assert splits.train.ids == ("ISIC_1", "ISIC_2") and splits.val.ids == ("ISIC_3",) and splits.test.ids == ("ISIC_4",)
+    assert splits.train.images.shape == (2, 3, 64, 64) and splits.train.images.dtype == torch.uint8
+    assert splits.train.masks.shape == (2, 1, 64, 64) and splits.train.masks.dtype == torch.uint8
+    assert splits.train.images.is_contiguous() and splits.train.masks.is_contiguous()
+
+
+def test_each_image_keeps_its_own_colour_and_mask(root):
+    splits = load_isic2018(root, 32)
+    for split, i, colour in (
+        (splits.train, 0, (250, 0, 0)),
+        (splits.train, 1, (0, 250, 0)),
+        (splits.val, 0, (0, 0, 250)),
+        (splits.test, 0, (9, 9, 9)),
+    ):
+        expected = torch.tensor(colour).view(3, 1, 1)
+        assert (split.images[i].int() - expected).abs().max() <= 3  # JPEG
+    # the box of 10 x 10 pixels in 32 x 32, untouched
+    assert splits.test.masks[0, 0].sum() == 100 and splits.test.masks[0, 0, 10:20, 10:20].all()
+
+
+def test_pairing_is_by_id_and_not_by_order(root):
+    # As files, "ISIC_100_segmentation" sorts before "ISIC_10_segmentation", but "ISIC_10.jpg" before "ISIC_100.jpg".
+    for name, lesion in (("ISIC_10", (0, 0, 32, 8)), ("ISIC_100", (0, 0, 32, 16)), ("ISIC_1a", (0, 0, 32, 24))):
+        write_pair(root, "train", name, (32, 32), lesion=lesion)
+    train = load_isic2018(root, 32).train
+    area = dict(zip(train.ids, train.lesion_area.tolist(), strict=True))
+    assert {name: area[name] for name in ("ISIC_10", "ISIC_100", "ISIC_1a")} == {
+        "ISIC_10": 0.25,
+        "ISIC_100": 0.5,
+        "ISIC_1a": 0.75,
+    }
+
+
+def test_large_jpegs_stay_within_one_grey_level_on_average_of_antialiasing_all_their_pixels(tmp_path):
+    """Against torch's antialiased bicubic on all pixels; shrinking inside libjpeg must not cost more than that."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((1600, 1200), Image.BICUBIC)
+    noisy = np.asarray(coarse, dtype=float) + rng.normal(0, 20, (1200, 1600, 1))
+    path = tmp_path / "large.jpg"
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=92)
+
+    full = torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1)[None].float()
+    oracle = F.interpolate(full, (128, 128), mode="bicubic", antialias=True)[0].clamp(0, 255)
+    ours, native = isic2018._decode_image(path, 128)
+    difference = (torch.tensor(ours).float() - oracle).abs()
+    assert native == (1600, 1200)
+    assert difference.mean() < 0.7 and difference.max() < 8  # half of the margin before the filter: 0.85 on average
+    aliased = F.interpolate(full, (128, 128), mode="nearest")[0]  # the bound is tight enough to see this
+    assert (aliased - oracle).abs().mean() > 5
+
+
+def test_a_fine_chessboard_becomes_grey_and_not_a_pattern(root):
+    board = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
+    Image.fromarray(board).save(root / TRAIN_IMAGES / "ISIC_9.png")
+    mask = Image.new("L", (256, 256), 0)
+    mask.paste(255, (0, 0, 128, 256))
+    mask.save(root / TRAIN_MASKS / "ISIC_9_segmentation.png")
+    image = load_isic2018(root, 32).train.images[2]
+    assert image.min() >= 120 and image.max() <= 135
+
+
+@pytest.mark.parametrize("top", [1, 255])
+def test_masks_stay_binary_and_are_the_area_average_above_one_half(root, top):
+    rng = np.random.default_rng(1)
+    native = rng.random((96, 160)) < np.linspace(0, 1, 160)  # from background to lesion
+    Image.new("RGB", (160, 96)).save(root / TRAIN_IMAGES / "ISIC_9.jpg")
+    Image.fromarray((native * top).astype(np.uint8)).save(root / TRAIN_MASKS / "ISIC_9_segmentation.png")
+    mask = load_isic2018(root, 32).train.masks[2, 0].numpy()
+
+    area = native.reshape(32, 3, 32, 5).mean((1, 3))  # 15 pixels each: never exactly one half
+    assert set(np.unique(mask)) == {0, 1}
+    assert (mask == (area > 0.5)).all()
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "suffix", "rgb"),
+    [
+        ("L", 80, ".jpg", (80, 80, 80)),
+        ("CMYK", (0, 255, 255, 0), ".jpg", (255, 0, 0)),
+        ("RGBA", (10, 200, 30, 128), ".png", (10, 200, 30)),
+        ("P", None, ".png", (30, 60, 90)),
+        ("L", 80, ".JPG", (80, 80, 80)),
+        ("RGB", (70, 80, 90), ".Jpeg", (70, 80, 90)),
+        ("RGB", (70, 80, 90), ".PNG", (70, 80, 90)),
+    ],
+)
+def test_every_kind_of_jpeg_and_png_becomes_rgb(root, mode, colour, suffix, rgb):
+    (root / TRAIN_IMAGES / "ISIC_1.jpg").unlink()
+    image = Image.new("P", (40, 30), 0) if mode == "P" else Image.new(mode, (40, 30), colour)
+    if mode == "P":
+        image.putpalette(bytes(rgb))
+    image.save(root / TRAIN_IMAGES / f"ISIC_1{suffix}", "PNG" if suffix.lower() == ".png" else "JPEG", quality=95)
+    (root / TRAIN_MASKS / "ISIC_1_segmentation.png").rename(root / TRAIN_MASKS / "ISIC_1_segmentation.PNG")
+    train = load_isic2018(root, 32).train
+    assert train.ids[0] == "ISIC_1"
+    assert (train.images[0].int() - torch.tensor(rgb).view(3, 1, 1)).abs().max() <= 4
+
+
+def test_files_that_are_not_images_are_ignored(root):
+    for folder in (TRAIN_IMAGES, TRAIN_MASKS):
+        for name in ("LICENSE.txt", "ATTRIBUTION.txt", ".DS_Store", "._ISIC_1.jpg", "Thumbs.db"):
+            (root / folder / name).write_bytes(b"not an image")
+    assert load_isic2018(root, 32).train.ids == ("ISIC_1", "ISIC_2")
+
+
+def test_report_sets_what_was_found_against_the_official_counts():
+    def split(name, n):
+        ids = [f"{name}{i}" for i in range(n)]
+        return Split(torch.zeros(n, 3, 1, 1, dtype=torch.uint8), torch.zeros(n, 1, 1, 1, dtype=torch.uint8), ids)
+
+    assert OFFICIAL_COUNTS == {"train": 2594, "val": 100, "test": 1000}  # section IV-A
+    report = isic2018_report(Splits(split("a", 7), split("b", 100), split("c", 1000)))
+    assert report["images"].tolist() == [7, 100, 1000]
+    assert report["official"].tolist() == [2594, 100, 1000]
+    assert report["complete"].tolist() == [False, True, True]
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 31, 33, 100, 2080, -32, 64.0, "64", True, None])
+def test_image_sizes_that_the_network_cannot_halve_five_times_are_refused(root, size):
+    with pytest.raises(ValueError, match="multiple of 32 from 32 to 2048.*five times"):
+        load_isic2018(root, size)
+
+
+def test_other_parameters_out_of_range_are_refused_by_name(root):
+    with pytest.raises(ValueError, match="degenerate_masks.*'drop'"):
+        load_isic2018(root, 32, degenerate_masks="drop")
+    with pytest.raises(ValueError, match="n_workers.*0"):
+        load_isic2018(root, 32, n_workers=0)
+
+
+def test_a_root_that_does_not_exist_or_is_a_file_is_named_with_the_remedy(tmp_path):
+    message = error_of(tmp_path / "nowhere")
+    assert "nowhere does not exist" in message and "alutils-download" in message
+    (tmp_path / "file").touch()
+    assert "is a file, not a folder" in error_of(tmp_path / "file")
+
+
+def test_all_missing_and_empty_folders_are_named_with_what_was_found_instead(root):
+    for path in (root / VAL_MASKS).iterdir():
+        path.rename(path.with_suffix(".bmp"))
+    (root / TRAIN_MASKS).rename(root / "Training_GroundTruth")
+    (root / TRAIN_IMAGES).rename(root / "Training_Input")
+    message = error_of(root)
+    assert f"the folder {TRAIN_MASKS} is missing" in message and f"the folder {TRAIN_IMAGES} is missing" in message
+    assert f"the folder {VAL_MASKS} holds no JPEG or PNG files" in message
+    assert "Training_GroundTruth, Training_Input" in message.split("found in")[1]
+    assert "alutils-download" in message
+
+
+def test_folders_one_level_too_deep_or_too_high_get_a_hint(root):
+    assert f"hint: the folders lie one level deeper: pass {root}" in error_of(root.parent)
+    assert f"hint: pass the folder above: {root}" in error_of(root / TRAIN_IMAGES)
+    inner = root / TRAIN_IMAGES / TRAIN_IMAGES
+    inner.mkdir()
+    for path in (root / TRAIN_IMAGES).glob("*.jpg"):
+        path.rename(inner / path.name)
+    assert f"hint: {TRAIN_IMAGES} lies in a folder of the same name" in error_of(root)
+
+
+def break_missing_mask(root):
+    (root / TRAIN_MASKS / "ISIC_1_segmentation.png").unlink()
+
+
+def break_missing_image(root):
+    (root / TRAIN_IMAGES / "ISIC_1.jpg").unlink()
+
+
+def break_mask_name(root):
+    Image.new("L", (40, 30)).save(root / TRAIN_MASKS / "ISIC_1_superpixels.png")
+
+
+def break_same_stem(root):
+    Image.new("RGB", (40, 30)).save(root / TRAIN_IMAGES / "ISIC_1.png")
+
+
+def break_id_in_two_splits(root):
+    write_pair(root, "val", "ISIC_1")
+
+
+def break_link(root):
+    (root / TRAIN_IMAGES / "ISIC_1.jpg").unlink()
+    (root / TRAIN_IMAGES / "ISIC_1.jpg").symlink_to(root / "gone.jpg")
+
+
+def break_directory(root):
+    (root / TRAIN_IMAGES / "ISIC_1.jpg").unlink()
+    (root / TRAIN_IMAGES / "ISIC_1.jpg").mkdir()
+
+
+def break_truncated_jpeg(root):
+    path = root / TRAIN_IMAGES / "ISIC_1.jpg"
+    Image.effect_noise((40, 30), 90).convert("RGB").save(path)
+    os.truncate(path, path.stat().st_size // 2 + 300)
+
+
+def break_truncated_png(root):
+    path = root / TRAIN_MASKS / "ISIC_1_segmentation.png"
+    os.truncate(path, path.stat().st_size - 30)
+
+
+def break_zero_bytes(root):
+    os.truncate(root / TRAIN_IMAGES / "ISIC_1.jpg", 0)
+
+
+def break_text_as_jpeg(root):
+    (root / TRAIN_IMAGES / "ISIC_1.jpg").write_text("<html>404 Not Found</html>")
+
+
+def break_gif_as_jpeg(root):
+    Image.new("RGB", (40, 30)).save(root / TRAIN_IMAGES / "ISIC_1.jpg", "GIF")
+
+
+def break_16_bits(root):
+    Image.fromarray(np.zeros((30, 40), np.uint16)).save(root / TRAIN_IMAGES / "ISIC_1.jpg", "PNG")
+
+
+def break_mask_size(root):
+    mask = Image.new("L", (30, 40))
+    mask.paste(255, (0, 0, 9, 9))
+    mask.save(root / TRAIN_MASKS / "ISIC_1_segmentation.png")
+
+
+def break_mask_values(root):
+    ramp = np.tile(np.arange(40, dtype=np.uint8), (30, 1))
+    Image.fromarray(ramp).save(root / TRAIN_MASKS / "ISIC_1_segmentation.png")
+
+
+def break_one_pixel_of_128(root):
+    path = root / TRAIN_MASKS / "ISIC_1_segmentation.png"
+    mask = Image.open(path)
+    mask.putpixel((0, 0), 128)
+    mask.save(path)
+
+
+def break_no_lesion(root):
+    Image.new("L", (40, 30), 0).save(root / TRAIN_MASKS / "ISIC_1_segmentation.png")
+
+
+def break_all_lesion(root):
+    Image.new("L", (40, 30), 255).save(root / TRAIN_MASKS / "ISIC_1_segmentation.png")
+
+
+def break_all_lesion_of_ones(root):
+    Image.new("L", (40, 30), 1).save(root / TRAIN_MASKS / "ISIC_1_segmentation.png")
+
+
+FAULTS = {
+    break_missing_mask: ("missing mask (1)", f"{TRAIN_MASKS}/ISIC_1_segmentation.png of {TRAIN_IMAGES}/ISIC_1.jpg"),
+    break_missing_image: ("missing image (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg of {TRAIN_MASKS}/ISIC_1_segmentation.png"),
+    break_mask_name: ("mask's name (1)", f"{TRAIN_MASKS}/ISIC_1_superpixels.png"),
+    break_same_stem: ("several files of one name (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg, {TRAIN_IMAGES}/ISIC_1.png"),
+    break_id_in_two_splits: ("id in two splits (1)", "ISIC_1: train and val"),
+    break_link: ("unreadable file (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg: No such file"),
+    break_directory: ("unreadable file (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg: Is a directory"),
+    break_truncated_jpeg: ("broken file (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg: image file is truncated"),
+    break_truncated_png: ("broken file (1)", f"{TRAIN_MASKS}/ISIC_1_segmentation.png: "),
+    break_zero_bytes: ("broken file (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg: is empty (0 bytes)"),
+    break_text_as_jpeg: ("broken file (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg: is not a JPEG or PNG file"),
+    break_gif_as_jpeg: ("broken file (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg: is not a JPEG or PNG file"),
+    break_16_bits: ("broken file (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg: has pixels of type I;16"),
+    break_mask_size: (
+        "mask's size (1)",
+        f"{TRAIN_MASKS}/ISIC_1_segmentation.png: 30 x 40 pixels, but its image has 40 x 30",
+    ),
+    break_mask_values: (
+        "mask's values (1)",
+        f"{TRAIN_MASKS}/ISIC_1_segmentation.png: 0, 1, 2, 3, 4, 5, ... (40 values)",
+    ),
+    break_one_pixel_of_128: ("mask's values (1)", f"{TRAIN_MASKS}/ISIC_1_segmentation.png: 0, 128, 255"),
+    break_no_lesion: ("mask without lesion (1)", f"{TRAIN_MASKS}/ISIC_1_segmentation.png"),
+    break_all_lesion: ("mask all lesion (1)", f"{TRAIN_MASKS}/ISIC_1_segmentation.png"),
+    break_all_lesion_of_ones: ("mask all lesion (1)", f"{TRAIN_MASKS}/ISIC_1_segmentation.png"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__.removeprefix("break_"))
+def test_each_fault_is_named_with_its_file_and_remedy_and_nothing_is_cached(root, fault):
+    fault(root)
+    message = error_of(root)
+    kind, file = FAULTS[fault]
+    assert "; problems: 1\n" in message and f"{kind}; remedy: " in message and file in message
+    assert "ISIC_2" not in message and "ISIC_4" not in message
+    assert cached(root) == []
+
+
+def test_faults_in_names_and_pixels_are_all_reported_at_once(root):
+    for i, fault in enumerate((break_missing_mask, break_truncated_jpeg, break_mask_size, break_no_lesion, break_link)):
+        write_pair(root, "train", "ISIC_1")  # each fault strikes ISIC_1, which then moves out of the way
+        fault(root)
+        for folder in (TRAIN_IMAGES, TRAIN_MASKS):
+            for path in (root / folder).glob("ISIC_1[._]*"):
+                path.rename(path.with_name(path.name.replace("ISIC_1", f"ISIC_5{i}")))
+    write_pair(root, "train", "ISIC_1")
+    os.truncate(root / VAL_IMAGES / "ISIC_3.jpg", 0)
+    message = error_of(root)
+    assert "; problems: 6\n" in message
+    for kind, name in (
+        ("missing mask (1)", "ISIC_50"),
+        ("broken file (2)", "ISIC_51.jpg"),
+        ("broken file (2)", "ISIC_3.jpg"),
+        ("mask's size (1)", "ISIC_52"),
+        ("mask without lesion (1)", "ISIC_53"),
+        ("unreadable file (1)", "ISIC_54"),
+    ):
+        group = message[message.index(kind) :].split("; remedy:")[1].split("remedy:")[0]
+        assert name in group, (kind, name)
+
+
+def test_one_pair_with_two_faults_reports_both(root):
+    Image.new("L", (30, 40), 7).save(root / TRAIN_MASKS / "ISIC_1_segmentation.png")
+    message = error_of(root)
+    assert "mask's size (1)" in message and "mask's values (1)" in message
+
+
+def test_a_file_that_may_not_be_read_is_told_apart_from_a_broken_one(root, monkeypatch):
+    real_open = Image.open
+
+    def refuse(path, *args, **kwargs):
+        if Path(path).name == "ISIC_1.jpg":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real_open(path, *args, **kwargs)
+
+    monkeypatch.setattr(Image, "open", refuse)  # chmod does not stop root, as whom the tests may run
+    message = error_of(root)
+    assert "unreadable file (1); remedy: check the permissions" in message and "Permission denied" in message
+
+
+def test_masks_with_a_single_pixel_of_the_other_kind_are_sound_at_any_image_size(root):
+    """The check is at the native size: 4 of 10,000 pixels are nothing at 32 x 32."""
+    for name, inside, outside in (("ISIC_8", 255, 0), ("ISIC_9", 0, 255)):
+        _, path = write_pair(root, "train", name, (100, 100))
+        mask = Image.new("L", (100, 100), outside)
+        mask.paste(inside, (0, 0, 2, 2))
+        mask.save(path)
+    area = load_isic2018(root, 32).train.lesion_area
+    assert area[2] < 0.002 and area[3] > 0.998
+
+
+def test_degenerate_masks_are_kept_on_request_and_still_refused_afterwards(root):
+    break_no_lesion(root)
+    write_pair(root, "train", "ISIC_2", (100, 64), lesion=(0, 0, 100, 64))
+    splits = load_isic2018(root, 32, degenerate_masks="keep")
+    assert splits.train.lesion_area.tolist() == [0, 1]
+    message = error_of(root)  # the cache of "keep" must not let them through
+    assert "mask without lesion (1)" in message and "mask all lesion (1)" in message
+
+
+# --- the cache -------------------------------------------------------------------------------------------------------
+
+
+def explode(*args):
+    raise AssertionError("decoded again")
+
+
+def test_the_second_call_decodes_nothing_and_returns_the_same(root, monkeypatch):
+    first = load_isic2018(root, 32)
+    monkeypatch.setattr(isic2018, "_decode_pair", explode)
+    second = load_isic2018(root, 32)
+    assert torch.equal(first.train.images, second.train.images) and torch.equal(first.test.masks, second.test.masks)
+    with pytest.raises(AssertionError, match="decoded again"):  # so the explosion would have been seen
+        load_isic2018(root, 64)
+
+
+def test_writing_to_the_tensors_changes_neither_the_cache_nor_other_calls(root):
+    first = load_isic2018(root, 32)
+    first.train.images.zero_()
+    assert load_isic2018(root, 32).train.images.max() > 200
+
+
+def test_a_changed_image_a_new_pair_and_another_size_are_decoded_anew(root):
+    assert load_isic2018(root, 32).train.images[0, 0].min() > 240
+    write_pair(root, "train", "ISIC_1", (40, 30), (0, 0, 0))
+    assert load_isic2018(root, 32).train.images[0].max() < 5
+    write_pair(root, "train", "ISIC_7")
+    assert load_isic2018(root, 32).train.ids == ("ISIC_1", "ISIC_2", "ISIC_7")
+    assert load_isic2018(root, 96).train.images.shape == (3, 3, 96, 96)
+
+
+def test_a_file_of_the_same_name_and_size_but_another_time_is_decoded_anew(root):
+    path = root / TRAIN_MASKS / "ISIC_1_segmentation.png"
+    load_isic2018(root, 32)
+    data = path.read_bytes()
+    Image.new("L", (40, 30), 0).save(path)
+    empty = path.read_bytes()
+    size = max(len(data), len(empty))
+    path.write_bytes(data.ljust(size, b"\0"))
+    os.utime(path, ns=(1, 1))
+    assert load_isic2018(root, 32).train.masks[0].any()
+    path.write_bytes(empty.ljust(size, b"\0"))
+    os.utime(path, ns=(2, 2))
+    assert "mask without lesion (1)" in error_of(root)
+
+
+def test_a_file_of_another_size_at_the_same_time_is_decoded_anew(root):
+    path = root / TRAIN_IMAGES / "ISIC_1.jpg"
+    os.utime(path, ns=(1, 1))
+    load_isic2018(root, 32)
+    before = path.stat().st_size
+    Image.new("RGB", (40, 30), (0, 250, 0)).save(path, quality=50)
+    os.utime(path, ns=(1, 1))
+    assert path.stat().st_size != before
+    assert load_isic2018(root, 32).train.images[0, 1].min() > 240
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: os.truncate(path, path.stat().st_size - 1),
+        lambda path: os.truncate(path, 0),
+        lambda path: path.write_bytes(b"garbage" * 1000),
+        lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x76\x00{'descr': (((" + path.read_bytes()[24:]),
+        lambda path: path.write_bytes(path.read_bytes() + b"more"),
+        lambda path: np.save(path, np.array([{"an": "object"}], dtype=object)),
+        lambda path: np.save(path, np.zeros((5, 5))),
+    ],
+    ids=["truncated", "empty", "garbage", "header", "too long", "pickle", "other array"],
+)
+def test_a_damaged_cache_is_made_anew_with_a_warning(root, damage):
+    before = load_isic2018(root, 32).train.images.clone()
+    (path,) = cached(root)
+    damage(path)
+    with pytest.warns(UserWarning, match=f"{path.name} is damaged and is made anew"):
+        again = load_isic2018(root, 32)
+    assert torch.equal(again.train.images, before)
+    assert cached(root) == [path]
+
+
+def test_the_cache_goes_to_the_argument_before_the_environment(root, tmp_path):
+    load_isic2018(root, 32, cache_dir=tmp_path / "mine")
+    assert len(list((tmp_path / "mine").glob("*.npy"))) == 1 and cached(root) == []
+    load_isic2018(root, 32)
+    assert len(cached(root)) == 1
+
+
+def test_without_argument_and_environment_the_users_cache_folder_is_taken(root, tmp_path, monkeypatch):
+    monkeypatch.delenv("ALUTILS_CACHE")
+    monkeypatch.setattr(isic2018.platformdirs, "user_cache_dir", lambda name: tmp_path / "user" / name)
+    load_isic2018(root, 32)
+    assert len(list((tmp_path / "user" / "alutils").glob("*.npy"))) == 1
+
+
+def test_an_unusable_cache_folder_and_a_full_disk_are_named_before_anything_is_decoded(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(isic2018, "_decode_pair", explode)
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file/sub cannot be written \(Not a directory\).*ALUTILS_CACHE"):
+        load_isic2018(root, 32, cache_dir=tmp_path / "file" / "sub")
+    usage = type("Usage", (), {"free": 4 * 4 * 32**2 - 1})
+    monkeypatch.setattr(isic2018.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(DataError, match=r"needs 0\.0 GB.*make room"):
+        load_isic2018(root, 32)
+
+
+def test_a_disk_that_fills_up_while_decoding_leaves_nothing_behind(root, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(isic2018, "_decode_pair", full)  # stands for the write that follows it in the worker
+    with pytest.raises(DataError, match="No space left on device"):
+        load_isic2018(root, 32)
+    assert cached(root) == []
+
+
+def test_an_interrupt_leaves_nothing_behind_and_the_next_call_works(root, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(isic2018, "_decode_pair", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            load_isic2018(root, 32)
+    assert cached(root) == []
+    assert len(load_isic2018(root, 32).train) == 2
+
+
+def load_in_process(root, log, barrier, queue):
+    """Runs in a process of its own: logs each decoded id, and starts together with its siblings."""
+    decode_pair = isic2018._decode_pair
+
+    def logged(pair, *args):
+        with Path(log).open("a") as file:
+            file.write(f"{pair.images[0].stem}\n")
+        return decode_pair(pair, *args)
+
+    isic2018._decode_pair = logged
+    barrier.wait(120)
+    splits = load_isic2018(root, 32)
+    queue.put(int(splits.train.images.sum()))
+
+
+def test_of_several_processes_that_start_at_once_one_decodes_and_all_get_the_same(root, tmp_path):
+    # New interpreters as with "spawn", but torch, which takes seconds, is imported once for the three.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["alutils.isic2018"])
+    barrier, queue = context.Barrier(3), context.Queue()
+    log = tmp_path / "log.txt"
+    processes = [context.Process(target=load_in_process, args=(root, log, barrier, queue)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    sums = [queue.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert sorted(log.read_text().split()) == ["ISIC_1", "ISIC_2", "ISIC_3", "ISIC_4"]
+    assert sums == [int(load_isic2018(root, 32).train.images.sum())] * 3
