@@ -1,0 +1,172 @@
+"""The data augmentation of section IV-D: batched, on the images' device, with parameters drawn for each image.
+
+torchvision's transforms draw one set of parameters for a whole batch; kornia draws one for each image, but from the
+global random state, and takes two to seven times as long (``benchmarks/augment.py``). So the drawing and the batching
+are here, and torchvision's functions are what the tests compare with, image by image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+
+from alutils.config import Experiment
+
+_LUMA = (0.2989, 0.587, 0.114)  # the weights of red, green and blue in torchvision's grey
+
+
+@dataclass(frozen=True)
+class AugmentParameters:
+    """What is done to each image of a batch; every tensor has shape (N,).
+
+    Args:
+        angle: rotation, degrees, counter-clockwise.
+        horizontal_flip, vertical_flip: bool, applied before the rotation.
+        brightness, contrast, saturation: factors, 1 leaves the image as it is; applied in this order.
+        blur_sigma: standard deviation of the Gaussian blur, pixels.
+    """
+
+    angle: torch.Tensor
+    horizontal_flip: torch.Tensor
+    vertical_flip: torch.Tensor
+    brightness: torch.Tensor
+    contrast: torch.Tensor
+    saturation: torch.Tensor
+    blur_sigma: torch.Tensor
+
+    def to(self, device: torch.device) -> AugmentParameters:
+        """The same parameters on ``device``, copied at once."""
+        table = torch.stack([getattr(self, field.name).float() for field in fields(self)]).to(device, non_blocking=True)
+        columns = dict(zip((field.name for field in fields(self)), table, strict=True))
+        flips = {name: columns[name] > 0 for name in ("horizontal_flip", "vertical_flip")}
+        return AugmentParameters(**{**columns, **flips})
+
+
+def draw_parameters(n: int, experiment: Experiment, generator: torch.Generator) -> AugmentParameters:
+    """Draw the parameters of ``n`` images, uniformly in the ranges of section IV-D.
+
+    Args:
+        n: images in the batch.
+        experiment: its augmentation settings.
+        generator: of the CPU, so that every device gets the same augmentation from the same seed.
+
+    >>> parameters = draw_parameters(4, Experiment(), torch.Generator().manual_seed(0))
+    >>> bool(parameters.angle.abs().max() <= 30), parameters.brightness.shape
+    (True, torch.Size([4]))
+    """
+
+    def uniform(low: float, high: float) -> torch.Tensor:
+        return low + (high - low) * torch.rand(n, generator=generator)
+
+    return AugmentParameters(
+        angle=uniform(-experiment.rotation, experiment.rotation),
+        horizontal_flip=uniform(0, 1) < experiment.horizontal_flip,
+        vertical_flip=uniform(0, 1) < experiment.vertical_flip,
+        brightness=uniform(1 - experiment.brightness, 1 + experiment.brightness),
+        contrast=uniform(1 - experiment.contrast, 1 + experiment.contrast),
+        saturation=uniform(1 - experiment.saturation, 1 + experiment.saturation),
+        blur_sigma=uniform(experiment.blur_sigma_min, experiment.blur_sigma_max),
+    )
+
+
+def apply_parameters(
+    images: torch.Tensor, masks: torch.Tensor, parameters: AugmentParameters, *, blur_kernel: int = 5
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flip, rotate, change the colours, blur: each image by its own parameters, its masks by the same geometry.
+
+    Args:
+        images: uint8, (N, 3, H, W).
+        masks: uint8, (N, C, H, W): one or more masks an image, with values such as 0 and 1.
+        parameters: of the N images.
+        blur_kernel: side of the Gaussian kernel, pixels, odd.
+
+    Returns:
+        Images, float32, 0 to 1; masks, uint8, of the values they had (rotated by nearest neighbour). What a rotation
+        brings in from outside the picture is black and background.
+
+    >>> images, masks = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.ones(2, 1, 8, 8, dtype=torch.uint8)
+    >>> parameters = draw_parameters(2, Experiment(), torch.Generator().manual_seed(0))
+    >>> new_images, new_masks = apply_parameters(images, masks, parameters)
+    >>> new_images.shape, new_masks.unique().tolist()
+    (torch.Size([2, 3, 8, 8]), [0, 1])
+    """
+    p = parameters.to(images.device)
+    grid = F.affine_grid(_inverse_motion(p, *images.shape[2:]), list(images.shape), align_corners=False)
+    x = F.grid_sample(images.float() / 255, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    y = F.grid_sample(masks.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False).to(masks.dtype)
+
+    def factor(values: torch.Tensor) -> torch.Tensor:
+        return values.view(-1, 1, 1, 1)
+
+    x = (x * factor(p.brightness)).clamp(0, 1)
+    x = _blend(x, _grey(x).mean((1, 2, 3), keepdim=True), factor(p.contrast))
+    x = _blend(x, _grey(x), factor(p.saturation))
+    return _blur(x, p.blur_sigma, blur_kernel), y
+
+
+def normalize(images: torch.Tensor, experiment: Experiment) -> torch.Tensor:
+    """What the network sees: ``(image - mean) / SD`` a channel (section IV-D).
+
+    Args:
+        images: uint8, 0 to 255, or float, 0 to 1, shape (N, 3, H, W).
+        experiment: with ``normalize_mean`` and ``normalize_std``.
+
+    >>> normalize(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8), Experiment()).flatten().tolist()[0]
+    2.24...
+    """
+    x = images if images.is_floating_point() else images.float() / 255
+    mean = torch.tensor(experiment.normalize_mean, device=x.device).view(1, 3, 1, 1)
+    std = torch.tensor(experiment.normalize_std, device=x.device).view(1, 3, 1, 1)
+    return (x - mean) / std
+
+
+def augment(
+    images: torch.Tensor, masks: torch.Tensor, experiment: Experiment, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch augmented with fresh random parameters and normalized, ready for the network.
+
+    Args and returns: as :func:`apply_parameters`, but the images come back normalized.
+
+    >>> images, masks = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.ones(2, 1, 8, 8, dtype=torch.uint8)
+    >>> augment(images, masks, Experiment(), torch.Generator().manual_seed(0))[0].shape
+    torch.Size([2, 3, 8, 8])
+    """
+    parameters = draw_parameters(len(images), experiment, generator)
+    x, y = apply_parameters(images, masks, parameters, blur_kernel=experiment.blur_kernel)
+    return normalize(x, experiment), y
+
+
+def _inverse_motion(p: AugmentParameters, height: int, width: int) -> torch.Tensor:
+    """(N, 2, 3): where each output pixel comes from, in coordinates of -1 to 1: rotation undone, then flips."""
+    radians = torch.deg2rad(p.angle)
+    cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
+    flip_x = 1 - 2 * p.horizontal_flip.float()
+    flip_y = 1 - 2 * p.vertical_flip.float()
+    x_row = torch.stack([cos * flip_x, -sin * flip_x * (height / width), zero], 1)
+    y_row = torch.stack([sin * flip_y * (width / height), cos * flip_y, zero], 1)
+    return torch.stack([x_row, y_row], 1)
+
+
+def _grey(images: torch.Tensor) -> torch.Tensor:
+    red, green, blue = images.split(1, dim=1)
+    return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+
+
+def _blend(images: torch.Tensor, others: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """``others`` at factor 0, ``images`` at 1, beyond ``images`` above 1."""
+    return torch.lerp(others, images, factor).clamp(0, 1)
+
+
+def _blur(images: torch.Tensor, sigma: torch.Tensor, kernel: int) -> torch.Tensor:
+    """Separable Gaussian blur with a standard deviation for each image, reflecting at the border."""
+    n, channels, height, width = images.shape
+    reach = kernel // 2
+    distance = torch.arange(-reach, reach + 1, device=images.device)
+    weights = torch.exp(-0.5 * (distance / sigma[:, None]) ** 2)
+    weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(channels, 0)
+    x = F.pad(images, (reach, reach, reach, reach), mode="reflect").flatten(0, 1)[None]
+    x = F.conv2d(x, weights[:, None, None, :], groups=n * channels)
+    x = F.conv2d(x, weights[:, None, :, None], groups=n * channels)
+    return x.view(n, channels, height, width)

@@ -1,0 +1,223 @@
+"""Training on a labelled set, and prediction (section IV-D; steps 4 and 5 of Fig. 1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from segmentation_models_pytorch.losses import BINARY_MODE, DiceLoss
+from torch import nn
+
+from alutils.augment import augment, normalize
+from alutils.config import ConfigError, Experiment
+from alutils.progress import progress_bar
+from alutils.seeding import seeded
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is not a number any more; the message says at which step and what to try."""
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The device called ``name``: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
+
+    Raises:
+        ConfigError: if there is no such device here.
+
+    >>> resolve_device("cpu")
+    device(type='cpu')
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device: '{name}' cannot be used here ({str(error).splitlines()[0]}); try 'cpu'") from None
+    return device
+
+
+def uses_bfloat16(device: torch.device, precision: str = "auto") -> bool:
+    """Whether the network runs in bfloat16 autocast with channels-last tensors on ``device``.
+
+    With ``precision="auto"`` it does where the device has instructions for it: there the two together are faster than
+    float32 (about three times on a CPU with AVX512-BF16), elsewhere neither helps.
+
+    >>> uses_bfloat16(torch.device("cpu"), "float32")
+    False
+    """
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def fit(
+    model: nn.Module,
+    images: torch.Tensor,
+    masks: torch.Tensor,
+    experiment: Experiment,
+    generator: torch.Generator,
+    *,
+    n_steps: int | None = None,
+    progress: bool = True,
+) -> torch.Tensor:
+    """Train ``model`` in place with a new SGD optimizer (section IV-D): batches of shuffled, augmented images.
+
+    Args:
+        model: from :func:`alutils.build_unet`; trained on the device it is on.
+        images: uint8, (N, 3, H, W); where they are on another device, each batch is copied.
+        masks: uint8, (N, 1, H, W), 0 and 1.
+        experiment: batch size, epochs, optimizer, loss, augmentation and precision.
+        generator: of the CPU; it draws the batches, the augmentation and the seed of the dropout.
+        n_steps: optimizer steps; None: ``experiment.epochs`` passes over the images.
+        progress: show a progress bar.
+
+    Returns:
+        The loss of each step, float32 (n_steps,), on the CPU.
+
+    Raises:
+        ValueError: if there are no images, or images and masks do not belong together.
+        TrainingDiverged: if the loss stops being a finite number (looked at after each epoch).
+
+    >>> from alutils.model import build_unet
+    >>> model = build_unet(encoder_weights=None, decoder_channels=(16, 16, 16, 16, 16))
+    >>> images, masks = torch.zeros(4, 3, 64, 64, dtype=torch.uint8), torch.zeros(4, 1, 64, 64, dtype=torch.uint8)
+    >>> experiment = Experiment(batch_size=2, epochs=3)
+    >>> fit(model, images, masks, experiment, torch.Generator().manual_seed(0), progress=False).shape
+    torch.Size([6])
+    """
+    _check_training_set(images, masks, experiment)
+    device = next(model.parameters()).device
+    bfloat16 = uses_bfloat16(device, experiment.precision)
+    layout = torch.channels_last if bfloat16 else torch.contiguous_format
+    model.to(memory_format=layout).train()
+    batches_an_epoch = math.ceil(len(images) / experiment.batch_size)
+    n_steps = experiment.epochs * batches_an_epoch if n_steps is None else n_steps
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=experiment.learning_rate,
+        momentum=experiment.momentum,
+        weight_decay=experiment.weight_decay,
+    )
+    scheduler = (
+        torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, n_steps))
+        if experiment.schedule == "cosine"
+        else None
+    )
+    losses = torch.zeros(n_steps, device=device)
+    batches = _shuffled_batches(len(images), experiment.batch_size, n_steps, generator)
+    with seeded(generator, device), progress_bar("training", n_steps, "step", shown=progress) as bar:
+        for step, index in enumerate(batches):
+            x, y = images[index.to(images.device)], masks[index.to(masks.device)]
+            x, y = augment(x.to(device), y.to(device), experiment, generator)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                logits = model(x.contiguous(memory_format=layout))
+            loss = segmentation_loss(logits.float(), y.float(), experiment.loss)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            if scheduler:
+                scheduler.step()
+            losses[step] = loss.detach()
+            bar.update()
+            if (step + 1) % batches_an_epoch == 0 or step + 1 == n_steps:  # the only waits for the device
+                epoch = losses[: step + 1][-batches_an_epoch:].mean().item()
+                bar.set_postfix(loss=f"{epoch:.3f}")
+                if not math.isfinite(epoch):
+                    raise TrainingDiverged(
+                        f"the loss was {epoch} in the epoch that ended at step {step + 1} of {n_steps}; "
+                        f"a learning_rate below {experiment.learning_rate} or precision=float32 may help"
+                    )
+    return losses.cpu()
+
+
+def segmentation_loss(logits: torch.Tensor, masks: torch.Tensor, kind: str = "bce") -> torch.Tensor:
+    """The mean loss of a batch: binary cross-entropy of all pixels, soft Dice of each image, or half of each.
+
+    Args:
+        logits: float (N, 1, H, W).
+        masks: float (N, 1, H, W), 0 and 1.
+        kind: "bce", "dice" or "bce+dice".
+
+    >>> segmentation_loss(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)).item()
+    0.693...
+    """
+    if kind == "bce":
+        return F.binary_cross_entropy_with_logits(logits, masks)
+    dice = DiceLoss(BINARY_MODE, from_logits=True)(logits, masks)
+    return dice if kind == "dice" else (F.binary_cross_entropy_with_logits(logits, masks) + dice) / 2
+
+
+def probability_batches(
+    model: nn.Module, images: torch.Tensor, experiment: Experiment, *, batch_size: int | None = None
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Lesion probabilities of all images, batch by batch, so that no more than one batch of maps is held.
+
+    The model is in evaluation mode and there is no augmentation.
+
+    Args:
+        model: on the device where the prediction is to run.
+        images: uint8, (N, 3, H, W).
+        experiment: normalization and precision, and the batch size where none is given.
+        batch_size: images at a time; None: twice the training's.
+
+    Yields:
+        Which images, and their probabilities: float32 (n, 1, H, W), 0 to 1, on the model's device.
+    """
+    device = next(model.parameters()).device
+    bfloat16 = uses_bfloat16(device, experiment.precision)
+    layout = torch.channels_last if bfloat16 else torch.contiguous_format
+    batch_size = batch_size or 2 * experiment.batch_size
+    model.to(memory_format=layout).eval()
+    for start in range(0, len(images), batch_size):
+        chosen = slice(start, min(start + batch_size, len(images)))
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            x = normalize(images[chosen].to(device), experiment)
+            logits = model(x.contiguous(memory_format=layout))
+        yield chosen, logits.float().sigmoid()
+
+
+def predict_probabilities(
+    model: nn.Module, images: torch.Tensor, experiment: Experiment, *, batch_size: int | None = None
+) -> torch.Tensor:
+    """Lesion probabilities of all images at once; arguments as :func:`probability_batches`.
+
+    Returns:
+        float32 (N, 1, H, W), 0 to 1, on the model's device.
+
+    >>> from alutils.model import build_unet
+    >>> model = build_unet(encoder_weights=None, decoder_channels=(16, 16, 16, 16, 16))
+    >>> predict_probabilities(model, torch.zeros(3, 3, 64, 64, dtype=torch.uint8), Experiment()).shape
+    torch.Size([3, 1, 64, 64])
+    """
+    maps = [probabilities for _, probabilities in probability_batches(model, images, experiment, batch_size=batch_size)]
+    return torch.cat(maps) if maps else torch.zeros(0, 1, *images.shape[2:])
+
+
+def _check_training_set(images: torch.Tensor, masks: torch.Tensor, experiment: Experiment) -> None:
+    if len(images) == 0:
+        raise ValueError("there are no images to train on")
+    if images.dtype != torch.uint8 or masks.dtype != torch.uint8:
+        raise ValueError(f"images and masks must be uint8, got {images.dtype} and {masks.dtype}")
+    if masks.shape != (len(images), 1, *images.shape[2:]):
+        raise ValueError(f"masks must have shape {(len(images), 1, *images.shape[2:])}, got {tuple(masks.shape)}")
+    if images.shape[2] % 32 or images.shape[3] % 32:
+        raise ValueError(f"height and width must be multiples of 32 for the U-Net, got {tuple(images.shape[2:])}")
+    if max(images.shape[2:]) == 32 and 1 in (len(images) % experiment.batch_size, experiment.batch_size):
+        raise ValueError(
+            f"{len(images)} images of 32 x 32 in batches of {experiment.batch_size} leave a batch of one image, whose "
+            "bottleneck is a single pixel that batch norm cannot use; choose another batch_size or image_size"
+        )
+
+
+def _shuffled_batches(n: int, batch_size: int, n_steps: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+    """``n_steps`` batches of indices: one shuffled pass over 0..n-1 after the other."""
+    done = 0
+    while done < n_steps:
+        batches = torch.randperm(n, generator=generator).split(batch_size)[: n_steps - done]
+        yield from batches
+        done += len(batches)

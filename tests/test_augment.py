@@ -1,0 +1,134 @@
+"""The batched augmentation against torchvision's functions, image by image with the same parameters."""
+
+import pytest
+import torch
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
+
+from alutils.augment import AugmentParameters, apply_parameters, augment, draw_parameters, normalize
+from alutils.config import Experiment
+
+PAPER = Experiment()
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def batch(n=6, height=40, width=40):
+    g = generator(1)
+    images = torch.randint(0, 256, (n, 3, height, width), generator=g, dtype=torch.uint8)
+    masks = torch.zeros(n, 1, height, width, dtype=torch.uint8)
+    masks[:, :, 8:30, 12:20] = 1
+    return images, masks
+
+
+def still(n, **changes):
+    """Parameters that change nothing, but for ``changes``."""
+    ones, off = torch.ones(n), torch.zeros(n, dtype=torch.bool)
+    values = {"angle": torch.zeros(n), "horizontal_flip": off, "vertical_flip": off}
+    values |= {"brightness": ones, "contrast": ones, "saturation": ones, "blur_sigma": torch.full((n,), 0.01)}
+    return AugmentParameters(**{**values, **changes})
+
+
+def torchvision_reference(image, mask, p, i):
+    x, y = image.float() / 255, mask.float()
+    if p.horizontal_flip[i]:
+        x, y = TF.hflip(x), TF.hflip(y)
+    if p.vertical_flip[i]:
+        x, y = TF.vflip(x), TF.vflip(y)
+    x = TF.rotate(x, p.angle[i].item(), InterpolationMode.BILINEAR)
+    y = TF.rotate(y, p.angle[i].item(), InterpolationMode.NEAREST)
+    x = TF.adjust_brightness(x, p.brightness[i].item())
+    x = TF.adjust_contrast(x, p.contrast[i].item())
+    x = TF.adjust_saturation(x, p.saturation[i].item())
+    return TF.gaussian_blur(x, [5, 5], [p.blur_sigma[i].item()] * 2), y
+
+
+@pytest.mark.parametrize("size", [(40, 40), (32, 48)])
+@pytest.mark.parametrize("sigma_max", [0.2, 2.0])
+def test_every_image_is_what_torchvision_makes_of_it(size, sigma_max):
+    images, masks = batch(6, *size)
+    p = draw_parameters(6, Experiment(blur_sigma_max=sigma_max), generator())
+    x, y = apply_parameters(images, masks, p)
+    for i in range(len(images)):
+        expected_x, expected_y = torchvision_reference(images[i], masks[i], p, i)
+        # grid_sample and torchvision's rotation round coordinates differently: at a half-pixel a neighbour may be taken
+        assert torch.allclose(x[i], expected_x, atol=2e-3), (x[i] - expected_x).abs().max()
+        assert (y[i] != expected_y).float().mean() < 0.003
+
+
+def test_flips_move_image_and_mask_exactly():
+    images, masks = batch(4)
+    p = still(
+        4, horizontal_flip=torch.tensor([0, 1, 0, 1], dtype=bool), vertical_flip=torch.tensor([0, 0, 1, 1], dtype=bool)
+    )
+    x, y = apply_parameters(images, masks, p)
+    for i, dims in enumerate([[], [-1], [-2], [-2, -1]]):
+        assert torch.equal((x[i] * 255).round().byte(), images[i].flip(dims))
+        assert torch.equal(y[i], masks[i].flip(dims))
+
+
+def test_quarter_turn_is_counter_clockwise():
+    images, masks = batch(1)
+    x, y = apply_parameters(images, masks, still(1, angle=torch.tensor([90.0])))
+    assert torch.equal(y[0], torch.rot90(masks[0], 1, (-2, -1)))
+    assert torch.allclose(x[0], torch.rot90(images[0].float() / 255, 1, (-2, -1)), atol=1e-4)
+
+
+def test_image_and_mask_stay_aligned():
+    """A picture of its own mask, moved, is still a picture of its moved mask."""
+    _, masks = batch(16)
+    images = (masks * 255).expand(-1, 3, -1, -1).contiguous()
+    p = draw_parameters(16, PAPER, generator())
+    geometry = still(16, angle=p.angle, horizontal_flip=p.horizontal_flip, vertical_flip=p.vertical_flip)
+    x, y = apply_parameters(images, masks, geometry)
+    overlap = ((x[:, :1] > 0.5) == (y > 0)).float().mean()
+    assert overlap > 0.985
+
+
+def test_masks_stay_binary_and_several_channels_move_together():
+    images, masks = batch(8)
+    two = torch.cat([masks, 1 - masks], 1)
+    _, y = apply_parameters(images, two, draw_parameters(8, PAPER, generator()))
+    assert y.dtype == torch.uint8 and set(y.unique().tolist()) == {0, 1}
+    assert int((y[:, 0] & y[:, 1]).sum()) == 0
+
+
+def test_parameters_are_drawn_for_each_image_in_the_papers_ranges():
+    p = draw_parameters(4000, PAPER, generator())
+    for values, low, high in (
+        (p.angle, -30, 30),
+        (p.brightness, 0.8, 1.2),
+        (p.contrast, 0.8, 1.2),
+        (p.saturation, 0.8, 1.2),
+        (p.blur_sigma, 0.01, 0.2),
+    ):
+        assert values.min() >= low and values.max() <= high
+        assert values.min() < low + 0.02 * (high - low) and values.max() > high - 0.02 * (high - low)
+    assert abs(p.horizontal_flip.float().mean() - 0.5) < 0.03
+    assert abs(p.vertical_flip.float().mean() - 0.5) < 0.03
+    assert len(p.angle.unique()) > 3900
+
+
+def test_the_papers_blur_changes_no_8_bit_pixel():
+    images, masks = batch(4)
+    x, _ = apply_parameters(images, masks, still(4, blur_sigma=torch.full((4,), 0.2)))
+    assert torch.equal((x * 255).round().byte(), images)
+
+
+def test_same_generator_state_same_batch_and_the_global_state_is_left_alone():
+    images, masks = batch()
+    before = torch.get_rng_state()
+    first = augment(images, masks, PAPER, generator(3))
+    second = augment(images, masks, PAPER, generator(3))
+    other = augment(images, masks, PAPER, generator(4))
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+    assert not torch.equal(first[0], other[0])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_normalization_is_torchvisions():
+    images, _ = batch()
+    expected = TF.normalize(images.float() / 255, PAPER.normalize_mean, PAPER.normalize_std)
+    assert torch.allclose(normalize(images, PAPER), expected, atol=1e-5)

@@ -1,0 +1,210 @@
+"""fit and predict_probabilities: they learn, repeat themselves, and leave alone what they should."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from alutils.augment import normalize
+from alutils.config import ConfigError, Experiment
+from alutils.metrics import dice_score
+from alutils.model import build_unet
+from alutils.seeding import make_generator
+from alutils.training import (
+    TrainingDiverged,
+    _shuffled_batches,
+    fit,
+    predict_probabilities,
+    probability_batches,
+    resolve_device,
+    segmentation_loss,
+)
+
+QUIET = {"progress": False}
+SMALL = Experiment(image_size=64, batch_size=4, epochs=2, precision="float32")
+
+
+def squares(n, size=64):
+    """Bright squares on dark ground, at n places."""
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.zeros(n, 1, size, size, dtype=torch.uint8)
+    for i in range(n):
+        y, x = torch.randint(4, size - 36, (2,), generator=generator).tolist()
+        masks[i, :, y : y + 32, x : x + 32] = 1
+    return (60 + 120 * masks).expand(-1, 3, -1, -1).contiguous(), masks
+
+
+def unet(seed=0):
+    return build_unet(encoder_weights=None, decoder_channels=(16, 16, 16, 16, 16), seed=seed)
+
+
+def state_of(model):
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_it_learns_to_find_a_square():
+    images, masks = squares(16)
+    model = unet()
+    losses = fit(model, images, masks, SMALL, make_generator(0), n_steps=60, **QUIET)
+    assert losses[-8:].mean() < 0.5 * losses[:8].mean()
+    assert dice_score(predict_probabilities(model, images, SMALL), masks).mean() > 0.9
+
+
+def test_same_seed_same_weights_and_losses():
+    images, masks = squares(6)
+    runs = []
+    for seed in (1, 1, 2):
+        model = unet()
+        losses = fit(model, images, masks, SMALL, make_generator(seed), **QUIET)
+        runs.append((losses, state_of(model)))
+    assert torch.equal(runs[0][0], runs[1][0]) and same(runs[0][1], runs[1][1])
+    assert not torch.equal(runs[0][0], runs[2][0])
+
+
+def test_the_global_random_state_is_neither_used_nor_changed():
+    images, masks = squares(4)
+    results = []
+    for seed in (11, 22):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        results.append(fit(unet(), images, masks, SMALL, make_generator(0), **QUIET))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(*results)
+
+
+def test_the_number_of_steps_is_the_experiments_or_the_one_asked_for():
+    images, masks = squares(6)
+    assert len(fit(unet(), images, masks, SMALL, make_generator(0), **QUIET)) == 2 * math.ceil(6 / 4)
+    assert len(fit(unet(), images, masks, SMALL, make_generator(0), n_steps=5, **QUIET)) == 5
+
+
+def test_each_pass_shows_every_image_once():
+    batches = list(_shuffled_batches(10, 4, 7, make_generator(0)))
+    assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2, 4]
+    assert sorted(torch.cat(batches[:3]).tolist()) == list(range(10))
+    assert sorted(torch.cat(batches[3:6]).tolist()) == list(range(10))
+    assert not torch.equal(torch.cat(batches[:3]), torch.cat(batches[3:6]))
+
+
+def test_the_optimizer_step_is_sgd_with_momentum_and_weight_decay_as_in_the_paper(monkeypatch):
+    """Two steps on a model of one number, against the update written out by hand."""
+    calls = []
+    monkeypatch.setattr("alutils.training.augment", lambda x, y, e, g: (x.float() / 255, y))
+
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor(0.3))
+
+        def forward(self, x):
+            calls.append(self.w.item())
+            return self.w * x[:, :1]
+
+    images = torch.full((1, 3, 64, 64), 255, dtype=torch.uint8)
+    masks = torch.ones(1, 1, 64, 64, dtype=torch.uint8)
+    model = Scale()
+    experiment = Experiment(batch_size=1, learning_rate=0.1, momentum=0.9, weight_decay=0.01, precision="float32")
+    fit(model, images, masks, experiment, make_generator(0), n_steps=3, **QUIET)
+    w, velocity = 0.3, 0.0
+    for step in range(3):
+        assert calls[step] == pytest.approx(w, abs=1e-6)
+        gradient = 1 / (1 + math.exp(-w)) - 1 + 0.01 * w
+        velocity = 0.9 * velocity + gradient
+        w -= 0.1 * velocity
+
+
+def test_the_cosine_schedule_ends_near_zero_and_the_constant_one_does_not(monkeypatch):
+    images, masks = squares(4)
+    rates = {}
+    step = torch.optim.SGD.step
+
+    for schedule in ("constant", "cosine"):
+        seen = rates.setdefault(schedule, [])
+
+        def record(self, *args, _seen=seen, **kwargs):
+            _seen.append(self.param_groups[0]["lr"])
+            return step(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.optim.SGD, "step", record)
+        fit(
+            unet(),
+            images,
+            masks,
+            SMALL.model_copy(update={"schedule": schedule}),
+            make_generator(0),
+            n_steps=6,
+            **QUIET,
+        )
+    assert rates["constant"] == [0.01] * 6
+    expected = [0.005 * (1 + math.cos(math.pi * k / 6)) for k in range(6)]
+    assert rates["cosine"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("bce", math.log(2)), ("dice", 1 - 2 / 3), ("bce+dice", None)])
+def test_losses_have_their_closed_forms(kind, expected):
+    logits, masks = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
+    expected = (math.log(2) + 1 / 3) / 2 if expected is None else expected
+    assert segmentation_loss(logits, masks, kind).item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_prediction_is_the_sigmoid_of_the_model_in_evaluation_mode():
+    images, _ = squares(5)
+    model = unet()
+    before = state_of(model)
+    model.train()
+    predicted = predict_probabilities(model, images, SMALL)
+    with torch.no_grad():
+        expected = model.eval()(normalize(images, SMALL)).sigmoid()
+    assert predicted.dtype == torch.float32 and predicted.shape == (5, 1, 64, 64)
+    assert torch.allclose(predicted, expected, atol=1e-5)
+    assert same(before, state_of(model))
+
+
+def test_prediction_does_not_depend_on_the_batch_size():
+    images, _ = squares(5)
+    model = unet()
+    at_once = predict_probabilities(model, images, SMALL, batch_size=5)
+    slices, maps = zip(*probability_batches(model, images, SMALL, batch_size=2), strict=True)
+    assert [(s.start, s.stop) for s in slices] == [(0, 2), (2, 4), (4, 5)]
+    assert torch.allclose(torch.cat(maps), at_once, atol=1e-5)
+
+
+def test_bfloat16_stays_near_float32():
+    images, masks = squares(8)
+    model = unet()
+    fit(model, images, masks, SMALL, make_generator(0), n_steps=20, **QUIET)
+    exact = predict_probabilities(model, images, SMALL)
+    fast = predict_probabilities(model, images, SMALL.model_copy(update={"precision": "bfloat16"}))
+    assert (exact - fast).abs().max() < 0.05
+
+
+def test_divergence_is_named():
+    images, masks = squares(4)
+    wild = Experiment(image_size=64, batch_size=4, learning_rate=1e30, precision="float32")
+    with pytest.raises(TrainingDiverged, match="learning_rate below 1e\\+30"):
+        fit(unet(), images, masks, wild, make_generator(0), n_steps=4, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "message"),
+    [
+        (torch.zeros(0, 3, 64, 64, dtype=torch.uint8), torch.zeros(0, 1, 64, 64, dtype=torch.uint8), "no images"),
+        (torch.zeros(2, 3, 64, 64), torch.zeros(2, 1, 64, 64, dtype=torch.uint8), "uint8"),
+        (torch.zeros(2, 3, 64, 64, dtype=torch.uint8), torch.zeros(3, 1, 64, 64, dtype=torch.uint8), "masks"),
+        (torch.zeros(2, 3, 60, 64, dtype=torch.uint8), torch.zeros(2, 1, 60, 64, dtype=torch.uint8), "multiples of 32"),
+        (torch.zeros(5, 3, 32, 32, dtype=torch.uint8), torch.zeros(5, 1, 32, 32, dtype=torch.uint8), "batch norm"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused(images, masks, message):
+    with pytest.raises(ValueError, match=message):
+        fit(unet(), images, masks, SMALL, make_generator(0), **QUIET)
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(ConfigError, match="device: 'gpu'"):
+        resolve_device("gpu")
