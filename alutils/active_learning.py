@@ -1,0 +1,262 @@
+"""The loop of Fig. 1: train, evaluate, score the pool, query, ask the oracle, and again."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from alutils.config import ConfigError, Experiment, did_you_mean
+from alutils.data import Split, Splits
+from alutils.metrics import dice_score
+from alutils.model import UNet, unet_for
+from alutils.progress import progress_bar
+from alutils.queries import STRATEGIES, Strategy, select_queries, strategy_name
+from alutils.records import LabelledSet, Round, RunFolder, RunState, ids_at, query_table
+from alutils.seeding import make_generator
+from alutils.training import fit, probability_batches, resolve_device
+
+BASELINES = ("full", "full_cosine", "random_at_once")
+"""What ``experiment.strategy`` may name besides the strategies: one training of ``n_training_steps`` steps, no queries.
+
+"full" trains on the whole training set, "full_cosine" too but with a cosine schedule, and "random_at_once" on the cold
+start and as many random images as the other arms have annotated at their end.
+"""
+
+COLD_START, TRAINING, QUERY = 1, 2, 3  # what random numbers are for: the second number of a generator's key
+
+
+def run_active_learning(
+    experiment: Experiment,
+    splits: Splits,
+    output_dir: str | Path,
+    *,
+    strategy: Strategy | None = None,
+    device: str = "auto",
+    progress: bool = True,
+) -> Iterator[Round]:
+    """Active learning as in Fig. 1, simulated as in section IV-E, a round at a time.
+
+    All arms of one seed share the cold start and the initial weights. Of the pool's masks only the queried ones are
+    read.
+
+    Everything is checked when the function is called; the work is done as the rounds are asked for. Each round is on
+    disk before it is yielded: a run that was stopped, however that was, goes on when it is called again with the same
+    arguments. Then the rounds on disk come first, and a finished run trains nothing.
+
+    Args:
+        experiment: every setting; ``strategy`` names one of ``alutils.queries.STRATEGIES`` or of :data:`BASELINES`.
+        splits: images of the experiment's ``image_size``; the training split is the pool.
+        output_dir: the run's own folder; it takes ``run.json``, ``rounds.csv``, ``queries.csv``, ``test_dice.csv``,
+            ``timing.csv`` and ``state.pt`` (what a stopped run goes on from).
+        strategy: a function of your own (see :func:`alutils.queries.select_queries`) in place of the one that the
+            experiment names; it is recorded under its own name.
+        device: where to compute: "auto", "cpu", "cuda", "cuda:1", ...; the pictures are moved there.
+        progress: show a progress bar.
+
+    Yields:
+        The rounds: ``experiment.n_queries + 1`` of them, fewer where the pool ends, one for a baseline.
+
+    Raises:
+        ConfigError: if the settings do not fit the pictures, there is no such strategy or device, or ``output_dir``
+            holds another run (the differing settings are listed).
+        RecordsError: if the files of a stopped run cannot be read.
+
+    >>> import tempfile
+    >>> from alutils.synthetic import make_synthetic
+    >>> experiment = Experiment(image_size=64, cold_start=4, query_size=2, n_queries=1, epochs=1,
+    ...                         encoder_weights=None, decoder_channels=(16, 16, 16, 16, 16))
+    >>> splits = make_synthetic(8, 2, 2, image_size=64)
+    >>> rounds = run_active_learning(experiment, splits, tempfile.mkdtemp(), progress=False)
+    >>> [(round.number, round.n_labelled, len(round.queries)) for round in rounds]
+    [(0, 4, 2), (1, 6, 0)]
+    """
+    _check(experiment, splits, strategy)
+    torch_device = resolve_device(device)
+    folder = RunFolder(output_dir, _identity(experiment, splits, strategy))
+    plan = _make_plan(experiment, strategy, len(splits.train))
+    splits = splits.to(torch_device)
+    initial = unet_for(experiment).to(torch_device)
+    state = folder.load(copy.deepcopy(initial), splits)
+    if state is None:
+        cold_start = LabelledSet(plan.first, annotate(splits.train, plan.first))
+        state = RunState(copy.deepcopy(initial), cold_start, rounds=[])
+    once = plan.n_queries == 0
+    rounds = _loop(plan, splits, initial, state, folder, strategy, progress=progress and once)
+    return _with_bar(rounds, plan.n_queries + 1) if progress and not once else rounds
+
+
+def _loop(
+    plan: _Plan,
+    splits: Splits,
+    initial: UNet,
+    state: RunState,
+    folder: RunFolder,
+    strategy: Strategy | None,
+    progress: bool,
+) -> Iterator[Round]:
+    """Fig. 1, entered at step 4 with the cold start."""
+    experiment, train = plan.experiment, splits.train
+    folder.begin(state, splits)
+    yield from state.rounds
+    while not state.finished:
+        k, labelled, pool = len(state.rounds), state.labelled, state.labelled.pool(len(train))
+        seconds: dict[str, float] = {}
+        if not experiment.fine_tune:
+            state.model = copy.deepcopy(initial)
+
+        with _timed(seconds, "training"):  # step 4
+            images, generator = train.images[labelled.indices], make_generator(experiment.seed, TRAINING, k)
+            losses = fit(
+                state.model, images, labelled.masks, experiment, generator, n_steps=plan.n_steps, progress=progress
+            )
+        with _timed(seconds, "evaluation"):  # step 5
+            val_dice = evaluate(state.model, splits.val, experiment)
+
+        test_dice, queried, scores = None, pool[:0], torch.zeros(0)
+        if k == plan.n_queries or len(pool) == 0:
+            with _timed(seconds, "test"):
+                test_dice = evaluate(state.model, splits.test, experiment)
+        else:
+            with _timed(seconds, "query"):  # steps 1 and 2
+                images, generator = train.images[pool], make_generator(experiment.seed, QUERY, k)
+                chosen, scores = select_queries(
+                    state.model, images, experiment.query_size, experiment, generator, strategy
+                )
+                queried, scores = pool[chosen], scores[chosen]
+        masks = annotate(train, queried)  # step 3
+
+        done = Round(
+            number=k,
+            labelled=labelled.indices,
+            labelled_ids=ids_at(train, labelled.indices),
+            losses=losses,
+            val_dice_per_image=val_dice,
+            test_dice_per_image=test_dice,
+            queries=query_table(k, ids_at(train, queried), scores, 100 * masks.flatten(1).float().mean(1)),
+            seconds=seconds,
+            model=state.model,
+        )
+        state.labelled = labelled.plus(queried, masks)
+        state.rounds.append(replace(done, model=None))
+        folder.save(state, splits)
+        yield done
+
+
+def annotate(split: Split, indices: torch.Tensor) -> torch.Tensor:
+    """The oracle, step 3 of Fig. 1: the true masks of the queried images, and of no others.
+
+    Args:
+        split: whose masks the oracle knows.
+        indices: int64 (n,), positions of the queried images.
+
+    Returns:
+        uint8 (n, 1, H, W), on the split's device.
+
+    >>> images, masks = torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.ones(3, 1, 8, 8, dtype=torch.uint8)
+    >>> annotate(Split(images, masks, ("a", "b", "c")), torch.tensor([2, 0])).shape
+    torch.Size([2, 1, 8, 8])
+    """
+    return split.masks[indices.to(split.masks.device)]
+
+
+def evaluate(model: nn.Module, split: Split, experiment: Experiment) -> torch.Tensor:
+    """Dice of each image of ``split``, eq. 4: float32 (n,), 0 to 1, on the CPU.
+
+    Args:
+        model: on the device where it is to run.
+        split: images with their masks.
+        experiment: normalization, precision and batch size.
+
+    >>> model = unet_for(Experiment(encoder_weights=None))
+    >>> images, masks = torch.zeros(3, 3, 64, 64, dtype=torch.uint8), torch.zeros(3, 1, 64, 64, dtype=torch.uint8)
+    >>> evaluate(model, Split(images, masks, ("a", "b", "c")), Experiment()).shape
+    torch.Size([3])
+    """
+    batches = probability_batches(model, split.images, experiment)
+    return torch.cat([dice_score(p, split.masks[chosen].to(p.device)) for chosen, p in batches]).cpu()
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What makes an arm: its first images, the number of queries, the steps of a training (None: by epochs)."""
+
+    experiment: Experiment
+    first: torch.Tensor
+    n_queries: int
+    n_steps: int | None
+
+
+def _make_plan(experiment: Experiment, strategy: Strategy | None, n_train: int) -> _Plan:
+    # All arms of a seed take their first images from the start of one random order
+    order = torch.randperm(n_train, generator=make_generator(experiment.seed, COLD_START))
+    if strategy is not None or experiment.strategy not in BASELINES:
+        return _Plan(experiment, order[: experiment.cold_start], experiment.n_queries, n_steps=None)
+    n_first = experiment.labelled_per_round[-1] if experiment.strategy == "random_at_once" else n_train
+    schedule = "cosine" if experiment.strategy == "full_cosine" else experiment.schedule
+    training = experiment.model_copy(update={"schedule": schedule})
+    return _Plan(training, order[:n_first], n_queries=0, n_steps=experiment.n_training_steps)
+
+
+def _identity(experiment: Experiment, splits: Splits, strategy: Strategy | None) -> dict[str, Any]:
+    """What makes a run this one: its settings, with the strategy that is used, and its pictures."""
+    settings = {**experiment.model_dump(mode="json"), "strategy": strategy_name(experiment, strategy)}
+    data = {}
+    for name in ("train", "val", "test"):
+        split: Split = getattr(splits, name)
+        data[name] = {
+            "images": len(split),
+            "height": split.images.shape[2],
+            "width": split.images.shape[3],
+            "ids": hashlib.sha256("\n".join(split.ids).encode()).hexdigest()[:16],
+            # Synthetic pictures of all seeds have the same ids; eight values at a time, and the sum may wrap around
+            "checksum": int(split.images.reshape(-1).view(torch.int64).sum()),
+        }
+    return {"experiment": settings, "data": data}
+
+
+def _check(experiment: Experiment, splits: Splits, strategy: Strategy | None) -> None:
+    """What can be seen to go wrong before any work."""
+    names = [*STRATEGIES, *BASELINES]
+    if strategy is None and experiment.strategy not in names:
+        hint = did_you_mean(experiment.strategy, names)
+        raise ConfigError(f"strategy: there is no '{experiment.strategy}'; {hint}")
+    if strategy is not None and not callable(strategy):
+        raise ConfigError(f"strategy: must be a function or None, got {strategy!r}; a name goes into the experiment")
+    for name in ("train", "val", "test"):
+        split: Split = getattr(splits, name)
+        height, width = split.images.shape[2:]
+        if len(split) == 0:
+            raise ConfigError(f"splits: the {name} split has no images")
+        if not height == width == experiment.image_size:
+            raise ConfigError(
+                f"image_size: {experiment.image_size} in the experiment, but the {name} images are {height} x {width}; "
+                "load them at the experiment's size"
+            )
+    if experiment.cold_start > len(splits.train):
+        raise ConfigError(
+            f"cold_start: {experiment.cold_start} images, but the training set has only {len(splits.train)}"
+        )
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[phase] = time.perf_counter() - start
+
+
+def _with_bar(rounds: Iterator[Round], total: int) -> Iterator[Round]:
+    with progress_bar("active learning", total, "round") as bar:
+        for one in rounds:
+            bar.set_postfix(labelled=one.n_labelled, val_dice=f"{one.val_dice:.3f}")
+            bar.update()
+            yield one

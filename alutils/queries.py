@@ -1,0 +1,173 @@
+"""Which images to ask the oracle about next: steps 1 and 2 of Fig. 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from alutils import uncertainty
+from alutils.config import ConfigError, Experiment, did_you_mean
+from alutils.training import probability_batches
+from alutils.uncertainty import DropoutMaps, image_score, mc_dropout_batches
+
+Strategy = Callable[[nn.Module, torch.Tensor, Experiment, torch.Generator], torch.Tensor]
+"""``strategy(model, images, experiment, generator)`` -> scores (n,), the highest is queried first."""
+
+
+def select_queries(
+    model: nn.Module,
+    images: torch.Tensor,
+    n: int,
+    experiment: Experiment,
+    generator: torch.Generator,
+    strategy: Strategy | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ``n`` most informative images of the pool: those with the highest scores, of equal ones the first.
+
+    Your own strategy is a function of the model, the pool's images, the experiment and a generator for whatever it
+    draws. The one in the example queries the images with the largest predicted lesions.
+
+    Args:
+        model: trained so far, on the device where it is to run.
+        images: the pool, uint8, (N, 3, H, W).
+        n: images to query; where the pool has fewer, all of it.
+        experiment: the strategy's name, the reduction from pixels to an image, N of eq. 3, batch size and precision.
+        generator: of the CPU; the random strategy and the dropout draw from it.
+        strategy: a function of your own, or None for the one of :data:`STRATEGIES` that the experiment names.
+
+    Returns:
+        Positions in ``images``, int64 (min(n, N),), the highest score first; and the scores of all, float32 (N,). Both
+        are on the CPU.
+
+    Raises:
+        ConfigError: if there is no strategy of that name, or ``strategy`` is not a function.
+        ValueError: if ``n`` is negative or the scores are not N finite numbers.
+
+    >>> from alutils.model import build_unet
+    >>> from alutils.training import predict_probabilities
+    >>> def largest_lesion(model, images, experiment, generator):
+    ...     return predict_probabilities(model, images, experiment).mean((1, 2, 3))
+    >>> model = build_unet(encoder_weights=None, decoder_channels=(16, 16, 16, 16, 16))
+    >>> pool = torch.zeros(5, 3, 64, 64, dtype=torch.uint8)
+    >>> select_queries(model, pool, 2, Experiment(), torch.Generator().manual_seed(0), largest_lesion)[0]
+    tensor([0, 1])
+    """
+    if n < 0:
+        raise ValueError(f"n must be at least 0, got {n}")
+    score = find_strategy(experiment.strategy) if strategy is None else strategy
+    if not callable(score):
+        raise ConfigError(f"strategy: must be a function or None, got {strategy!r}; a name goes into the experiment")
+    scores = _checked(score(model, images, experiment, generator), len(images), strategy_name(experiment, strategy))
+    return scores.argsort(descending=True, stable=True)[:n], scores
+
+
+def find_strategy(name: str) -> Strategy:
+    """The strategy called ``name``.
+
+    Raises:
+        ConfigError: if there is none; the nearest name is suggested.
+
+    >>> find_strategy("least_confidance")
+    Traceback (most recent call last):
+    alutils.config.ConfigError: strategy: there is no 'least_confidance'; did you mean 'least_confidence'?
+    """
+    if name not in STRATEGIES:
+        raise ConfigError(f"strategy: there is no '{name}'; {did_you_mean(name, list(STRATEGIES))}")
+    return STRATEGIES[name]
+
+
+def strategy_name(experiment: Experiment, strategy: Strategy | None = None) -> str:
+    """The name of the strategy that is used: the function's own where one is given, else the experiment's.
+
+    >>> strategy_name(Experiment()), strategy_name(Experiment(), max)
+    ('least_confidence', 'max')
+    """
+    return experiment.strategy if strategy is None else getattr(strategy, "__name__", type(strategy).__name__)
+
+
+def random(model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator) -> torch.Tensor:
+    """Uniform random numbers from 0 to 1: the paper's baseline."""
+    return torch.rand(len(images), generator=generator)
+
+
+def least_confidence(
+    model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator
+) -> torch.Tensor:
+    """Minus the image's eq. 1, ``|0.5 - p|``: the smallest sum is the least confident image, so it is queried first."""
+
+    def score(p: torch.Tensor) -> torch.Tensor:
+        certainty = uncertainty.least_confidence(p)
+        return -image_score(certainty, experiment.reduction, small_is_unsure=True, probabilities=p)
+
+    return _scored(len(images), probability_batches(model, images, experiment), score)
+
+
+def entropy(model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator) -> torch.Tensor:
+    """The image's eq. 2, the one-sided ``-p log2 p``: the largest sum first."""
+
+    def score(p: torch.Tensor) -> torch.Tensor:
+        return image_score(uncertainty.one_sided_entropy(p), experiment.reduction, probabilities=p)
+
+    return _scored(len(images), probability_batches(model, images, experiment), score)
+
+
+def binary_entropy(
+    model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator
+) -> torch.Tensor:
+    """The image's usual entropy, of lesion or background: the largest sum first."""
+
+    def score(p: torch.Tensor) -> torch.Tensor:
+        return image_score(uncertainty.binary_entropy(p), experiment.reduction, probabilities=p)
+
+    return _scored(len(images), probability_batches(model, images, experiment), score)
+
+
+def mc_dropout(
+    model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator
+) -> torch.Tensor:
+    """The image's eq. 3, the standard deviation of predictions with dropout: the largest sum first."""
+
+    def score(maps: DropoutMaps) -> torch.Tensor:
+        return image_score(maps.std, experiment.reduction, probabilities=maps.mean)
+
+    return _scored(len(images), mc_dropout_batches(model, images, experiment, generator), score)
+
+
+def bald(model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator) -> torch.Tensor:
+    """The image's mutual information between prediction and weights, by dropout: the largest sum first."""
+
+    def score(maps: DropoutMaps) -> torch.Tensor:
+        return image_score(maps.mutual_information, experiment.reduction, probabilities=maps.mean)
+
+    return _scored(len(images), mc_dropout_batches(model, images, experiment, generator), score)
+
+
+STRATEGIES: dict[str, Strategy] = {
+    strategy.__name__: strategy for strategy in (random, least_confidence, entropy, binary_entropy, mc_dropout, bald)
+}
+"""What ``experiment.strategy`` may name: all of one signature, all with the highest score queried first."""
+
+
+def _scored(n: int, batches: Iterator[tuple[slice, Any]], score: Callable[[Any], torch.Tensor]) -> torch.Tensor:
+    """The scores of ``n`` images, with the maps of one batch held at a time."""
+    scores = torch.zeros(n)
+    for chosen, maps in batches:
+        scores[chosen] = score(maps).cpu()
+    return scores
+
+
+def _checked(scores: object, n: int, name: str) -> torch.Tensor:
+    """What a strategy returned as float32 (n,) on the CPU, or an error that says what is wrong with it."""
+    try:
+        scores = torch.as_tensor(scores).detach().to("cpu", torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"strategy '{name}' must return {n} numbers, got {type(scores).__name__} ({error})") from None
+    if scores.shape != (n,):
+        raise ValueError(f"strategy '{name}' must return one score an image, shape ({n},), got {tuple(scores.shape)}")
+    if not scores.isfinite().all():
+        first = int((~scores.isfinite()).nonzero()[0])
+        raise ValueError(f"strategy '{name}' must return finite scores; image {first} of {n} has {scores[first]}")
+    return scores

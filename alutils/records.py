@@ -1,0 +1,480 @@
+"""What a run leaves on disk: small JSON and CSV files that pandas reads in one line, and a state to go on from.
+
+Each file is there whole or not at all, and its numbers read back exactly equal.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import segmentation_models_pytorch as smp
+import torch
+import torchvision
+
+from alutils.config import ConfigError
+from alutils.data import Split, Splits
+from alutils.files import replacing
+from alutils.model import UNet
+
+TABLES = ("rounds", "queries", "test_dice", "timing")
+"""The tables of a run, each a CSV file of that name."""
+
+
+class RecordsError(RuntimeError):
+    """A run's files cannot be read; the message names the file and the remedy."""
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """One acquisition round: what was trained on, how good it became, and what was queried after it.
+
+    Args:
+        number: 0 for the training on the cold start.
+        labelled: int64 (n,), positions in the training split of the images trained on, in the order of annotation.
+        labelled_ids: their ids.
+        losses: float32, the loss of each optimizer step.
+        val_dice_per_image: float32, eq. 4 of each validation image.
+        test_dice_per_image: the same of each test image after the last round, else None.
+        queries: what was queried after this training, a row an image: ``round``, ``image_id``, ``score`` (the highest
+            first), ``lesion_area_percent`` (of the oracle's mask), ``rank`` (from 1). No rows after the last round.
+        seconds: by phase: "training", "evaluation" and "query", or "test" after the last round.
+        model: what was trained: the live model, which the next round goes on training (``copy.deepcopy`` keeps it as it
+            is). None for rounds read from the disk, but for the latest of them.
+    """
+
+    number: int
+    labelled: torch.Tensor
+    labelled_ids: tuple[str, ...]
+    losses: torch.Tensor
+    val_dice_per_image: torch.Tensor
+    test_dice_per_image: torch.Tensor | None
+    queries: pd.DataFrame
+    seconds: dict[str, float]
+    model: UNet | None = field(repr=False)
+
+    @property
+    def n_labelled(self) -> int:
+        """Images trained on."""
+        return len(self.labelled)
+
+    @property
+    def val_dice(self) -> float:
+        """Mean Dice of the validation images, 0 to 1."""
+        return self.val_dice_per_image.double().mean().item()
+
+    @property
+    def test_dice(self) -> float | None:
+        """Mean Dice of the test images, 0 to 1; None before the last round."""
+        return None if self.test_dice_per_image is None else self.test_dice_per_image.double().mean().item()
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledSet:
+    """The annotated images, with the masks that the model learns from.
+
+    Args:
+        indices: int64 (n,), on the CPU, positions in the training split, in the order of annotation.
+        masks: uint8 (n, 1, H, W), what was annotated.
+
+    >>> labelled = LabelledSet(torch.tensor([2]), torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+    >>> labelled.plus(torch.tensor([0]), torch.ones(1, 1, 8, 8, dtype=torch.uint8)).pool(4)
+    tensor([1, 3])
+    """
+
+    indices: torch.Tensor
+    masks: torch.Tensor
+
+    def plus(self, indices: torch.Tensor, masks: torch.Tensor) -> LabelledSet:
+        """These images and newly annotated ones."""
+        return LabelledSet(torch.cat([self.indices, indices]), torch.cat([self.masks, masks]))
+
+    def pool(self, n: int) -> torch.Tensor:
+        """int64, ascending: the positions of the others of ``n`` training images."""
+        others = torch.ones(n, dtype=torch.bool)
+        others[self.indices] = False
+        return others.nonzero().flatten()
+
+
+@dataclass(eq=False)
+class RunState:
+    """All that changes from round to round, and so all that a stopped run needs to go on."""
+
+    model: UNet
+    labelled: LabelledSet
+    rounds: list[Round]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last round, the one with the test images, is over."""
+        return bool(self.rounds) and self.rounds[-1].test_dice_per_image is not None
+
+
+class RunFolder:
+    """The files of one run.
+
+    ``state.pt`` is all that a stopped run goes on from: one file, so that a stop anywhere leaves a consistent one. The
+    tables and ``run.json`` follow it, and are brought up to it when the run goes on.
+
+    Args:
+        path: the folder; it need not exist, and nothing is written yet.
+        identity: what makes the run this one, plain values for JSON: its "experiment" and its "data".
+
+    Raises:
+        ConfigError: if the folder holds another run (each differing field is listed with both values), or the files of
+            a run that cannot be told.
+        RecordsError: if its ``run.json`` cannot be read.
+    """
+
+    def __init__(self, path: str | Path, identity: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.record = _open_record(self.path, identity)
+
+    def begin(self, state: RunState, splits: Splits) -> None:
+        """Note that the run is under way, and bring the tables up to the state. A finished run stays as it is."""
+        if self.record["status"] == "finished":
+            return
+        self.record["status"] = "running"
+        self.record["provenance"].append(provenance(next(state.model.parameters()).device))
+        write_json(self.path / "run.json", self.record)
+        if state.rounds:
+            self._write_tables(state, splits)
+
+    def save(self, state: RunState, splits: Splits) -> None:
+        """Write the state, then what follows from it."""
+        content = {
+            "model": {name: tensor.cpu() for name, tensor in state.model.state_dict().items()},
+            "labelled": state.labelled.indices,
+            "masks": torch.from_numpy(np.packbits(state.labelled.masks.cpu().numpy())),  # a bit a pixel
+            "rounds": [_plain(one) for one in state.rounds],
+        }
+        with replacing(self.path / "state.pt") as temporary:
+            torch.save(content, temporary)
+        self._write_tables(state, splits)
+
+    def load(self, model: UNet, splits: Splits) -> RunState | None:
+        """The state on disk, its weights loaded into ``model``; None where there is none yet.
+
+        Raises:
+            RecordsError: if it cannot be read.
+        """
+        path, train = self.path / "state.pt", splits.train
+        if not path.exists():
+            return None
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            model.load_state_dict(content["model"])
+            indices = content["labelled"]
+            shape = (len(indices), *train.masks.shape[1:])
+            masks = np.unpackbits(content["masks"].numpy(), count=math.prod(shape)).reshape(shape)
+            rounds = [_from_plain(k, plain, indices, train) for k, plain in enumerate(content["rounds"])]
+        except Exception as error:  # torch raises many kinds for files that are damaged
+            raise RecordsError(f"{path} cannot be read ({error}); delete {self.path} to run it anew") from error
+        rounds[-1] = replace(rounds[-1], model=model)
+        return RunState(model, LabelledSet(indices, torch.from_numpy(masks).to(train.masks.device)), rounds)
+
+    def _write_tables(self, state: RunState, splits: Splits) -> None:
+        rounds = state.rounds
+        timing = [(one.number, phase, seconds) for one in rounds for phase, seconds in one.seconds.items()]
+        write_csv(self.path / "rounds.csv", _round_table(rounds, self.record["experiment"]["batch_size"]))
+        write_csv(self.path / "queries.csv", pd.concat([one.queries for one in rounds], ignore_index=True))
+        write_csv(self.path / "timing.csv", pd.DataFrame(timing, columns=["round", "phase", "seconds"]))
+        if state.finished:
+            dice = rounds[-1].test_dice_per_image.double().numpy()
+            write_csv(self.path / "test_dice.csv", pd.DataFrame({"image_id": splits.test.ids, "dice": dice}))
+            self.record["status"] = "finished"
+        self.record["seconds"] = sum(seconds for _, _, seconds in timing)
+        write_json(self.path / "run.json", self.record)
+
+
+def query_table(number: int, ids: Sequence[str], scores: torch.Tensor, lesion_areas: torch.Tensor) -> pd.DataFrame:
+    """The queries after round ``number``, as :class:`Round` has them.
+
+    Args:
+        number: of the round.
+        ids: of the queried images, the highest score first.
+        scores: (n,).
+        lesion_areas: (n,), per cent of the pixels.
+
+    >>> query_table(0, ["b", "a"], torch.tensor([2.0, 1.0]), torch.tensor([12.5, 25.0]))
+       round image_id  score  lesion_area_percent  rank
+    0      0        b    2.0                 12.5     1
+    1      0        a    1.0                 25.0     2
+    """
+    return pd.DataFrame(
+        {
+            "round": number,
+            "image_id": pd.Series(ids, dtype=str),
+            "score": scores.cpu().double().numpy(),
+            "lesion_area_percent": lesion_areas.cpu().double().numpy(),
+            "rank": range(1, len(ids) + 1),
+        }
+    )
+
+
+def ids_at(split: Split, indices: torch.Tensor) -> tuple[str, ...]:
+    """The ids of the pictures at ``indices``.
+
+    >>> images, masks = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    >>> ids_at(Split(images, masks, ("a", "b")), torch.tensor([1, 0]))
+    ('b', 'a')
+    """
+    return tuple(split.ids[i] for i in indices.tolist())
+
+
+def load_runs(folder: str | Path) -> pd.DataFrame:
+    """The finished runs below ``folder``, a row a run.
+
+    Args:
+        folder: searched with its subfolders for ``run.json`` files.
+
+    Returns:
+        Columns: ``run`` (its folder below ``folder``), every setting of the experiment (``strategy`` is the one that
+        was used), ``n_labelled`` and ``steps`` (images at the end, optimizer steps in all), ``val_dice`` (mean, of the
+        last round), ``test_dice`` (mean), ``seconds`` (training, evaluation, query and test) and ``device``.
+
+    Raises:
+        RecordsError: if there is no finished run, or a file of one cannot be read.
+    """
+    rows = []
+    for path, record in _finished_runs(Path(folder)):
+        rounds, test_dice = _read_table(path, "rounds"), _read_table(path, "test_dice")
+        # Lists do not group: as tuples they do
+        settings = {key: tuple(v) if isinstance(v, list) else v for key, v in record["experiment"].items()}
+        rows.append(
+            {
+                "run": path.relative_to(folder).as_posix(),
+                **settings,
+                "n_labelled": rounds["n_labelled"].iloc[-1],
+                "steps": rounds["steps"].sum(),
+                "val_dice": rounds["val_dice"].iloc[-1],
+                "test_dice": test_dice["dice"].mean(),
+                "seconds": record["seconds"],
+                "device": record["provenance"][-1]["device"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def load_table(folder: str | Path, name: str) -> pd.DataFrame:
+    """One table of all finished runs below ``folder``, a run's rows below the other's.
+
+    Args:
+        folder: searched with its subfolders for ``run.json`` files.
+        name: one of :data:`TABLES`.
+
+    Returns:
+        The table's columns after ``run``, ``strategy`` and ``seed``.
+
+    Raises:
+        ValueError: if there is no table of that name.
+        RecordsError: if there is no finished run, or a file of one cannot be read.
+    """
+    if name not in TABLES:
+        raise ValueError(f"name must be one of {', '.join(TABLES)}, got {name!r}")
+    tables = []
+    for path, record in _finished_runs(Path(folder)):
+        table = _read_table(path, name)
+        table.insert(0, "run", path.relative_to(folder).as_posix())
+        table.insert(1, "strategy", record["experiment"]["strategy"])
+        table.insert(2, "seed", record["experiment"]["seed"])
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Where and with what a run is made: versions, hardware, the state of the code, the time (UTC).
+
+    Args:
+        device: what the run computes on.
+
+    Returns:
+        Plain values for JSON. ``git_commit`` and ``git_dirty`` (uncommitted changes) are None where the package does
+        not lie in a git checkout of its own.
+
+    >>> sorted(provenance())[:4]
+    ['alutils', 'cpu', 'device', 'git_commit']
+    """
+    device = torch.device(device)
+    commit, dirty = _git_state(Path(__file__).resolve().parent.parent)
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        **{package.__name__: str(package.__version__) for package in (torch, torchvision, smp, np)},
+        "alutils": version("alutils"),
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "git_commit": commit,
+        "git_dirty": dirty,
+    }
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write ``content`` to ``path``, whole or not at all; numbers read back exactly equal.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "numbers.json"
+    >>> write_json(path, {"third": 1 / 3})
+    >>> json.loads(path.read_text())["third"] == 1 / 3
+    True
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_csv(path: str | Path, table: pd.DataFrame) -> None:
+    """Write ``table`` without its index to ``path``, whole or not at all; numbers read back exactly equal.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "numbers.csv"
+    >>> write_csv(path, pd.DataFrame({"third": [1 / 3]}))
+    >>> bool(pd.read_csv(path)["third"][0] == 1 / 3)
+    True
+    """
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def _open_record(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``run.json`` says if it is of the run with this identity; a new record where there is none."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output_dir: {folder} is a file; give a folder")
+    if not (folder / "run.json").exists():
+        if (folder / "state.pt").exists():
+            raise ConfigError(
+                f"output_dir: {folder} has a state.pt but no run.json that tells of which run; delete it or give "
+                "another folder"
+            )
+        return {"status": "new", **identity, "seconds": 0.0, "provenance": []}
+    record = _read_record(folder)
+    there, here = _flat({key: record[key] for key in identity}), _flat(identity)
+    lines = [
+        f"  {key}: {there.get(key, 'absent')} there, {here.get(key, 'absent')} here"
+        for key in there | here
+        if there.get(key, "absent") != here.get(key, "absent")
+    ]
+    if lines:
+        raise ConfigError(
+            f"output_dir: {folder} holds another run; delete it or give another folder. They differ in\n"
+            + "\n".join(lines)
+        )
+    if record["status"] == "finished" and not (folder / "state.pt").exists():
+        raise ConfigError(
+            f"output_dir: the run in {folder} is finished but its state.pt is gone: its tables can still be read "
+            "(load_runs, load_table); delete it to run it anew"
+        )
+    return record
+
+
+def _plain(one: Round) -> dict[str, Any]:
+    """A round as tensors and plain values, which a file may hold that is read with ``weights_only=True``."""
+    return {
+        "n_labelled": one.n_labelled,
+        "losses": one.losses,
+        "val_dice": one.val_dice_per_image,
+        "test_dice": one.test_dice_per_image,
+        "scores": torch.tensor(one.queries["score"].to_numpy()),
+        "lesion_areas": torch.tensor(one.queries["lesion_area_percent"].to_numpy()),
+        "seconds": one.seconds,
+    }
+
+
+def _from_plain(number: int, plain: Mapping[str, Any], annotated: torch.Tensor, train: Split) -> Round:
+    """The round again: the first of all ``annotated`` images are what it trained on, the next ones what it queried."""
+    n, n_queried = plain["n_labelled"], len(plain["scores"])
+    queried_ids = ids_at(train, annotated[n : n + n_queried])
+    return Round(
+        number=number,
+        labelled=annotated[:n],
+        labelled_ids=ids_at(train, annotated[:n]),
+        losses=plain["losses"],
+        val_dice_per_image=plain["val_dice"],
+        test_dice_per_image=plain["test_dice"],
+        queries=query_table(number, queried_ids, plain["scores"], plain["lesion_areas"]),
+        seconds=plain["seconds"],
+        model=None,
+    )
+
+
+def _round_table(rounds: Sequence[Round], batch_size: int) -> pd.DataFrame:
+    """A row a round; the loss is the mean of the last epoch's steps."""
+    return pd.DataFrame(
+        {
+            "round": one.number,
+            "n_labelled": one.n_labelled,
+            "steps": len(one.losses),
+            "loss": one.losses[-math.ceil(one.n_labelled / batch_size) :].double().mean().item(),
+            "val_dice": one.val_dice,
+        }
+        for one in rounds
+    )
+
+
+def _finished_runs(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    found = [(path.parent, _read_record(path.parent)) for path in sorted(folder.rglob("run.json"))]
+    finished = [(path, record) for path, record in found if record["status"] == "finished"]
+    if not finished:
+        raise RecordsError(f"there is no finished run below {folder}; {len(found)} are unfinished")
+    return finished
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    path = folder / "run.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"status", "experiment", "data", "seconds", "provenance"} - set(record)
+    except (OSError, ValueError, TypeError) as error:
+        raise RecordsError(f"{path} cannot be read ({error}); delete {folder} to run it anew") from None
+    if missing:
+        raise RecordsError(f"{path} is not the record of a run: it lacks {', '.join(sorted(missing))}")
+    return record
+
+
+def _read_table(folder: Path, name: str) -> pd.DataFrame:
+    path = folder / f"{name}.csv"
+    try:
+        return pd.read_csv(path, dtype={"image_id": str}, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise RecordsError(f"{path} cannot be read ({error}); delete {folder} to run it anew") from None
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by dotted names: ``{"experiment.seed": 0}``."""
+    flat: dict[str, Any] = {}
+    for key, value in fields.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _git_state(root: Path) -> tuple[str | None, bool | None]:
+    """The commit, and whether there are uncommitted changes, of the checkout whose top folder is ``root``."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None, None  # the package is installed somewhere below another project's checkout
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")  # on Linux, where platform.processor() is empty
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,538 @@
+"""The loop of Fig. 1: what arms share, what is queried, what is read of the masks, and that a stop changes nothing.
+
+``python tests/test_active_learning.py 20`` kills a run twenty times.
+"""
+
+import json
+import multiprocessing
+import random
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from alutils import active_learning
+from alutils.active_learning import BASELINES, annotate, run_active_learning
+from alutils.config import ConfigError, Experiment
+from alutils.data import Split, Splits
+from alutils.model import build_unet
+from alutils.records import RecordsError, load_runs, load_table
+from alutils.training import predict_probabilities
+
+torch.set_num_threads(1)
+
+SAME = ("rounds.csv", "queries.csv", "test_dice.csv")  # what a stop must not change, to the byte
+
+
+def make_experiment(**changes):
+    settings = {
+        "image_size": 64, "encoder_weights": None, "decoder_channels": (16, 16, 16, 16, 16), "batch_size": 4,
+        "epochs": 1, "cold_start": 4, "query_size": 2, "n_queries": 2, "mc_samples": 2,
+    }  # fmt: skip
+    return Experiment(**{**settings, **changes})
+
+
+def disks(n, name, size=64):
+    """Dark disks on light, noisy skin."""
+    rng = np.random.default_rng(len(name))
+    y, x = np.mgrid[:size, :size]
+    centre, radius = rng.uniform(20, 44, (n, 2, 1, 1)), rng.uniform(6, 18, (n, 1, 1))
+    masks = np.hypot(x - centre[:, 0], y - centre[:, 1]) < radius
+    skin = rng.normal(190, 12, (n, 3, size, size)) - 90 * masks[:, None]
+    images = torch.from_numpy(skin.clip(0, 255).astype(np.uint8))
+    return Split(images, torch.from_numpy(masks[:, None].astype(np.uint8)), tuple(f"{name}{i}" for i in range(n)))
+
+
+def make_splits(n=11, size=64):
+    return Splits(disks(n, "train", size), disks(3, "val", size), disks(3, "test_", size))
+
+
+def run(folder, experiment=None, splits=None, **options):
+    """All rounds."""
+    options = {"device": "cpu", "progress": False, **options}
+    return list(run_active_learning(experiment or make_experiment(), splits or make_splits(), folder, **options))
+
+
+def first_round(folder, experiment, splits=None):
+    return next(run_active_learning(experiment, splits or make_splits(), folder, device="cpu", progress=False))
+
+
+def contents(folder, names=SAME):
+    return {name: (Path(folder) / name).read_bytes() for name in names}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A finished run: its folder and its rounds."""
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    return folder, run(folder)
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(active_learning, "fit", refuse)
+
+
+# What a round is
+
+
+def test_the_labelled_set_grows_as_the_experiment_says_by_queries_from_the_pool(undisturbed):
+    _, rounds = undisturbed
+    experiment, ids = make_experiment(), make_splits().train.ids
+    assert tuple(one.n_labelled for one in rounds) == experiment.labelled_per_round == (4, 6, 8)
+    assert tuple(len(one.losses) for one in rounds) == experiment.steps_per_round
+    assert sum(len(one.losses) for one in rounds) == experiment.n_training_steps
+    assert [one.number for one in rounds] == [0, 1, 2]
+    for one, after in pairwise(rounds):
+        assert after.labelled_ids == one.labelled_ids + tuple(one.queries["image_id"])
+        assert one.queries["rank"].tolist() == [1, 2] and one.queries["score"].is_monotonic_decreasing
+    assert len(rounds[-1].queries) == 0
+    assert len(set(rounds[-1].labelled_ids)) == 8 and set(rounds[-1].labelled_ids) < set(ids)
+    assert tuple(ids[i] for i in rounds[-1].labelled) == rounds[-1].labelled_ids
+
+
+def test_the_queries_of_the_live_model_are_numpys_ranking_of_the_pool(tmp_path):
+    splits, experiment = make_splits(), make_experiment()
+    one = first_round(tmp_path, experiment)
+    pool = [i for i in range(11) if i not in one.labelled.tolist()]
+    p = predict_probabilities(one.model, splits.train.images[pool], experiment).double().numpy().reshape(7, -1)
+    certainty = np.abs(0.5 - p).sum(1)
+    order = np.argsort(certainty, kind="stable")
+    assert one.queries["image_id"].tolist() == [splits.train.ids[pool[i]] for i in order[:2]]
+    assert one.queries["image_id"].tolist() != [splits.train.ids[pool[i]] for i in order[::-1][:2]]
+    np.testing.assert_allclose(one.queries["score"], -certainty[order[:2]], rtol=1e-5)
+    area = [100 * splits.train.masks[pool[i]].numpy().mean() for i in order[:2]]
+    np.testing.assert_allclose(one.queries["lesion_area_percent"], area, rtol=1e-6)
+
+
+def test_validation_and_test_dice_are_eq_4_of_the_live_model(undisturbed):
+    _, rounds = undisturbed
+    splits, experiment, last = make_splits(), make_experiment(), rounds[-1]
+    for split, dice, mean in (
+        (splits.val, last.val_dice_per_image, last.val_dice),
+        (splits.test, last.test_dice_per_image, last.test_dice),
+    ):
+        a = predict_probabilities(last.model, split.images, experiment).numpy() >= 0.5
+        g = split.masks.numpy() == 1
+        expected = 2 * (a & g).sum((1, 2, 3)) / (a.sum((1, 2, 3)) + g.sum((1, 2, 3)))
+        np.testing.assert_allclose(dice.numpy(), expected, rtol=1e-6)
+        assert mean == pytest.approx(expected.mean())
+    assert all(one.test_dice is None for one in rounds[:-1])
+    assert set(rounds[0].seconds) == {"training", "evaluation", "query"}
+    assert set(last.seconds) == {"training", "evaluation", "test"}
+
+
+# What arms share
+
+
+def test_arms_of_a_seed_share_the_cold_start_and_the_initial_weights(tmp_path, undisturbed):
+    _, rounds = undisturbed
+    for strategy in ("random", "entropy", "mc_dropout"):
+        one = first_round(tmp_path / strategy, make_experiment(strategy=strategy))
+        assert one.labelled_ids == rounds[0].labelled_ids
+        assert torch.equal(one.losses, rounds[0].losses)  # the same weights, batches and dropout
+        assert torch.equal(one.val_dice_per_image, rounds[0].val_dice_per_image)
+    other = first_round(tmp_path / "seed", make_experiment(seed=1))
+    assert set(other.labelled_ids) != set(rounds[0].labelled_ids) and not torch.equal(other.losses, rounds[0].losses)
+
+
+def test_every_seed_round_and_purpose_draws_its_own_random_numbers(tmp_path, monkeypatch):
+    seeds = {}
+
+    def fake_fit(model, images, masks, experiment, generator, **_):
+        seeds[folder].append(generator.initial_seed())
+        return torch.ones(1)
+
+    def strategy(model, images, experiment, generator):
+        seeds[folder].append(generator.initial_seed())
+        return torch.zeros(len(images))
+
+    monkeypatch.setattr(active_learning, "fit", fake_fit)
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        seeds[folder] = []
+        run(tmp_path / folder, make_experiment(seed=seed), strategy=strategy)
+    assert seeds["a"] == seeds["b"]
+    assert len({*seeds["a"], *seeds["c"]}) == 10  # three trainings and two queries each
+
+
+def test_fine_tuning_carries_the_weights_over_and_from_scratch_does_not(tmp_path, monkeypatch):
+    initial = build_unet(encoder_weights=None, decoder_channels=(16, 16, 16, 16, 16)).state_dict()
+    real_fit = active_learning.fit
+
+    def weights(model):
+        return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def same(a, b):
+        return all(torch.equal(a[name], b[name]) for name in a)
+
+    for fine_tune in (True, False):
+        before, after = [], []
+
+        def watched(model, *args, before=before, after=after, **options):
+            before.append(weights(model))
+            losses = real_fit(model, *args, **options)
+            after.append(weights(model))
+            return losses
+
+        monkeypatch.setattr(active_learning, "fit", watched)
+        run(tmp_path / str(fine_tune), make_experiment(fine_tune=fine_tune))
+        assert same(before[0], initial)
+        for k in (1, 2):
+            assert same(before[k], after[k - 1] if fine_tune else initial)
+
+
+# The pool and the oracle
+
+
+def test_where_the_pool_ends_the_last_query_is_smaller_and_one_training_follows(tmp_path):
+    rounds = run(tmp_path, make_experiment(n_queries=9), make_splits(7))
+    assert [one.n_labelled for one in rounds] == [4, 6, 7]
+    assert [len(one.queries) for one in rounds] == [2, 1, 0]
+    assert rounds[-1].test_dice is not None and len(run(tmp_path, make_experiment(n_queries=9), make_splits(7))) == 3
+
+
+def test_without_queries_there_is_one_round(tmp_path):
+    rounds = run(tmp_path, make_experiment(n_queries=0))
+    assert [one.n_labelled for one in rounds] == [4] and rounds[0].test_dice is not None
+
+
+def test_the_oracle_reads_the_masks_of_queried_images_only(tmp_path, undisturbed):
+    folder, rounds = undisturbed
+    splits = make_splits()
+    unread = [i for i in range(11) if i not in rounds[-1].labelled.tolist()]
+    splits.train.masks[unread] = 1 - splits.train.masks[unread]
+    run(tmp_path / "unread", splits=splits)
+    assert contents(tmp_path / "unread") == contents(folder)
+
+    splits = make_splits()
+    later = [i for i in range(11) if i not in rounds[0].labelled.tolist()]
+    splits.train.masks[later] = 1 - splits.train.masks[later]
+    rounds_then = run(tmp_path / "later", splits=splits)
+    assert torch.equal(rounds_then[0].losses, rounds[0].losses)
+    assert rounds_then[0].queries["score"].equals(rounds[0].queries["score"])
+    assert not torch.equal(rounds_then[1].losses, rounds[1].losses)  # what was queried is read
+
+
+def test_the_model_learns_from_what_was_annotated_before_and_after_a_stop(tmp_path, monkeypatch):
+    """Not from what the training split says: the annotation need not be the true mask."""
+    seen = []
+
+    def watched(model, images, masks, *_, **__):
+        seen.append(masks.clone())
+        return torch.ones(1)
+
+    monkeypatch.setattr(active_learning, "fit", watched)
+    with monkeypatch.context() as patch:
+        patch.setattr(active_learning, "annotate", lambda split, indices: 1 - annotate(split, indices))
+        first_round(tmp_path, make_experiment())
+    rounds = run(tmp_path)
+    true = make_splits().train.masks
+    assert seen[1].dtype == torch.uint8 and torch.equal(seen[1], 1 - true[rounds[1].labelled])
+    assert torch.equal(seen[2], torch.cat([1 - true[rounds[1].labelled], true[rounds[2].labelled[6:]]]))
+
+
+def test_annotate_gives_the_masks_in_the_order_asked_for():
+    split = disks(5, "train")
+    assert torch.equal(annotate(split, torch.tensor([3, 0])), torch.stack([split.masks[3], split.masks[0]]))
+    assert annotate(split, torch.zeros(0, dtype=torch.long)).shape == (0, 1, 64, 64)
+
+
+# Baselines and one's own strategies
+
+
+def test_baselines_train_once_for_all_the_steps_of_an_arm(tmp_path, undisturbed):
+    _, arm = undisturbed
+    done = {}
+    for name in BASELINES:
+        (done[name],) = run(tmp_path / name, make_experiment(strategy=name, learning_rate=0.001))
+        assert len(done[name].losses) == make_experiment().n_training_steps == sum(len(one.losses) for one in arm)
+        assert len(done[name].queries) == 0 and done[name].test_dice is not None
+    assert sorted(done["full"].labelled_ids) == sorted(make_splits().train.ids)
+    assert done["full_cosine"].labelled_ids == done["full"].labelled_ids
+    assert done["full_cosine"].losses[0] == done["full"].losses[0]
+    assert not torch.equal(done["full_cosine"].losses, done["full"].losses)
+    assert done["random_at_once"].n_labelled == arm[-1].n_labelled
+    assert done["random_at_once"].labelled_ids[:4] == arm[0].labelled_ids
+    runs = load_runs(tmp_path).set_index("strategy")
+    assert runs["steps"].to_dict() == dict.fromkeys(BASELINES, 5)
+    assert runs["n_labelled"].to_dict() == {"full": 11, "full_cosine": 11, "random_at_once": 8}
+
+
+def test_a_strategy_of_ones_own_queries_and_is_recorded_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(active_learning, "fit", lambda *_, **__: torch.ones(1))
+
+    def darkest(model, images, experiment, generator):
+        return -images.float().mean((1, 2, 3))
+
+    train = make_splits().train
+    rounds = run(tmp_path, strategy=darkest)
+    queried = [train.ids.index(name) for one in rounds for name in one.queries["image_id"]]
+    pool = [i for i in range(11) if i not in rounds[0].labelled.tolist()]
+    brightness = train.images.numpy().astype(float).mean((1, 2, 3))
+    assert queried == sorted(pool, key=lambda i: brightness[i])[:4]
+    assert load_runs(tmp_path)["strategy"].tolist() == ["darkest"]
+    with pytest.raises(ConfigError, match=r"experiment.strategy: darkest there, least_confidence here"):
+        run(tmp_path)
+
+
+def test_a_strategy_that_returns_nonsense_ends_with_its_name(tmp_path):
+    def nonsense(model, images, experiment, generator):
+        return torch.zeros(len(images) + 1)
+
+    with pytest.raises(
+        ValueError, match=r"strategy 'nonsense' must return one score an image, shape \(7,\), got \(8,\)"
+    ):
+        run(tmp_path, strategy=nonsense)
+
+
+def test_the_progress_bar_counts_the_rounds(undisturbed, capsys):
+    folder, rounds = undisturbed
+    run(folder, progress=True)
+    shown = capsys.readouterr().err
+    assert "active learning" in shown and "3/3" in shown and f"val_dice={rounds[-1].val_dice:.3f}" in shown
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "n", "size", "message"),
+    [
+        ({"strategy": "entorpy"}, 11, 64, "strategy: there is no 'entorpy'; did you mean 'entropy'?"),
+        ({"strategy": "full-cosine"}, 11, 64, "strategy: there is no 'full-cosine'; did you mean 'full_cosine'?"),
+        ({"cold_start": 12}, 11, 64, "cold_start: 12 images, but the training set has only 11"),
+        ({}, 11, 32, "image_size: 64 in the experiment, but the train images are 32 x 32"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_the_call(tmp_path, changes, n, size, message):
+    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+        run_active_learning(make_experiment(**changes), make_splits(n, size), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_empty_splits_unknown_devices_and_names_for_functions_are_refused_at_the_call(tmp_path):
+    splits = make_splits()
+    without = Splits(splits.train, splits.val.select([]), splits.test)
+    with pytest.raises(ConfigError, match="splits: the val split has no images"):
+        run_active_learning(make_experiment(), without, tmp_path / "run")
+    with pytest.raises(ConfigError, match="device: 'abacus' cannot be used here"):
+        run_active_learning(make_experiment(), splits, tmp_path / "run", device="abacus")
+    with pytest.raises(ConfigError, match="strategy: must be a function or None, got 'random'"):
+        run_active_learning(make_experiment(), splits, tmp_path / "run", strategy="random")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"output_dir: .*file is a file; give a folder"):
+        run_active_learning(make_experiment(), splits, tmp_path / "file")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_another_run_is_refused_before_any_work(undisturbed, no_training):
+    folder, _ = undisturbed
+    before = contents(folder, [path.name for path in folder.iterdir()])
+    with pytest.raises(ConfigError) as error:
+        run_active_learning(make_experiment(epochs=3, loss="dice"), make_splits(10), folder, device="cpu")
+    lines = str(error.value).splitlines()
+    assert lines[0] == f"output_dir: {folder} holds another run; delete it or give another folder. They differ in"
+    assert "  experiment.epochs: 1 there, 3 here" in lines and "  experiment.loss: bce there, dice here" in lines
+    assert "  data.train.images: 11 there, 10 here" in lines
+    assert [line.split(":")[0].strip() for line in lines[1:]] == [
+        "experiment.epochs", "experiment.loss", "data.train.images", "data.train.ids", "data.train.checksum",
+    ]  # fmt: skip
+    repainted = make_splits()
+    repainted.test.images[0] += 1
+    with pytest.raises(ConfigError, match=r"differ in\n  data.test.checksum: -?\d+ there, -?\d+ here$"):
+        run_active_learning(make_experiment(), repainted, folder, device="cpu")
+    assert contents(folder, before) == before
+
+
+def test_damaged_and_missing_files_are_named_with_the_remedy(tmp_path):
+    first_round(tmp_path, make_experiment())
+    state = (tmp_path / "state.pt").read_bytes()
+    (tmp_path / "state.pt").write_bytes(state[: len(state) // 2])
+    with pytest.raises(RecordsError, match=r"state.pt cannot be read .*; delete .* to run it anew"):
+        run_active_learning(make_experiment(), make_splits(), tmp_path, device="cpu")
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(ConfigError, match=r"output_dir: .* has a state.pt but no run.json"):
+        run_active_learning(make_experiment(), make_splits(), tmp_path, device="cpu")
+
+
+# On disk
+
+
+def test_the_tables_hold_what_the_rounds_say(undisturbed):
+    folder, rounds = undisturbed
+    table = pd.read_csv(folder / "rounds.csv")
+    assert table["round"].tolist() == [0, 1, 2] and table["n_labelled"].tolist() == [4, 6, 8]
+    assert table["steps"].tolist() == [1, 2, 2]
+    assert table["val_dice"].tolist() == [one.val_dice for one in rounds]
+    np.testing.assert_allclose(
+        table["loss"], [one.losses.numpy().mean() for one in rounds], rtol=1e-6
+    )  # one epoch each
+    queries = pd.read_csv(folder / "queries.csv")
+    assert queries.columns.tolist() == ["round", "image_id", "score", "lesion_area_percent", "rank"]
+    assert queries["image_id"].tolist() == list(rounds[-1].labelled_ids[4:])
+    assert queries["score"].tolist() == [*rounds[0].queries["score"], *rounds[1].queries["score"]]
+    dice = pd.read_csv(folder / "test_dice.csv")
+    assert tuple(dice["image_id"]) == make_splits().test.ids
+    assert dice["dice"].tolist() == rounds[-1].test_dice_per_image.tolist()
+    timing = pd.read_csv(folder / "timing.csv")
+    assert timing["seconds"].tolist() == [seconds for one in rounds for seconds in one.seconds.values()]
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "finished" and record["seconds"] == pytest.approx(timing["seconds"].sum())
+    assert Experiment(**{k: tuple(v) if isinstance(v, list) else v for k, v in record["experiment"].items()}) == (
+        make_experiment()
+    )
+    assert record["data"]["val"]["images"] == 3 and len(record["provenance"]) == 1
+
+
+def test_load_runs_and_load_table_read_what_a_run_wrote(undisturbed):
+    folder, rounds = undisturbed
+    (row,) = load_runs(folder.parent).to_dict("records")
+    assert row["run"] == "undisturbed"
+    assert row["val_dice"] == rounds[-1].val_dice and row["test_dice"] == pytest.approx(rounds[-1].test_dice, abs=1e-15)
+    assert row["n_labelled"] == 8 and row["steps"] == 5 and row["device"] == "cpu"
+    assert row["decoder_channels"] == (16, 16, 16, 16, 16) and row["seconds"] > 0
+    assert load_table(folder, "rounds")["val_dice"].tolist() == [one.val_dice for one in rounds]
+
+
+def test_the_same_seed_gives_the_same_files_whatever_the_global_random_state(tmp_path, undisturbed):
+    folder, _ = undisturbed
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    run(tmp_path)
+    assert contents(tmp_path) == contents(folder)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# Stops
+
+
+def assert_same_rounds(some, others):
+    for one, other in zip(some, others, strict=True):
+        assert one.labelled_ids == other.labelled_ids and torch.equal(one.labelled, other.labelled)
+        assert torch.equal(one.losses, other.losses)
+        assert torch.equal(one.val_dice_per_image, other.val_dice_per_image)
+        pd.testing.assert_frame_equal(one.queries, other.queries)
+
+
+def test_a_finished_run_yields_its_rounds_without_training_or_writing(undisturbed, no_training):
+    folder, rounds = undisturbed
+    times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    again = run(folder)
+    assert_same_rounds(again, rounds)
+    assert [one.model is None for one in again] == [True, True, False]
+    assert torch.equal(again[-1].test_dice_per_image, rounds[-1].test_dice_per_image)
+    weights, expected = again[-1].model.state_dict(), rounds[-1].model.state_dict()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == times
+
+
+@pytest.mark.parametrize("strategy", ["least_confidence", "mc_dropout"])
+@pytest.mark.parametrize("n_before", [1, 2])
+def test_a_run_stopped_after_any_round_goes_on_as_if_it_had_not_been(tmp_path, undisturbed, strategy, n_before):
+    folder, rounds = undisturbed
+    experiment = make_experiment(strategy=strategy, fine_tune=strategy == "least_confidence")
+    if strategy != "least_confidence":
+        folder, rounds = tmp_path / "undisturbed", run(tmp_path / "undisturbed", experiment)
+    stopped = tmp_path / "stopped"
+    options = {"device": "cpu", "progress": False}
+    for _, _ in zip(range(n_before), run_active_learning(experiment, make_splits(), stopped, **options), strict=False):
+        pass
+    assert json.loads((stopped / "run.json").read_text())["status"] == "running"
+    assert not (stopped / "test_dice.csv").exists()
+    again = run(stopped, experiment)
+    assert_same_rounds(again, rounds)
+    assert contents(stopped) == contents(folder)
+
+
+def test_a_run_that_dies_at_any_file_goes_on_as_if_it_had_not(tmp_path, undisturbed, monkeypatch):
+    """Its n-th life ends as it puts its n-th file in place."""
+    folder, rounds = undisturbed
+    real_replace, died_at, lives = Path.replace, [], 0
+
+    class Death(BaseException):
+        pass
+
+    for life in range(1, 30):
+        n_files = 0
+
+        def replace(self, target, life=life):
+            nonlocal n_files
+            n_files += 1
+            if n_files == life:
+                died_at.append(Path(target).name)
+                raise Death
+            return real_replace(self, target)
+
+        monkeypatch.setattr(Path, "replace", replace)
+        try:
+            again = run(tmp_path)
+        except Death:
+            lives += 1
+        else:
+            break
+    assert set(died_at) >= {"run.json", "state.pt", "rounds.csv", "queries.csv"} and lives > 6
+    assert_same_rounds(again, rounds)
+    assert contents(tmp_path) == contents(folder)
+
+
+def _run_in_child(folder, n_queries):
+    torch.set_num_threads(1)
+    run(folder, make_experiment(n_queries=n_queries), make_splits(4 + 2 * n_queries + 2))
+
+
+def kill_and_compare(folder, n_kills, n_queries, seed=0):
+    """Kill runs ``n_kills`` times with SIGKILL at random moments; each one's files must be an undisturbed run's.
+
+    Returns:
+        The number of rounds that were on disk at each kill.
+    """
+    folder, rng, on_disk, n_runs = Path(folder), random.Random(seed), [], 0
+    context = multiprocessing.get_context("forkserver")  # forks from a process that has imported torch, and no more
+    context.set_forkserver_preload(["alutils.active_learning"])
+
+    def start(name):
+        child = context.Process(target=_run_in_child, args=(folder / name, n_queries))
+        child.start()
+        return child
+
+    start("first").join()  # which also waits for the imports
+    began = time.perf_counter()
+    start("undisturbed").join()
+    duration = time.perf_counter() - began
+    expected = contents(folder / "undisturbed")
+    while len(on_disk) < n_kills:
+        child = start(str(n_runs))
+        child.join(rng.uniform(0, duration))
+        if child.exitcode is None:
+            child.kill()
+            child.join()
+            rounds = folder / str(n_runs) / "rounds.csv"
+            on_disk.append(len(pd.read_csv(rounds)) if rounds.exists() else 0)
+            continue
+        assert child.exitcode == 0 and contents(folder / str(n_runs)) == expected
+        n_runs += 1
+    last = start(str(n_runs))
+    last.join()
+    assert last.exitcode == 0 and contents(folder / str(n_runs)) == expected
+    return on_disk
+
+
+def test_a_run_killed_at_random_moments_goes_on_as_if_it_had_not_been(tmp_path):
+    assert len(kill_and_compare(tmp_path, n_kills=3, n_queries=2)) == 3
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        n = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+        print(
+            f"killed {n} times with so many rounds on disk: {kill_and_compare(scratch, n, n_queries=6)}; files the same"
+        )

@@ -1,0 +1,244 @@
+"""Which images are queried next: each strategy against NumPy, ties, and what is said of a bad strategy."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from alutils.config import ConfigError, Experiment
+from alutils.model import build_unet
+from alutils.queries import STRATEGIES, select_queries
+
+torch.set_num_threads(1)
+
+# Images are seen by the models below as they are, 0 to 1
+SETTINGS = {"precision": "float32", "batch_size": 4, "normalize_mean": (0, 0, 0), "normalize_std": (1, 1, 1)}
+BY_PREDICTION = ("least_confidence", "entropy", "binary_entropy")
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+class RedIsLesion(nn.Module):
+    """Probability = sigmoid(8 (red - 0.5)), so that NumPy can follow; ``batches`` are the sizes it was asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(8.0))
+        self.batches = []
+
+    def forward(self, images):
+        self.batches.append(len(images))
+        return self.gain * (images[:, :1] - 0.5)
+
+
+class HalfIsDropped(RedIsLesion):
+    """Each pixel's logit is 0 or doubled, with one half each."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, images):
+        return self.dropout(super().forward(images))
+
+
+def random_pool(n=11, size=16):
+    """Images that differ in how close they come to p = 0.5, how far they go from it, and how much of them is lesion."""
+    rng = np.random.default_rng(0)
+    nearest, spread, lesion = (rng.uniform(*limits, (n, 1, 1, 1)) for limits in ((1, 20), (5, 80), (0.1, 0.9)))
+    distance = nearest + spread * np.abs(rng.standard_normal((n, 3, size, size)))
+    side = np.where(rng.random((n, 3, size, size)) < lesion, 1, -1)
+    return torch.from_numpy((127.5 + side * distance).clip(0, 255).astype(np.uint8))
+
+
+def flat_pool(*values, size=64):
+    """An image of one colour for each value, 0 to 255."""
+    return torch.stack([torch.full((3, size, size), value, dtype=torch.uint8) for value in values])
+
+
+def numpy_probabilities(pool):
+    red = pool[:, 0].numpy().astype(np.float64).reshape(len(pool), -1) / 255
+    return 1 / (1 + np.exp(-8 * (red - 0.5)))
+
+
+def numpy_information(strategy, p):
+    """Of each pixel, large where the model is unsure."""
+    if strategy == "least_confidence":
+        return -np.abs(0.5 - p)
+    if strategy == "entropy":
+        return -p * np.log2(p)
+    return -p * np.log2(p) - (1 - p) * np.log2(1 - p)
+
+
+def numpy_scores(strategy, reduction, p):
+    information = numpy_information(strategy, p)
+    if reduction == "top_k":
+        return np.sort(information, axis=1)[:, -max(1, information.shape[1] // 100) :].mean(1)
+    if reduction == "band_mean":
+        return np.array([row[np.abs(0.5 - q) <= 0.25].mean() for row, q in zip(information, p, strict=True)])
+    return getattr(np, reduction)(information, axis=1)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "median", "top_k", "band_mean"])
+@pytest.mark.parametrize("strategy", BY_PREDICTION)
+def test_scores_and_ranking_are_numpys(strategy, reduction):
+    pool = random_pool()
+    experiment = Experiment(strategy=strategy, reduction=reduction, **SETTINGS)
+    chosen, scores = select_queries(RedIsLesion(), pool, 4, experiment, generator())
+    expected = numpy_scores(strategy, reduction, numpy_probabilities(pool))
+    assert scores.dtype == torch.float32 and scores.shape == (11,)
+    np.testing.assert_allclose(scores.numpy(), expected, rtol=2e-5, atol=1e-6)
+    assert chosen.tolist() == np.argsort(-expected, kind="stable")[:4].tolist()
+    assert chosen.tolist() != np.argsort(expected, kind="stable")[:4].tolist()
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "median", "top_k", "band_mean"])
+@pytest.mark.parametrize("strategy", [*BY_PREDICTION, "mc_dropout", "bald"])
+def test_the_unsure_image_goes_before_the_sure_ones(strategy, reduction):
+    """Grey gives p = 0.55, black 0.02 and white 0.98: eq. 1 with its sign flipped would ask for black or white."""
+    pool = flat_pool(0, 134, 255)
+    if strategy in ("mc_dropout", "bald"):
+        pool = flat_pool(127, 200, 128)  # dropping half of no signal changes nothing; of a strong one, much
+    experiment = Experiment(strategy=strategy, reduction=reduction, **SETTINGS)
+    chosen, _ = select_queries(HalfIsDropped(), pool, 1, experiment, generator())
+    assert chosen.tolist() == [1]
+
+
+def test_one_sided_entropy_prefers_a_hazy_background_and_binary_entropy_does_not():
+    pool = flat_pool(255 - 57, 57)  # p = 0.9 and p = 0.1
+    score = {
+        name: select_queries(RedIsLesion(), pool, 2, Experiment(strategy=name, **SETTINGS), generator())[1]
+        for name in BY_PREDICTION
+    }
+    assert score["entropy"][1] > 2 * score["entropy"][0]
+    assert torch.allclose(*score["binary_entropy"], rtol=1e-4)
+    assert torch.allclose(*score["least_confidence"], rtol=1e-4)
+
+
+def test_dropout_strategies_rank_and_score_as_the_closed_form():
+    """Two outcomes with one half each: eq. 3 is half their distance, BALD H(their mean) minus the mean of their H."""
+    pool = flat_pool(100, 160, 90, 230, 140)
+    p = 1 / (1 + np.exp(-16 * (pool[:, 0, 0, 0].numpy() / 255 - 0.5)))  # kept: the logit doubled; dropped: 0.5
+
+    def h(q):
+        return -q * np.log2(q) - (1 - q) * np.log2(1 - q)
+
+    closed_form = {"mc_dropout": np.abs(p - 0.5) / 2, "bald": h((p + 0.5) / 2) - (h(p) + 1) / 2}
+    for name, expected in closed_form.items():
+        experiment = Experiment(strategy=name, reduction="mean", mc_samples=200, **SETTINGS)
+        chosen, scores = select_queries(HalfIsDropped(), pool, 5, experiment, generator())
+        np.testing.assert_allclose(scores.numpy(), expected, rtol=0.02)
+        assert chosen.tolist() == np.argsort(-expected).tolist()
+
+
+def test_dropout_strategies_need_dropout_and_follow_the_generator():
+    experiment = Experiment(strategy="mc_dropout", mc_samples=3, **SETTINGS)
+    pool = random_pool()
+    assert select_queries(RedIsLesion(), pool, 2, experiment, generator())[1].tolist() == [0.0] * 11
+    first, again, other = (select_queries(HalfIsDropped(), pool, 2, experiment, generator(s))[1] for s in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_random_scores_are_uniform_and_come_from_the_generator_alone():
+    experiment = Experiment(strategy="random", **SETTINGS)
+    pool = torch.zeros(4000, 3, 1, 1, dtype=torch.uint8)
+    state = torch.get_rng_state()
+    chosen, scores = select_queries(RedIsLesion(), pool, 4000, experiment, generator())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(select_queries(RedIsLesion(), pool, 4000, experiment, generator())[0], chosen)
+    assert not torch.equal(select_queries(RedIsLesion(), pool, 4000, experiment, generator(1))[0], chosen)
+    assert sorted(chosen.tolist()) == list(range(4000))
+    counts, _ = np.histogram(scores.numpy(), bins=10, range=(0, 1))
+    assert counts.sum() == 4000 and abs(counts - 400).max() < 100  # five standard deviations
+
+
+def test_equal_scores_keep_the_pools_order_and_a_small_pool_is_taken_whole():
+    model, experiment = RedIsLesion(), Experiment(**SETTINGS)
+
+    def steps(model, images, experiment, generator):
+        return torch.tensor([1.0, 2.0, 1.0, 2.0, 2.0, 1.0] * 10)
+
+    pool = torch.zeros(60, 3, 1, 1, dtype=torch.uint8)
+    expected = np.argsort(-np.array([1, 2, 1, 2, 2, 1] * 10), kind="stable").tolist()
+    for n in (0, 7, 60, 100):
+        chosen, scores = select_queries(model, pool, n, experiment, generator(), steps)
+        assert chosen.tolist() == expected[:n] and len(scores) == 60
+    chosen, scores = select_queries(model, pool[:0], 5, experiment, generator())
+    assert len(chosen) == len(scores) == 0
+    with pytest.raises(ValueError, match="n must be at least 0, got -1"):
+        select_queries(model, pool, -1, experiment, generator())
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_scoring_holds_no_more_than_a_batch_and_leaves_the_network_bit_identical(strategy):
+    network = build_unet(encoder_weights=None, decoder_channels=(16, 16, 16, 16, 16)).train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    pool = torch.randint(0, 256, (5, 3, 32, 32), generator=generator(), dtype=torch.uint8)
+    experiment = Experiment(strategy=strategy, mc_samples=2, **{**SETTINGS, "batch_size": 1})
+    _, scores = select_queries(network, pool, 2, experiment, generator())
+    assert not scores.requires_grad
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+    model = HalfIsDropped()
+    select_queries(model, random_pool(50), 2, Experiment(strategy=strategy, **SETTINGS), generator())
+    assert max(model.batches, default=0) <= 8
+
+
+def test_the_batch_size_does_not_change_a_score():
+    pool = random_pool()
+    for name in BY_PREDICTION:
+        scores = [
+            select_queries(
+                RedIsLesion(), pool, 1, Experiment(strategy=name, **{**SETTINGS, "batch_size": n}), generator()
+            )[1]
+            for n in (1, 3, 50)
+        ]
+        assert torch.allclose(scores[0], scores[1]) and torch.allclose(scores[0], scores[2])
+
+
+def test_a_strategy_of_ones_own_takes_a_few_lines():
+    def darkest(model, images, experiment, generator):
+        return -images.float().mean((1, 2, 3))
+
+    pool = flat_pool(30, 10, 200, 20)
+    chosen, scores = select_queries(RedIsLesion(), pool, 3, Experiment(**SETTINGS), generator(), darkest)
+    assert chosen.tolist() == [1, 3, 0]
+    assert scores.tolist() == [-30, -10, -200, -20]
+
+
+@pytest.mark.parametrize(
+    "answer", [np.array([3.0, 1.0]), [3, 1], torch.tensor([3, 1]), torch.tensor([3.0, 1.0]).double()]
+)
+def test_numbers_of_any_kind_are_scores(answer):
+    pool = flat_pool(0, 0, size=8)
+    chosen, scores = select_queries(RedIsLesion(), pool, 1, Experiment(**SETTINGS), generator(), lambda *_: answer)
+    assert chosen.tolist() == [0] and scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (torch.zeros(3), r"'mine' must return one score an image, shape \(2,\), got \(3,\)"),
+        (torch.zeros(2, 1), r"'mine' must return one score an image, shape \(2,\), got \(2, 1\)"),
+        (torch.tensor([0.0, float("nan")]), "'mine' must return finite scores; image 1 of 2 has nan"),
+        (torch.tensor([float("inf"), 0.0]), "'mine' must return finite scores; image 0 of 2 has inf"),
+        (None, "'mine' must return 2 numbers, got NoneType"),
+        ("high", "'mine' must return 2 numbers, got str"),
+    ],
+)
+def test_a_strategy_that_returns_something_else_is_told_so(answer, message):
+    def mine(model, images, experiment, generator):
+        return answer
+
+    with pytest.raises(ValueError, match=message):
+        select_queries(RedIsLesion(), flat_pool(0, 0, size=8), 1, Experiment(**SETTINGS), generator(), mine)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest_one():
+    experiment = Experiment(strategy="mc-dropout", **SETTINGS)
+    with pytest.raises(ConfigError, match="strategy: there is no 'mc-dropout'; did you mean 'mc_dropout'?"):
+        select_queries(RedIsLesion(), flat_pool(0, size=8), 1, experiment, generator())
+    with pytest.raises(ConfigError, match="strategy: must be a function or None, got 'random'"):
+        select_queries(RedIsLesion(), flat_pool(0, size=8), 1, experiment, generator(), "random")

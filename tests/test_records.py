@@ -1,0 +1,154 @@
+"""The files of a run: numbers come back exactly, files are whole or absent, and finished runs are found and read."""
+
+import json
+import subprocess
+from datetime import UTC, datetime, timedelta
+from importlib import metadata
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from alutils.records import RecordsError, _git_state, load_runs, load_table, provenance, write_csv, write_json
+
+NUMBERS = np.concatenate(
+    [
+        np.random.default_rng(0).random(2000) * 10.0 ** np.random.default_rng(1).integers(-300, 300, 2000),
+        np.random.default_rng(2).random(500).astype(np.float32).astype(np.float64),
+        [0.1 + 0.2, 5e-324, 1.7976931348623157e308, -0.0, 1 / 3],
+    ]
+)
+
+
+def make_run(folder, *, strategy="random", seed=0, status="finished", val=(0.5, 0.75), test=(0.25, 0.5)):
+    """A run's files as text, without the code that writes them."""
+    folder.mkdir(parents=True)
+    record = {
+        "status": status,
+        "experiment": {"strategy": strategy, "seed": seed, "decoder_channels": [16, 8]},
+        "data": {},
+        "seconds": 12.5,
+        "provenance": [{"device": "first"}, {"device": "second"}],
+    }
+    (folder / "run.json").write_text(json.dumps(record))
+    rounds = "".join(f"{k},{4 + 2 * k},{k + 1},0.5,{dice}\n" for k, dice in enumerate(val))
+    (folder / "rounds.csv").write_text("round,n_labelled,steps,loss,val_dice\n" + rounds)
+    dice = "".join(f"{name},{value}\n" for name, value in zip(("007", "NA"), test, strict=True))
+    (folder / "test_dice.csv").write_text("image_id,dice\n" + dice)
+    (folder / "queries.csv").write_text("round,image_id,score,lesion_area_percent,rank\n0,007,1.5,20.0,1\n")
+    (folder / "timing.csv").write_text("round,phase,seconds\n0,training,2.5\n1,training,10.0\n")
+
+
+def test_csv_numbers_read_back_exactly_in_one_line(tmp_path):
+    write_csv(tmp_path / "a.csv", pd.DataFrame({"x": NUMBERS, "n": range(len(NUMBERS))}))
+    back = pd.read_csv(tmp_path / "a.csv")
+    assert back["x"].to_numpy().tobytes() == NUMBERS.tobytes()
+    assert list(back.columns) == ["x", "n"] and back["n"].dtype == np.int64
+
+
+def test_json_numbers_read_back_exactly(tmp_path):
+    write_json(tmp_path / "a.json", {"x": NUMBERS.tolist()})
+    assert np.array(json.loads((tmp_path / "a.json").read_text())["x"]).tobytes() == NUMBERS.tobytes()
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    write_json(tmp_path / "a.json", {"x": 1})
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "a.json", {"x": float("nan")})  # not JSON
+
+    class Broken(pd.DataFrame):
+        def to_csv(self, path, **_):
+            path.write_text("x\n1")
+            raise OSError("disk full")
+
+    write_csv(tmp_path / "a.csv", pd.DataFrame({"x": [1]}))
+    with pytest.raises(OSError, match="disk full"):
+        write_csv(tmp_path / "a.csv", Broken({"x": [2]}))
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+    assert (tmp_path / "a.csv").read_bytes() == b"x\n1\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.json"]
+
+
+def test_provenance_says_what_made_a_run_and_is_json():
+    found = json.loads(json.dumps(provenance("cpu")))
+    for package in ("torch", "torchvision", "segmentation_models_pytorch", "numpy", "alutils"):
+        assert found[package].startswith(metadata.version(package))
+    assert found["device"] == "cpu" and found["cpu"] and found["threads"] == torch.get_num_threads()
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(found["time"])) < timedelta(minutes=1)
+    assert set(found) >= {"python", "platform", "git_commit", "git_dirty"}
+
+
+def test_the_commit_is_gits_and_null_outside_a_checkout(tmp_path):
+    def git(*arguments):
+        settings = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+        done = subprocess.run(["git", *settings, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    assert _git_state(tmp_path) == (None, None)
+    git("init")
+    assert _git_state(tmp_path) == (None, None)  # nothing committed yet
+    (tmp_path / "file").write_text("1")
+    git("add", "file")
+    git("commit", "-m", "first")
+    assert _git_state(tmp_path) == (git("rev-parse", "HEAD"), False)
+    (tmp_path / "file").write_text("2")
+    assert _git_state(tmp_path) == (git("rev-parse", "HEAD"), True)
+    (tmp_path / "below").mkdir()
+    assert _git_state(tmp_path / "below") == (None, None)
+
+
+def test_load_runs_has_a_row_for_each_finished_run(tmp_path):
+    make_run(tmp_path / "b" / "entropy-1", strategy="entropy", seed=1, val=(0.1, 0.2, 0.3), test=(1.0, 0.5))
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "c", status="running")
+    runs = load_runs(tmp_path)
+    assert runs.to_dict("records") == [
+        {
+            "run": "a", "strategy": "random", "seed": 0, "decoder_channels": (16, 8), "n_labelled": 6, "steps": 3,
+            "val_dice": 0.75, "test_dice": 0.375, "seconds": 12.5, "device": "second",
+        },
+        {
+            "run": "b/entropy-1", "strategy": "entropy", "seed": 1, "decoder_channels": (16, 8), "n_labelled": 8,
+            "steps": 6, "val_dice": 0.3, "test_dice": 0.75, "seconds": 12.5, "device": "second",
+        },
+    ]  # fmt: skip
+    assert len(runs.groupby(["decoder_channels", "strategy"])) == 2
+
+
+def test_load_table_joins_the_runs_and_keeps_ids_as_text(tmp_path):
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", strategy="entropy", seed=3)
+    make_run(tmp_path / "c", status="running")
+    dice = load_table(tmp_path, "test_dice")
+    assert dice["image_id"].tolist() == ["007", "NA"] * 2
+    assert dice["run"].tolist() == ["a", "a", "b", "b"] and dice["seed"].tolist() == [0, 0, 3, 3]
+    assert load_table(tmp_path, "rounds").groupby("strategy")["val_dice"].last().to_dict() == {
+        "entropy": 0.75,
+        "random": 0.75,
+    }
+    assert load_table(tmp_path, "queries")["score"].tolist() == [1.5, 1.5]
+    assert load_table(tmp_path, "timing")["seconds"].sum() == 25
+    with pytest.raises(ValueError, match="name must be one of rounds, queries, test_dice, timing, got 'round'"):
+        load_table(tmp_path, "round")
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(RecordsError, match="no finished run below .*; 0 are unfinished"):
+        load_runs(tmp_path)
+    make_run(tmp_path / "a", status="running")
+    with pytest.raises(RecordsError, match="no finished run below .*; 1 are unfinished"):
+        load_table(tmp_path, "rounds")
+    make_run(tmp_path / "b")
+    (tmp_path / "b" / "test_dice.csv").unlink()
+    with pytest.raises(RecordsError, match=r"b/test_dice.csv cannot be read .*; delete .*b to run it anew"):
+        load_runs(tmp_path)
+    (tmp_path / "a" / "run.json").write_text('{"status": "fini')
+    with pytest.raises(RecordsError, match=r"a/run.json cannot be read"):
+        load_runs(tmp_path)
+    (tmp_path / "a" / "run.json").write_text('{"status": "finished"}')
+    with pytest.raises(RecordsError, match=r"a/run.json is not the record of a run: it lacks data, experiment"):
+        load_runs(tmp_path)
+    (tmp_path / "a" / "run.json").write_text("3")
+    with pytest.raises(RecordsError, match=r"a/run.json cannot be read"):
+        load_runs(tmp_path)
