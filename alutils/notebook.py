@@ -1,0 +1,97 @@
+"""What every notebook does first: read its parameters, open the data, choose the device."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from IPython import get_ipython
+
+from alutils.config import PROFILES_DIR, ConfigError, Experiment, did_you_mean, parse_settings
+from alutils.data import Splits
+from alutils.isic2018 import load_isic2018
+from alutils.synthetic import make_synthetic
+from alutils.training import resolve_device
+
+RUNS_DIR = PROFILES_DIR.parent / "runs"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What a notebook works with: the experiment, the pictures, the device, the folder for its files."""
+
+    experiment: Experiment
+    splits: Splits
+    device: torch.device
+    output_dir: Path
+    synthetic: bool
+
+    @property
+    def data_name(self) -> str:
+        """What to call the pictures in a title."""
+        return "synthetic images" if self.synthetic else "ISIC 2018"
+
+
+def open_workspace(
+    notebook: str,
+    *,
+    profile: str = "quick",
+    data_root: str = "",
+    seed: int | None = None,
+    device: str = "auto",
+    output_dir: str = "",
+    overrides: str | Mapping[str, Any] = "",
+    **settings: Any,
+) -> Workspace:
+    """Check a notebook's parameters, then load or generate its data.
+
+    Args:
+        notebook: its name, such as "01_data": names the default output folder.
+        profile: name or path, see :meth:`Experiment.from_profile`.
+        data_root: a folder with ISIC 2018, see :func:`load_isic2018`; empty: synthetic images.
+        seed: of the experiment; None: the profile's.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        output_dir: for the notebook's files; empty: ``runs/<profile>/<notebook>`` in the project.
+        overrides: changes of the profile's settings, as a mapping or as YAML text.
+        **settings: settings that the notebook has as parameters of their own; they win over ``overrides``.
+
+    Raises:
+        ConfigError: for parameters that cannot be used, also for names that papermill passed and the notebook lacks.
+        DataError: if ``data_root`` cannot be used.
+
+    >>> workspace = open_workspace("01_data", overrides="{n_synthetic: [4, 2, 2]}", device="cpu")
+    >>> len(workspace.splits.train), workspace.device.type, workspace.data_name
+    (4, 'cpu', 'synthetic images')
+    """
+    known = ["profile", "data_root", "seed", "device", "output_dir", "overrides", *settings]
+    _refuse_unknown_parameters(_cells_run_so_far(), known)
+    changes = parse_settings(overrides) if isinstance(overrides, str) else dict(overrides)
+    changes.update(settings if seed is None else {"seed": seed, **settings})
+    experiment = Experiment.from_profile(profile, **changes)
+    chosen_device = resolve_device(device)
+    folder = Path(output_dir) if output_dir else RUNS_DIR / Path(profile).stem / notebook
+    if data_root:
+        splits = load_isic2018(data_root, experiment.image_size)
+    else:
+        splits = make_synthetic(*experiment.n_synthetic, image_size=experiment.image_size)
+    return Workspace(experiment, splits.to(chosen_device), chosen_device, folder, synthetic=not data_root)
+
+
+def _cells_run_so_far() -> list[str]:
+    shell = get_ipython()
+    return list(shell.history_manager.input_hist_raw) if shell else []
+
+
+def _refuse_unknown_parameters(cells: list[str], known: list[str]) -> None:
+    """papermill puts every ``-p name value`` into a cell of its own and only warns of names that do nothing."""
+    for cell in cells:
+        if not cell.startswith("# Parameters\n"):
+            continue
+        assigned = [target for line in ast.parse(cell).body if isinstance(line, ast.Assign) for target in line.targets]
+        for name in (target.id for target in assigned if isinstance(target, ast.Name)):
+            if name not in known:
+                raise ConfigError(f"{name}: this notebook has no such parameter; {did_you_mean(name, known)}")

@@ -1,0 +1,103 @@
+"""Figures carry alternative text and are saved whole; progress ends at 100 % in an executed notebook."""
+
+import io
+
+import matplotlib.pyplot as plt
+import nbclient
+import nbformat
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from alutils import figures
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    displayed = []
+    monkeypatch.setattr(figures, "display", displayed.append)
+    return displayed
+
+
+def chart():
+    figure, ax = plt.subplots(figsize=(3, 2))
+    ax.plot([0, 1], [0, 1])
+    return figure
+
+
+def test_a_figure_is_shown_with_its_alternative_text_and_closed(shown):
+    figure = chart()
+    figures.show_figure(figure, "A line\n    that rises.")
+    _data, metadata = shown[0]._repr_mimebundle_()
+    assert metadata["image/png"]["alt"] == "A line that rises."
+    assert not plt.fignum_exists(figure.number)
+
+
+def test_a_figure_without_alternative_text_is_refused():
+    with pytest.raises(ValueError, match="alt"):
+        figures.show_figure(chart(), " ")
+
+
+def test_a_figure_is_saved_as_png_and_svg_the_same_bytes_each_time(shown, tmp_path):
+    saved = []
+    for name in ("a", "b"):
+        figures.show_figure(chart(), "A line.", save_as=tmp_path / name / "line")
+        saved.append([(tmp_path / name / f"line{suffix}").read_bytes() for suffix in (".png", ".svg")])
+    assert saved[0] == saved[1]
+    assert [file.name for file in sorted((tmp_path / "a").iterdir())] == ["line.png", "line.svg"]
+
+
+def test_photographs_are_shown_as_jpeg_and_charts_as_png(shown):
+    coarse = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    clouds = torch.nn.functional.interpolate(coarse, size=256, mode="bicubic").clamp(0, 1)[0]
+    figure, ax = plt.subplots()
+    figures.draw_image(ax, (255 * clouds).byte())
+    figures.show_figure(figure, "Clouds.")
+    figures.show_figure(chart(), "A line.")
+    assert [Image.open(io.BytesIO(image.data)).format for image in shown] == ["JPEG", "PNG"]
+
+
+def test_the_outline_runs_between_the_pixels_of_the_mask():
+    mask = torch.zeros(1, 20, 30)
+    mask[:, 5:10, 8:20] = 1
+    figure, ax = plt.subplots()
+    figures.draw_outline(ax, mask, figures.TRUTH)
+    corners = np.concatenate([path.vertices for path in ax.collections[-1].get_paths()])
+    assert corners.min(0) == pytest.approx([7.5, 4.5]) and corners.max(0) == pytest.approx([19.5, 9.5])
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_a_mask_without_or_full_of_lesion_can_be_drawn(value):
+    figure, ax = plt.subplots()
+    figures.draw_outline(ax, torch.full((1, 8, 8), value), figures.TRUTH)
+    assert len(ax.collections) == 2 * value
+    plt.close(figure)
+
+
+def luminance(colour):
+    channels = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return linear @ [0.2126, 0.7152, 0.0722]
+
+
+def test_the_dark_edge_makes_outlines_visible_on_any_skin():
+    """Contrast of each outline with its edge, by the formula of WCAG 2 (3:1 is what it asks of graphics)."""
+    for colour in (figures.TRUTH, figures.PREDICTION):
+        assert (luminance(colour) + 0.05) / (luminance(figures.BLACK) + 0.05) > 3
+
+
+def test_progress_is_saved_as_it_was_at_the_end():
+    cell = nbformat.v4.new_code_cell(
+        "from alutils.progress import progress_bar\n"
+        "with progress_bar('counting', 30, 'step') as bar:\n"
+        "    for _ in range(30):\n"
+        "        bar.update()\n"
+        "    bar.set_postfix(loss='0.5')"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    nbclient.NotebookClient(notebook, kernel_name="python3").execute()
+    (output,) = notebook.cells[0].outputs
+    text = output["data"]["text/plain"]
+    assert text.startswith("counting: 100%") and "30/30" in text and "loss=0.5" in text
