@@ -23,7 +23,7 @@ from alutils.data import Split, Splits
 
 SUBTYPES = ("common", "hypopigmented", "reddish", "multipart", "hairy", "ink")
 """Kinds of picture: the common one, the rare lesions, and the rare artefacts."""
-_RARE_SHARES = np.array([0.10, 0.25, 0.15, 0.20, 0.30])
+_RARE_SHARES = np.array([0.08, 0.25, 0.15, 0.20, 0.32])
 
 # Optical density in red, green and blue of as much pigment as absorbs 1 in green.
 MELANIN = np.array([0.45, 1.0, 1.36])
@@ -258,7 +258,7 @@ def _ink(factors: LesionFactors, size: int) -> np.ndarray:
 
     def draw_on(draw: ImageDraw.ImageDraw, side: int) -> None:
         for _ in range(factors.n_ink):
-            start, length, away, width = rng.uniform([0, 0.1, 0.25, 0.02], [2 * np.pi, 1.0, 0.5, 0.06])
+            start, length, away, width = rng.uniform([0, 0.1, 0.2, 0.02], [2 * np.pi, 1.0, 0.5, 0.08])
             reach = away + 0.01 * rng.standard_normal(12)
             arc = np.exp(1j * (start + np.linspace(0, length, 12)))
             _line(draw, side, middle + reach * arc, width, rng.uniform(0.4, 1.0))
@@ -364,8 +364,8 @@ def _draw_factors(
     n_kinds = 5 if artefacts else 3  # the last two kinds are artefacts
     odds = _RARE_SHARES[:n_kinds] / _RARE_SHARES[:n_kinds].sum()
     subtype = SUBTYPES[1 + rng.choice(n_kinds, p=odds)] if is_rare else "common"
-    # Most common lesions are easy (mean 0.22); rare ones lie around the middle (mean 0.43).
-    hard = min(1.0, difficulty * (rng.beta(3, 4) if is_rare else rng.beta(1.3, 4.5)))
+    # Most common lesions are easy (mean 0.22); rare ones lie around the middle (mean 0.5).
+    hard = min(1.0, difficulty * (rng.beta(3, 3) if is_rare else rng.beta(1.3, 4.5)))
     share = (mean_area - 0.01) / 0.84  # the mean of a beta distribution that is then stretched from 1 % to 85 %
     centre_x, centre_y = np.clip(rng.normal(0.5, 0.09, 2), 0.25, 0.75).tolist()
 
@@ -381,20 +381,20 @@ def _draw_factors(
         centre_y=centre_y,
         elongation=rng.uniform(0, 0.35),
         irregularity=rng.uniform(0.03, 0.18 + 0.2 * hard),
-        contrast=0.7 * (0.3 / 0.7) ** hard * rng.uniform(0.75, 1.3),
+        contrast=0.9 * (0.33 / 0.9) ** hard * rng.uniform(0.75, 1.3),
         softness=0.03 + 0.1 * hard * rng.random(),
         variegation=rng.uniform(0, 0.5),
         network=rng.uniform(0.1, 0.8),
         skin_tone=skin_tones[0] + (skin_tones[1] - skin_tones[0]) * rng.beta(1, 2.2),
         patches=0.9 * rng.random() ** (1.5 - hard),
-        exposure=rng.uniform(0.7, 1.1),
+        exposure=rng.uniform(0.75, 1.1),
         warmth=rng.uniform(-1, 1),
         shading=rng.uniform(0, 0.6),
         n_parts=int(rng.integers(2, 5)) if subtype == "multipart" else 1,
         vignette=rng.uniform(0.5, 1) if rng.random() < 0.2 * artefacts else 0.0,
         ruler=int(rng.random() < 0.25 * artefacts),
         n_freckles=count((5 + 20 * hard) * rng.random(), 100),
-        n_ink=count(artefacts * (4 if subtype == "ink" else 0.3), 10),
+        n_ink=count(artefacts * (5 if subtype == "ink" else 0.4), 10),
         n_bubbles=count(artefacts * (0.5 + 4 * hard), 50),
         n_hairs=count(artefacts * (30 if subtype == "hairy" else 4 * rng.random() ** 2 + 8 * hard), 200),
     )
