@@ -29,6 +29,7 @@ test: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile --nbval-lax --nbval-current-env notebooks
 
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks

@@ -146,7 +146,7 @@ def draw_unet(shapes: pd.DataFrame) -> Figure:
     colours = {"encoder": BLUE, "decoder": GREEN}
     places = {}
     for x, (name, channels, size) in enumerate(stages.itertuples()):
-        height = 0.9 - 0.1 * levels[name]
+        height = 0.9 - 0.06 * levels[name]
         places[name] = (x, -levels[name])
         box = plt.Rectangle(
             (x - 0.3, -levels[name] - height / 2), 0.6, height, color=colours.get(name.split()[0], "gray")

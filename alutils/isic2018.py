@@ -25,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from alutils.data import DataError, Split, Splits
+from alutils.progress import progress_bar
 
 OFFICIAL_COUNTS = {"train": 2594, "val": 100, "test": 1000}
 """Images in the official training, validation and test set (section IV-A)."""
@@ -300,9 +301,13 @@ def _decode_all(
 
     pool = ThreadPoolExecutor(n_workers)  # Pillow lets go of the interpreter's lock while it works
     label = f"decoding ISIC 2018 at {image_size} x {image_size}"
+    problems: list[_Problem] = []
     try:
-        done = tqdm(pool.map(work, jobs), total=len(jobs), desc=label, unit="image", mininterval=1)
-        return [problem for problems in done for problem in problems]
+        with progress_bar(label, len(jobs), "image") as bar:
+            for found in pool.map(work, jobs):
+                problems += found
+                bar.update()
+        return problems
     finally:
         pool.shutdown(cancel_futures=True)  # an interrupt or a full disk ends the work at once
 

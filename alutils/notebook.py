@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,8 @@ def open_workspace(
     >>> len(workspace.splits.train), workspace.device.type, workspace.data_name
     (4, 'cpu', 'synthetic images')
     """
-    known = ["profile", "data_root", "seed", "device", "output_dir", "overrides", *settings]
-    _refuse_unknown_parameters(_cells_run_so_far(), known)
+    shell = get_ipython()
+    _refuse_unknown_parameters(shell.history_manager.input_hist_raw if shell else [])
     changes = parse_settings(overrides) if isinstance(overrides, str) else dict(overrides)
     changes.update(settings if seed is None else {"seed": seed, **settings})
     experiment = Experiment.from_profile(profile, **changes)
@@ -81,17 +82,16 @@ def open_workspace(
     return Workspace(experiment, splits.to(chosen_device), chosen_device, folder, synthetic=not data_root)
 
 
-def _cells_run_so_far() -> list[str]:
-    shell = get_ipython()
-    return list(shell.history_manager.input_hist_raw) if shell else []
+def _refuse_unknown_parameters(cells: Sequence[str]) -> None:
+    """papermill puts what it was given into a cell after the notebook's parameters, and only warns of other names."""
+    for parameters, given in pairwise(cells):
+        if given.startswith("# Parameters\n"):
+            known = _assigned_names(parameters)
+            for name in _assigned_names(given):
+                if name not in known:
+                    raise ConfigError(f"{name}: this notebook has no such parameter; {did_you_mean(name, known)}")
 
 
-def _refuse_unknown_parameters(cells: list[str], known: list[str]) -> None:
-    """papermill puts every ``-p name value`` into a cell of its own and only warns of names that do nothing."""
-    for cell in cells:
-        if not cell.startswith("# Parameters\n"):
-            continue
-        assigned = [target for line in ast.parse(cell).body if isinstance(line, ast.Assign) for target in line.targets]
-        for name in (target.id for target in assigned if isinstance(target, ast.Name)):
-            if name not in known:
-                raise ConfigError(f"{name}: this notebook has no such parameter; {did_you_mean(name, known)}")
+def _assigned_names(cell: str) -> list[str]:
+    assignments = [statement for statement in ast.parse(cell).body if isinstance(statement, ast.Assign)]
+    return [target.id for statement in assignments for target in statement.targets if isinstance(target, ast.Name)]

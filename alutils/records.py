@@ -241,7 +241,8 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
     Returns:
         Columns: ``run`` (its folder below ``folder``), every setting of the experiment (``strategy`` is the one that
         was used), ``n_labelled`` and ``steps`` (images at the end, optimizer steps in all), ``val_dice`` (mean, of the
-        last round), ``test_dice`` (mean), ``seconds`` (training, evaluation, query and test) and ``device``.
+        last round), ``test_dice`` (mean), ``seconds`` (training, evaluation, query and test), and the ``device``,
+        ``cpu``, ``torch`` and ``git_commit`` of its last start.
 
     Raises:
         RecordsError: if there is no finished run, or a file of one cannot be read.
@@ -260,7 +261,7 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
                 "val_dice": rounds["val_dice"].iloc[-1],
                 "test_dice": test_dice["dice"].mean(),
                 "seconds": record["seconds"],
-                "device": record["provenance"][-1]["device"],
+                **{key: record["provenance"][-1][key] for key in ("device", "cpu", "torch", "git_commit")},
             }
         )
     return pd.DataFrame(rows)
@@ -299,8 +300,8 @@ def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
         device: what the run computes on.
 
     Returns:
-        Plain values for JSON. ``git_commit`` and ``git_dirty`` (uncommitted changes) are None where the package does
-        not lie in a git checkout of its own.
+        Plain values for JSON. ``git_commit`` and ``git_dirty`` (uncommitted changes of tracked files) are None where
+        the package does not lie in a git checkout of its own.
 
     >>> sorted(provenance())[:4]
     ['alutils', 'cpu', 'device', 'git_commit']
@@ -468,7 +469,7 @@ def _git_state(root: Path) -> tuple[str | None, bool | None]:
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
             return None, None  # the package is installed somewhere below another project's checkout
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):
         return None, None
 

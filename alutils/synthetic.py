@@ -23,7 +23,7 @@ from alutils.data import Split, Splits
 
 SUBTYPES = ("common", "hypopigmented", "reddish", "multipart", "hairy", "ink")
 """Kinds of picture: the common one, the rare lesions, and the rare artefacts."""
-_RARE_SHARES = np.array([0.08, 0.25, 0.15, 0.20, 0.32])
+_RARE_SHARES = np.array([0.08, 0.36, 0.20, 0.16, 0.20])
 
 # Optical density in red, green and blue of as much pigment as absorbs 1 in green.
 MELANIN = np.array([0.45, 1.0, 1.36])
@@ -196,7 +196,10 @@ def _lesion_field(factors: LesionFactors, size: int) -> tuple[np.ndarray, np.nda
         q = np.minimum(q, distance / (scale * np.exp(log_border)))
     wanted = max(1, round(factors.area * size**2))
     level = np.partition(q, wanted - 1, axis=None)[wanted - 1]
-    return q / level, q <= level
+    mask = q < level
+    ties = np.flatnonzero(q == level)  # symmetric lesions have pixels at the same q: take as many as the area needs
+    mask.flat[ties[: wanted - mask.sum()]] = True
+    return q / level, mask
 
 
 def _lesion(factors: LesionFactors, q: np.ndarray) -> np.ndarray:
@@ -209,7 +212,7 @@ def _lesion(factors: LesionFactors, q: np.ndarray) -> np.ndarray:
     share = factors.variegation * expit(4 * (_noise(rng, 4, size) - 0.5))[..., None]
     base = np.maximum(1 + core + zones - 0.5 * factors.network, 0.1)[..., None]
     lines = (
-        1.5 * factors.network * np.exp(-((_noise(rng, 32, size) / 0.5) ** 2))[..., None]
+        1.5 * factors.network * np.exp(-((_noise(rng, 40, size) / 0.5) ** 2))[..., None]
     )  # where the noise is near 0
     pigment = {"hypopigmented": BLEACH, "reddish": BLOOD}.get(factors.subtype, MELANIN)
     if factors.subtype != "hypopigmented":
@@ -379,19 +382,19 @@ def _draw_factors(
         area=0.01 + 0.84 * rng.beta(1, 1 / share - 1),
         centre_x=centre_x,
         centre_y=centre_y,
-        elongation=rng.uniform(0, 0.35),
-        irregularity=rng.uniform(0.03, 0.18 + 0.2 * hard),
-        contrast=0.9 * (0.33 / 0.9) ** hard * rng.uniform(0.75, 1.3),
-        softness=0.03 + 0.1 * hard * rng.random(),
+        elongation=rng.uniform(0, 0.3),
+        irregularity=rng.uniform(0.02, 0.12 + 0.2 * hard),
+        contrast=0.9 * (0.35 / 0.9) ** hard * rng.uniform(0.75, 1.3),
+        softness=0.02 + 0.1 * hard * rng.random(),
         variegation=rng.uniform(0, 0.5),
-        network=rng.uniform(0.1, 0.8),
+        network=rng.uniform(0.1, 0.6),
         skin_tone=skin_tones[0] + (skin_tones[1] - skin_tones[0]) * rng.beta(1, 2.2),
-        patches=0.9 * rng.random() ** (1.5 - hard),
+        patches=rng.random() ** (1.5 - hard),
         exposure=rng.uniform(0.75, 1.1),
         warmth=rng.uniform(-1, 1),
         shading=rng.uniform(0, 0.6),
         n_parts=int(rng.integers(2, 5)) if subtype == "multipart" else 1,
-        vignette=rng.uniform(0.5, 1) if rng.random() < 0.2 * artefacts else 0.0,
+        vignette=rng.uniform(0.4, 0.9) if rng.random() < 0.15 * artefacts else 0.0,
         ruler=int(rng.random() < 0.25 * artefacts),
         n_freckles=count((5 + 20 * hard) * rng.random(), 100),
         n_ink=count(artefacts * (5 if subtype == "ink" else 0.4), 10),
@@ -462,6 +465,8 @@ def make_synthetic(
     _check("rare", rare, 0, 1)
     _check("mean_area", mean_area, 0.05, 0.5)
     _check("artefacts", artefacts, 0, 3)
+    if not isinstance(skin_tones, (tuple, list)) or len(skin_tones) != 2:
+        raise ValueError(f"skin_tones must be two numbers, the lightest and the darkest, got {skin_tones!r}")
     lightest, darkest = skin_tones
     _check("skin_tones[0]", lightest, 0, 1)
     _check("skin_tones[1]", darkest, lightest, 1)

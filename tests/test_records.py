@@ -29,7 +29,7 @@ def make_run(folder, *, strategy="random", seed=0, status="finished", val=(0.5, 
         "experiment": {"strategy": strategy, "seed": seed, "decoder_channels": [16, 8]},
         "data": {},
         "seconds": 12.5,
-        "provenance": [{"device": "first"}, {"device": "second"}],
+        "provenance": [{"device": "first"}, {"device": "second", "cpu": "x", "torch": "2", "git_commit": None}],
     }
     (folder / "run.json").write_text(json.dumps(record))
     rounds = "".join(f"{k},{4 + 2 * k},{k + 1},0.5,{dice}\n" for k, dice in enumerate(val))
@@ -107,10 +107,12 @@ def test_load_runs_has_a_row_for_each_finished_run(tmp_path):
         {
             "run": "a", "strategy": "random", "seed": 0, "decoder_channels": (16, 8), "n_labelled": 6, "steps": 3,
             "val_dice": 0.75, "test_dice": 0.375, "seconds": 12.5, "device": "second",
+            "cpu": "x", "torch": "2", "git_commit": None,
         },
         {
             "run": "b/entropy-1", "strategy": "entropy", "seed": 1, "decoder_channels": (16, 8), "n_labelled": 8,
             "steps": 6, "val_dice": 0.3, "test_dice": 0.75, "seconds": 12.5, "device": "second",
+            "cpu": "x", "torch": "2", "git_commit": None,
         },
     ]  # fmt: skip
     assert len(runs.groupby(["decoder_channels", "strategy"])) == 2

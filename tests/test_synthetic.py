@@ -1,0 +1,350 @@
+"""The synthetic pictures: exact masks, independent seeding, and knobs that turn what they say."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage, stats
+
+from alutils.synthetic import SUBTYPES, LesionFactors, make_synthetic, render_lesion
+
+PLAIN = LesionFactors(irregularity=0.0, elongation=0.0, variegation=0.0, network=0.0, shading=0.0)
+RANGES = {item.name: item.metadata["range"] for item in fields(LesionFactors) if "range" in item.metadata}
+
+
+@pytest.fixture(scope="module")
+def many():
+    return make_synthetic(500, 20, 20, image_size=32)
+
+
+def offsets_from_centre(size, x, y):
+    line = (np.arange(size) + 0.5) / size
+    return line[None, :] - x, line[:, None] - y
+
+
+# --- The form of the data ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [32, 64, 100, 128])
+def test_every_size_gives_uint8_pictures_and_binary_masks(size):
+    splits = make_synthetic(3, 2, 1, image_size=size)
+    for split, n in ((splits.train, 3), (splits.val, 2), (splits.test, 1)):
+        assert split.images.shape == (n, 3, size, size) and split.images.dtype == torch.uint8
+        assert split.masks.shape == (n, 1, size, size) and split.masks.dtype == torch.uint8
+        assert split.masks.unique().tolist() == [0, 1]
+        assert len(split.factors) == n
+
+
+def test_ids_name_the_split_and_the_number():
+    splits = make_synthetic(2, 1, 1, image_size=32)
+    assert splits.train.ids == ("synthetic_train_0000", "synthetic_train_0001")
+    assert splits.val.ids == ("synthetic_val_0000",) and splits.test.ids == ("synthetic_test_0000",)
+
+
+def test_no_picture_stands_twice_in_or_across_splits(many):
+    pictures = torch.cat([many.train.images, many.val.images, many.test.images])
+    assert len({picture.numpy().tobytes() for picture in pictures}) == 540
+
+
+def test_factors_hold_every_draw_and_the_subtype_as_text(many):
+    assert list(many.train.factors.columns) == [item.name for item in fields(LesionFactors)]
+    assert set(many.train.factors["subtype"]) == set(SUBTYPES)
+    for name, (low, high) in RANGES.items():
+        assert many.train.factors[name].between(low, high).all(), name
+
+
+# --- Seeding ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_does_not_depend_on_how_many_are_made(many):
+    few = make_synthetic(4, 2, 1, image_size=32)
+    assert torch.equal(few.train.images, many.train.images[:4]) and torch.equal(few.train.masks, many.train.masks[:4])
+    assert torch.equal(few.val.images, many.val.images[:2]) and torch.equal(few.test.images, many.test.images[:1])
+
+
+def test_another_seed_gives_other_pictures(many):
+    other = make_synthetic(4, 1, 1, image_size=32, seed=1)
+    for i in range(4):
+        assert not torch.equal(other.train.images[i], many.train.images[i])
+
+
+def test_another_process_with_another_hash_seed_gives_the_same_pictures(many):
+    code = (
+        "import hashlib; from alutils.synthetic import make_synthetic;"
+        "s = make_synthetic(6, 1, 1, image_size=32).train;"
+        "print(hashlib.sha256(s.images.numpy().tobytes() + s.masks.numpy().tobytes()).hexdigest())"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "4242"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    here = many.train.images[:6].numpy().tobytes() + many.train.masks[:6].numpy().tobytes()
+    assert found.stdout.strip() == hashlib.sha256(here).hexdigest()
+
+
+def test_the_global_random_state_is_neither_read_nor_moved():
+    np.random.seed(3)  # noqa: NPY002
+    torch.manual_seed(3)
+    before = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    first = make_synthetic(1, 1, 1, image_size=32)
+    assert np.array_equal(np.random.get_state()[1], before[0])  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), before[1])
+    torch.manual_seed(4)
+    np.random.seed(4)  # noqa: NPY002
+    assert torch.equal(make_synthetic(1, 1, 1, image_size=32).train.images, first.train.images)
+
+
+# --- Masks against closed forms ---------------------------------------------------------------------------------------
+
+
+def test_the_mask_has_exactly_the_drawn_area(many):
+    wanted = [round(area * 32 * 32) for area in many.train.factors["area"]]
+    assert many.train.masks.flatten(1).sum(1).tolist() == wanted
+
+
+@pytest.mark.parametrize(("area", "x", "y"), [(0.01, 0.5, 0.5), (0.21, 0.41, 0.57), (0.7, 0.33, 0.5), (0.3, 0.0, 1.0)])
+def test_a_round_lesion_is_the_disc_of_the_nearest_pixels_even_where_the_picture_cuts_it(area, x, y):
+    _, mask = render_lesion(replace(PLAIN, area=area, centre_x=x, centre_y=y), 64)
+    dx, dy = offsets_from_centre(64, x, y)
+    distance = np.hypot(dx, dy)
+    slack = 1e-9  # pixels at the same distance from the centre may fall on either side
+    assert mask.sum() == round(area * 64 * 64)
+    assert distance[mask == 1].max() <= distance[mask == 0].min() + slack
+
+
+@pytest.mark.parametrize("elongation", [0.1, 0.3, 0.5])
+def test_elongation_gives_the_axes_of_its_polar_curve(elongation):
+    _, mask = render_lesion(replace(PLAIN, elongation=elongation, area=0.15), 256)
+    dx, dy = offsets_from_centre(256, 0.5, 0.5)
+    rows, columns = np.nonzero(mask)
+    points = np.stack([dx[0, columns], dy[rows, 0]])
+    short, long = np.linalg.eigvalsh(points @ points.T)
+    theta = np.linspace(0, 2 * np.pi, 4001)[:-1]
+    fourth = np.exp(4 * elongation * np.cos(2 * theta))  # integral of r^2 r dr up to R(theta), but for a constant
+    ratio = (fourth * np.cos(theta) ** 2).sum() / (fourth * np.sin(theta) ** 2).sum()
+    assert long / short == pytest.approx(ratio, rel=0.02)
+
+
+def test_parts_stand_apart_and_one_part_stays_whole():
+    pieces = {}
+    for n_parts in (1, 4):
+        masks = [render_lesion(replace(PLAIN, seed=seed, n_parts=n_parts, area=0.08), 64)[1] for seed in range(20)]
+        pieces[n_parts] = [ndimage.label(mask)[1] for mask in masks]
+    assert set(pieces[1]) == {1}
+    assert max(pieces[4]) >= 3 and np.mean(pieces[4]) > 1.5
+
+
+def test_irregularity_lengthens_the_border():
+    def perimeter(irregularity):
+        masks = [render_lesion(replace(PLAIN, seed=s, irregularity=irregularity), 128)[1] for s in range(5)]
+        return np.mean([(mask ^ ndimage.binary_erosion(mask)).sum() for mask in masks])
+
+    assert perimeter(0.0) < 1.02 * perimeter(0.15) < perimeter(0.5)
+
+
+def test_the_drawn_lesion_ends_where_the_mask_ends():
+    for seed in range(5):
+        factors = replace(PLAIN, seed=seed, irregularity=0.2, n_parts=2, softness=0.02, contrast=1.5)
+        image, mask = render_lesion(factors, 64)
+        blank, _ = render_lesion(replace(factors, contrast=0.0), 64)
+        visible = image.astype(int).sum(2) < 0.8 * blank.astype(int).sum(2)
+        dice = 2 * (visible & (mask == 1)).sum() / (visible.sum() + mask.sum())
+        assert dice > 0.97
+
+
+# --- Area distribution ------------------------------------------------------------------------------------------------
+
+
+def test_areas_are_spread_as_on_isic(many):
+    area = many.train.lesion_area
+    assert 0.17 < area.mean() < 0.25
+    assert area.min() < 0.03 and area.max() > 0.6
+    assert area.median() < area.mean()
+
+
+@pytest.mark.parametrize("mean_area", [0.05, 0.1, 0.4, 0.5])
+def test_mean_area_sets_the_mean(mean_area):
+    area = make_synthetic(600, 1, 1, image_size=16, mean_area=mean_area).train.lesion_area
+    assert area.mean() == pytest.approx(mean_area, abs=4 * area.std().item() / 600**0.5)
+
+
+# --- One factor at a time ---------------------------------------------------------------------------------------------
+
+
+def test_a_row_of_factors_makes_its_picture_again(many):
+    for i in (0, 7, 123):
+        image, mask = render_lesion(LesionFactors(**many.train.factors.iloc[i]), 32)
+        assert np.array_equal(image, many.train.images[i].permute(1, 2, 0).numpy())
+        assert np.array_equal(mask, many.train.masks[i, 0].numpy())
+
+
+def test_another_size_shows_the_same_composition(many):
+    for i in range(20):
+        factors = LesionFactors(**many.train.factors.iloc[i])
+        small, small_mask = render_lesion(factors, 64)
+        large, large_mask = render_lesion(factors, 256)
+        reduced = large.reshape(64, 4, 64, 4, 3).mean((1, 3))
+        reduced_mask = large_mask.reshape(64, 4, 64, 4).mean((1, 3)) > 0.5
+        assert np.corrcoef(reduced.ravel(), small.ravel())[0, 1] > 0.9
+        assert 2 * (reduced_mask & (small_mask == 1)).sum() / (reduced_mask.sum() + small_mask.sum()) > 0.85
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("contrast", 0.2), ("softness", 0.3), ("variegation", 0.9), ("network", 0.9), ("skin_tone", 0.9)],
+        *[("patches", 0.9), ("exposure", 0.6), ("warmth", 0.8), ("shading", 0.9), ("vignette", 0.9), ("ruler", 1)],
+        *[("n_freckles", 20), ("n_ink", 4), ("n_bubbles", 10), ("n_hairs", 20), ("subtype", "reddish")],
+    ],
+)
+def test_a_factor_of_the_appearance_changes_the_picture_and_not_the_mask(name, value):
+    image, mask = render_lesion(LesionFactors(), 64)
+    changed, changed_mask = render_lesion(replace(LesionFactors(), **{name: value}), 64)
+    assert np.array_equal(mask, changed_mask)
+    assert not np.array_equal(image, changed)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("elongation", 0.5), ("irregularity", 0.6), ("centre_x", 0.7), ("centre_y", 0.3), ("n_parts", 3)],
+)
+def test_a_factor_of_the_shape_moves_the_mask_at_the_same_area(name, value):
+    _, mask = render_lesion(LesionFactors(), 64)
+    _, changed = render_lesion(replace(LesionFactors(), **{name: value}), 64)
+    assert mask.sum() == changed.sum() and not np.array_equal(mask, changed)
+
+
+def test_difficulty_is_only_a_record():
+    easy, hard = (render_lesion(replace(LesionFactors(), difficulty=d), 32)[0] for d in (0.0, 1.0))
+    assert np.array_equal(easy, hard)
+
+
+def test_contrast_is_an_optical_density():
+    factors = replace(PLAIN, exposure=1.0)
+    inside = render_lesion(replace(factors, area=0.1), 64)[1] == 1
+    level = [render_lesion(replace(factors, contrast=c), 64)[0][inside, 1].mean() for c in (0.0, 0.3, 0.6)]
+    density = [np.log(level[0] / level[1]), np.log(level[0] / level[2])]
+    assert density[1] == pytest.approx(2 * density[0], rel=0.05)
+
+
+def test_subtypes_have_their_colours():
+    def change(subtype):  # ratio of the lesion's colour to the skin's, RGB
+        image, mask = render_lesion(replace(PLAIN, subtype=subtype, contrast=0.5, exposure=0.7), 64)
+        return image[mask == 1].mean(0) / image[mask == 0].mean(0)
+
+    assert (change("common") < 0.95).all() and (change("hypopigmented") > 1.05).all()
+    assert change("reddish")[0] > change("common")[0] + 0.1
+
+
+def test_dark_skin_is_darker_and_hairs_darken_more_when_there_are_more():
+    def mean_level(**factors):
+        return render_lesion(replace(PLAIN, **factors), 64)[0].mean()
+
+    assert mean_level(skin_tone=1.0) < mean_level(skin_tone=0.5) < mean_level(skin_tone=0.0) - 20
+    assert mean_level(n_hairs=80) < mean_level(n_hairs=20) < mean_level(n_hairs=0)
+
+
+# --- Knobs of the data set --------------------------------------------------------------------------------------------
+
+
+def test_most_pictures_are_easy_and_contrast_falls_with_difficulty(many):
+    factors = many.train.factors
+    assert (factors["difficulty"] < 0.4).mean() > 0.5 and (factors["difficulty"] > 0.7).mean() > 0.02
+    for name, sign in (("contrast", -1), ("softness", 1), ("irregularity", 1), ("n_hairs", 1), ("n_freckles", 1)):
+        common = factors[factors["subtype"] == "common"]
+        assert sign * stats.spearmanr(common["difficulty"], common[name]).statistic > 0.15, name
+    assert stats.spearmanr(factors["difficulty"], factors["contrast"]).statistic < -0.7
+
+
+def test_rare_kinds_are_harder_and_as_frequent_as_asked(many):
+    factors = many.train.factors
+    is_rare = factors["subtype"] != "common"
+    assert is_rare.mean() == pytest.approx(0.4, abs=4 * (0.4 * 0.6 / 500) ** 0.5)
+    assert factors.loc[is_rare, "difficulty"].mean() > factors.loc[~is_rare, "difficulty"].mean() + 0.15
+    assert set(make_synthetic(30, 1, 1, image_size=16, rare=0).train.factors["subtype"]) == {"common"}
+    assert "common" not in set(make_synthetic(30, 1, 1, image_size=16, rare=1).train.factors["subtype"])
+
+
+def test_the_difficulty_knob_scales_the_difficulty(many):
+    none = make_synthetic(60, 1, 1, image_size=16, difficulty=0).train.factors
+    double = make_synthetic(60, 1, 1, image_size=16, difficulty=2).train.factors
+    usual = many.train.factors["difficulty"][:60]
+    assert (none["difficulty"] == 0).all()
+    assert np.allclose(double["difficulty"], np.minimum(1, 2 * usual))
+    assert none["contrast"].mean() > many.train.factors["contrast"][:60].mean() > double["contrast"].mean()
+
+
+def test_artefacts_can_be_left_out_or_multiplied(many):
+    names = ["n_hairs", "n_bubbles", "n_ink", "ruler", "vignette"]
+    none = make_synthetic(100, 1, 1, image_size=16, artefacts=0).train.factors
+    more = make_synthetic(100, 1, 1, image_size=16, artefacts=3).train.factors
+    assert (none[names] == 0).all().all() and not set(none["subtype"]) & {"hairy", "ink"}
+    assert (more[names].mean() > 1.5 * many.train.factors[names].mean()).all()
+
+
+def test_skin_tones_keep_to_their_range():
+    dark = make_synthetic(40, 1, 1, image_size=16, skin_tones=(0.8, 1.0)).train
+    light = make_synthetic(40, 1, 1, image_size=16, skin_tones=(0.0, 0.1)).train
+    assert dark.factors["skin_tone"].between(0.8, 1.0).all() and light.factors["skin_tone"].between(0, 0.1).all()
+    assert dark.images.float().mean() < light.images.float().mean() - 30
+
+
+# --- Guards -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"n_train": 0}, "n_train"),
+        ({"n_val": -1}, "n_val"),
+        ({"n_test": 2.5}, "n_test"),
+        ({"image_size": 15}, "image_size"),
+        ({"image_size": 2000}, "image_size"),
+        ({"image_size": 64.0}, "image_size"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**32}, "seed"),
+        ({"difficulty": 2.1}, "difficulty"),
+        ({"difficulty": float("nan")}, "difficulty"),
+        ({"rare": 1.1}, "rare"),
+        ({"rare": "often"}, "rare"),
+        ({"mean_area": 0.01}, "mean_area"),
+        ({"mean_area": 0.6}, "mean_area"),
+        ({"artefacts": -0.1}, "artefacts"),
+        ({"skin_tones": (0.5, 0.4)}, "skin_tones"),
+        ({"skin_tones": (-0.1, 0.4)}, "skin_tones"),
+        ({"skin_tones": 0.5}, "skin_tones"),
+    ],
+)
+def test_a_knob_out_of_range_is_refused_by_name(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        make_synthetic(**arguments)
+
+
+@pytest.mark.parametrize("name", sorted(RANGES))
+def test_a_factor_out_of_range_is_refused_by_name_and_its_limits_are_allowed(name):
+    low, high = RANGES[name]
+    for value in (low, high):
+        replace(LesionFactors(), **{name: value})
+    for value in (low - 1, high + 1):
+        with pytest.raises(ValueError, match=f"^{name} must be"):
+            replace(LesionFactors(), **{name: value})
+
+
+def test_counts_must_be_whole_and_the_subtype_known():
+    with pytest.raises(ValueError, match="n_hairs must be a whole number"):
+        LesionFactors(n_hairs=2.5)
+    with pytest.raises(ValueError, match="subtype must be one of common"):
+        LesionFactors(subtype="benign")
+    with pytest.raises(ValueError, match="image_size"):
+        render_lesion(LesionFactors(), 8)
+
+
+@pytest.mark.parametrize("size", [16, 64])
+def test_every_factor_at_either_end_still_renders(size):
+    for end in (0, 1):
+        factors = LesionFactors(**{name: limits[end] for name, limits in RANGES.items()})
+        image, mask = render_lesion(factors, size)
+        assert image.shape == (size, size, 3) and mask.sum() == max(1, round(factors.area * size**2))
