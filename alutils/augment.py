@@ -1,8 +1,8 @@
 """The data augmentation of section IV-D: batched, on the images' device, with parameters drawn for each image.
 
 torchvision's transforms draw one set of parameters for a whole batch; kornia draws one for each image, but from the
-global random state, and takes two to seven times as long (``benchmarks/augment.py``). So the drawing and the batching
-are here, and torchvision's functions are what the tests compare with, image by image.
+global random state, and is slower (``benchmarks/augment.py`` compares the three). So the drawing and the batching are
+here, and torchvision's functions are what the tests compare with, image by image.
 """
 
 from __future__ import annotations

@@ -1,0 +1,122 @@
+"""The committed notebooks are executed, readable and accessible; they run with other parameters and data."""
+
+import itertools
+import json
+import statistics
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import papermill
+import pytest
+from PIL import Image
+
+from alutils.synthetic import make_synthetic
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+TINY = "{n_synthetic: [24, 8, 8], cold_start: 8, query_size: 8, n_queries: 1, epochs: 1, mc_samples: 2}"
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+@by_name
+def test_it_is_committed_executed_from_top_to_bottom_without_errors_or_warnings(path):
+    cells = code_cells(path)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = list(itertools.chain.from_iterable(cell.outputs for cell in cells))
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert not [output.text for output in outputs if output.output_type == "stream" and output.name == "stderr"]
+
+
+@by_name
+def test_every_picture_has_alternative_text(path):
+    pictures = 0
+    for cell in code_cells(path):
+        for output in cell.outputs:
+            for kind in set(output.get("data", {})) & {"image/png", "image/jpeg", "image/svg+xml"}:
+                pictures += 1
+                assert len(output.metadata[kind]["alt"]) > 40, cell.source
+    assert pictures >= 3
+
+
+@by_name
+def test_it_can_be_read(path):
+    cells = code_cells(path)
+    assert 15 <= len(cells) <= 30
+    assert max(len(cell.source.splitlines()) for cell in cells) <= 40
+    assert sum(len(json.dumps(cell.outputs)) for cell in cells) < 1_000_000
+    prose = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+    assert statistics.median(len(cell.source.split()) for cell in prose) > 20
+
+
+@by_name
+def test_it_names_no_path_of_the_machine_it_ran_on(path):
+    text = path.read_text()
+    assert str(ROOT) not in text and str(Path.home()) + "/" not in text
+
+
+@by_name
+def test_it_takes_the_common_parameters(path):
+    (cell,) = [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
+    names = {line.split(" = ")[0] for line in cell.source.splitlines()}
+    assert {"profile", "data_root", "seed", "device", "output_dir", "overrides"} <= names
+
+
+def run(path, out, **parameters):
+    papermill.execute_notebook(
+        path, out / path.name, {"output_dir": str(out / "files"), **parameters}, cwd=out, progress_bar=False
+    )
+    return nbformat.read(out / path.name, as_version=4)
+
+
+@by_name
+def test_papermill_runs_it_with_other_parameters(path, tmp_path):
+    run(path, tmp_path, seed=3, device="cpu", overrides=TINY)
+    assert list((tmp_path / "files").glob("*.png"))
+
+
+def write_isic_folder(root):
+    """A folder in the layout of ISIC 2018: synthetic pictures, enlarged to several sizes that are not square."""
+    splits = make_synthetic(24, 8, 8, image_size=64)
+    for name, split in (("Training", splits.train), ("Validation", splits.val), ("Test", splits.test)):
+        images, masks = root / f"ISIC2018_Task1-2_{name}_Input", root / f"ISIC2018_Task1_{name}_GroundTruth"
+        images.mkdir(parents=True)
+        masks.mkdir()
+        for i, (image, mask) in enumerate(zip(split.images, split.masks, strict=True)):
+            size = (100 + 10 * (i % 3), 80)
+            stem = f"ISIC_{name}_{i:04d}"
+            Image.fromarray(np.asarray(image.permute(1, 2, 0))).resize(size).save(images / f"{stem}.jpg", quality=95)
+            nearest = Image.fromarray(255 * np.asarray(mask[0])).resize(size, Image.Resampling.NEAREST)
+            nearest.save(masks / f"{stem}_segmentation.png")
+
+
+@by_name
+def test_papermill_runs_it_on_a_folder_of_isic_2018(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("ALUTILS_CACHE", str(tmp_path / "cache"))
+    write_isic_folder(tmp_path / "isic")
+    notebook = run(path, tmp_path, data_root=str(tmp_path / "isic"), device="cpu", overrides=TINY)
+    assert "ISIC 2018" in json.dumps([cell.get("outputs", []) for cell in notebook.cells])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"sed": 1}, "sed: this notebook has no such parameter; did you mean 'seed'?"),
+        ({"profile": "quik"}, "did you mean 'quick'?"),
+        ({"device": "gpu"}, "device: 'gpu' cannot be used here"),
+        ({"data_root": "nowhere"}, "nowhere does not exist"),
+        ({"overrides": "{epoch: 1}"}, "did you mean 'epochs'?"),
+        ({"overrides": "epochs=1"}, "overrides must be a mapping"),
+        ({"seed": "one"}, "seed: input should be a valid integer"),
+    ],
+)
+def test_wrong_parameters_stop_it_at_once_by_name(parameters, message, tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError) as stopped:
+        run(NOTEBOOKS[0], tmp_path, **parameters)
+    assert message in str(stopped.value)
+    assert stopped.value.exec_count <= 4
