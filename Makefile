@@ -29,13 +29,14 @@ test: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile --nbval-lax --nbval-current-env notebooks
+	ALUTILS_RUNS=$$(mktemp -d) OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -n $(CORES) --dist loadfile --nbval-lax --nbval-current-env notebooks
 
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks
 
 notebooks: .venv/installed
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace $(NOTEBOOKS)
+	ALUTILS_RUNS=$$(mktemp -d) $(BIN)/jupyter nbconvert --to notebook --execute --inplace $(NOTEBOOKS)
 
 # Built once, and again whenever the list of packages changes.
 .venv/installed: pyproject.toml

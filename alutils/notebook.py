@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,7 +19,7 @@ from alutils.isic2018 import load_isic2018
 from alutils.synthetic import make_synthetic
 from alutils.training import resolve_device
 
-RUNS_DIR = PROFILES_DIR.parent / "runs"
+RUNS_DIR = Path(os.environ.get("ALUTILS_RUNS") or PROFILES_DIR.parent / "runs")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def open_workspace(
         data_root: a folder with ISIC 2018, see :func:`load_isic2018`; empty: synthetic images.
         seed: of the experiment; None: the profile's.
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        output_dir: for the notebook's files; empty: ``runs/<profile>/<notebook>`` in the project.
+        output_dir: for the notebook's files; empty: ``<profile>/<notebook>`` in the project's ``runs`` folder, or
+            in the one that the environment variable ``ALUTILS_RUNS`` names.
         overrides: changes of the profile's settings, as a mapping or as YAML text.
         **settings: settings that the notebook has as parameters of their own; they win over ``overrides``.
 
