@@ -8,22 +8,18 @@ The targets: at most 0.65 of the time of the full passes for N = 20, and a peak 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from alutils.config import Experiment
-from alutils.files import replacing
 from alutils.model import build_unet
+from alutils.records import provenance, write_json
 from alutils.training import resolve_device, uses_bfloat16
 from alutils.uncertainty import mc_dropout_maps
 
@@ -92,20 +88,6 @@ def peak_in_own_process(settings: argparse.Namespace, n_samples: int) -> int:
     return int(subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True).stdout)
 
 
-def machine(device: torch.device) -> dict[str, object]:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", nargs="?", default="results/bench/mc_dropout.json", help="the JSON file to write")
@@ -136,7 +118,7 @@ def main() -> None:
     for row in peaks:
         print(f"  N = {row['n_samples']:3} {row['mib']:10.1f} MiB")
     result = {
-        "machine": machine(device),
+        "machine": provenance(device),
         "size": settings.size,
         "batch_size": settings.batch_size,
         "n_samples": settings.samples,
@@ -144,8 +126,7 @@ def main() -> None:
         "time": times,
         "peak_memory": peaks,
     }
-    with replacing(settings.output) as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(settings.output, result)
     print(f"written to {settings.output}")
 
 

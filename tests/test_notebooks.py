@@ -120,3 +120,11 @@ def test_wrong_parameters_stop_it_at_once_by_name(parameters, message, tmp_path)
         run(NOTEBOOKS[0], tmp_path, **parameters)
     assert message in str(stopped.value)
     assert stopped.value.exec_count <= 4
+
+
+def test_a_wrong_strategy_stops_the_arm_before_any_training(tmp_path):
+    (path,) = [path for path in NOTEBOOKS if path.stem == "04_image_al"]
+    with pytest.raises(papermill.PapermillExecutionError) as stopped:
+        run(path, tmp_path, strategy="entorpy", overrides=TINY)
+    assert "there is no 'entorpy'; did you mean 'entropy'?" in str(stopped.value)
+    assert stopped.value.exec_count <= 4
