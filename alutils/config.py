@@ -138,7 +138,7 @@ class Experiment(BaseModel):
         try:
             return cls(**{**settings, **overrides})
         except ConfigError as error:
-            raise ConfigError(f"profile {path}: {error}") from None
+            raise ConfigError(f"profile {path}{' with overrides' if overrides else ''}: {error}") from None
 
     @property
     def labelled_per_round(self) -> tuple[int, ...]:

@@ -95,6 +95,8 @@ def test_profile_errors_name_the_file(tmp_path):
     file.write_text("epochz: 3")
     with pytest.raises(ConfigError, match=r"mine.yaml: [\s\S]*did you mean 'epochs'"):
         Experiment.from_profile(str(file))
+    with pytest.raises(ConfigError, match=r"quick.yaml with overrides: [\s\S]*image_size"):
+        Experiment.from_profile("quick", image_size=100)
 
 
 def test_overrides_can_be_yaml_text():
