@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from alutils.config import ConfigError, Experiment, did_you_mean
-from alutils.data import Split, Splits
+from alutils.data import Split, Splits, lesion_area
 from alutils.metrics import dice_score
 from alutils.model import UNet, unet_for
 from alutils.progress import progress_bar
-from alutils.queries import STRATEGIES, Strategy, select_queries, strategy_name
+from alutils.queries import STRATEGIES, Strategy, check_strategy, select_queries, strategy_name
 from alutils.records import LabelledSet, Round, RunFolder, RunState, ids_at, query_table
 from alutils.seeding import make_generator
 from alutils.training import fit, probability_batches, resolve_device
@@ -141,7 +141,7 @@ def _loop(
             losses=losses,
             val_dice_per_image=val_dice,
             test_dice_per_image=test_dice,
-            queries=query_table(k, ids_at(train, queried), scores, 100 * masks.flatten(1).float().mean(1)),
+            queries=query_table(k, ids_at(train, queried), scores, 100 * lesion_area(masks)),
             seconds=seconds,
             model=state.model,
         )
@@ -229,8 +229,7 @@ def _check(experiment: Experiment, splits: Splits, strategy: Strategy | None) ->
     if strategy is None and experiment.strategy not in names:
         hint = did_you_mean(experiment.strategy, names)
         raise ConfigError(f"strategy: there is no '{experiment.strategy}'; {hint}")
-    if strategy is not None and not callable(strategy):
-        raise ConfigError(f"strategy: must be a function or None, got {strategy!r}; a name goes into the experiment")
+    check_strategy(strategy)
     for name in ("train", "val", "test"):
         split: Split = getattr(splits, name)
         height, width = split.images.shape[2:]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import torch
 
+from alutils.metrics import check_probabilities
+
 _PIXELS_AT_A_TIME = 2**22  # bounds the float64 copies: 100 MB, whatever the size of the set
 
 
@@ -45,7 +47,8 @@ def reliability(probabilities: torch.Tensor, masks: torch.Tensor, n_bins: int = 
     parts = (values.flatten().split(_PIXELS_AT_A_TIME) for values in (probabilities, masks))
     for p, truth in zip(*parts, strict=True):
         p, truth = p.cpu().double(), truth.cpu().double()
-        _check(p, truth)
+        check_probabilities(p)
+        _check_masks(truth)
         index = torch.bucketize(p, edges[1:-1], right=True)
         pixels += index.bincount(minlength=n_bins)
         probability_sums += index.bincount(p, minlength=n_bins)
@@ -80,13 +83,7 @@ def expected_calibration_error(probabilities: torch.Tensor, masks: torch.Tensor,
     return float((table["pixels"] / table["pixels"].sum() * distance).sum())  # sum() passes over the NaN of no pixels
 
 
-def _check(probabilities: torch.Tensor, masks: torch.Tensor) -> None:
-    low, high = (value.item() for value in probabilities.aminmax())
-    if not (low >= 0 and high <= 1):
-        raise ValueError(
-            f"probabilities must be from 0 to 1, got {low} to {high}: logits need a sigmoid first, "
-            "and NaN comes from a model that has diverged"
-        )
+def _check_masks(masks: torch.Tensor) -> None:
     other = masks[(masks != 0) & (masks != 1)]
     if len(other):
         raise ValueError(f"masks must be of 0 and 1, got {other[0].item():g}")

@@ -16,6 +16,18 @@ class DataError(ValueError):
     """The data on disk cannot be used; the message names every file and the remedy."""
 
 
+def lesion_area(masks: torch.Tensor) -> torch.Tensor:
+    """Share of lesion pixels of each mask, float32 (N,), 0 to 1.
+
+    Args:
+        masks: uint8, (N, 1, H, W), 0 and 1.
+
+    >>> lesion_area(torch.tensor([[[[1, 0], [0, 0]]]], dtype=torch.uint8))
+    tensor([0.2500])
+    """
+    return masks.flatten(1).mean(1, dtype=torch.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """Images with their masks, all of one size.
@@ -82,7 +94,7 @@ class Split:
     @property
     def lesion_area(self) -> torch.Tensor:
         """Share of lesion pixels of each image, float32 (N,), 0 to 1."""
-        return self.masks.flatten(1).mean(1, dtype=torch.float32)
+        return lesion_area(self.masks)
 
 
 @dataclass(frozen=True, eq=False)

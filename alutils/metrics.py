@@ -5,6 +5,27 @@ from __future__ import annotations
 import torch
 
 
+def check_probabilities(probabilities: torch.Tensor) -> None:
+    """Refuse what is not a probability; on an accelerator this waits for the device.
+
+    Args:
+        probabilities: any shape, at least one.
+
+    Raises:
+        ValueError: if one is not a number from 0 to 1.
+
+    >>> check_probabilities(torch.tensor([0.0, 1.5]))
+    Traceback (most recent call last):
+    ValueError: probabilities must be from 0 to 1, got 0.0 to 1.5: ...
+    """
+    low, high = (value.item() for value in probabilities.aminmax())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"probabilities must be from 0 to 1, got {low} to {high}: logits need a sigmoid first, "
+            "and NaN comes from a model that has diverged"
+        )
+
+
 def dice_score(predicted: torch.Tensor, truth: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
     """Dice similarity of each image, eq. 4: ``2 |G ∩ A| / (|G| + |A|)``, G the true lesion and A the predicted one.
 

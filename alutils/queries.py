@@ -57,11 +57,24 @@ def select_queries(
     """
     if n < 0:
         raise ValueError(f"n must be at least 0, got {n}")
+    check_strategy(strategy)
     score = find_strategy(experiment.strategy) if strategy is None else strategy
-    if not callable(score):
-        raise ConfigError(f"strategy: must be a function or None, got {strategy!r}; a name goes into the experiment")
     scores = _checked(score(model, images, experiment, generator), len(images), strategy_name(experiment, strategy))
     return scores.argsort(descending=True, stable=True)[:n], scores
+
+
+def check_strategy(strategy: Strategy | None) -> None:
+    """Refuse what can be neither called nor left to the experiment.
+
+    Raises:
+        ConfigError: if ``strategy`` is neither a function nor None.
+
+    >>> check_strategy("entropy")
+    Traceback (most recent call last):
+    alutils.config.ConfigError: strategy: must be a function or None, got 'entropy'; a name goes into the experiment
+    """
+    if strategy is not None and not callable(strategy):
+        raise ConfigError(f"strategy: must be a function or None, got {strategy!r}; a name goes into the experiment")
 
 
 def find_strategy(name: str) -> Strategy:
@@ -107,48 +120,54 @@ def least_confidence(
 
 def entropy(model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator) -> torch.Tensor:
     """The image's eq. 2, the one-sided ``-p log2 p``: the largest sum first."""
-
-    def score(p: torch.Tensor) -> torch.Tensor:
-        return image_score(uncertainty.one_sided_entropy(p), experiment.reduction, probabilities=p)
-
-    return _scored(len(images), probability_batches(model, images, experiment), score)
+    return _scored_by_map(model, images, experiment, uncertainty.one_sided_entropy)
 
 
 def binary_entropy(
     model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator
 ) -> torch.Tensor:
     """The image's usual entropy, of lesion or background: the largest sum first."""
-
-    def score(p: torch.Tensor) -> torch.Tensor:
-        return image_score(uncertainty.binary_entropy(p), experiment.reduction, probabilities=p)
-
-    return _scored(len(images), probability_batches(model, images, experiment), score)
+    return _scored_by_map(model, images, experiment, uncertainty.binary_entropy)
 
 
 def mc_dropout(
     model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator
 ) -> torch.Tensor:
     """The image's eq. 3, the standard deviation of predictions with dropout: the largest sum first."""
-
-    def score(maps: DropoutMaps) -> torch.Tensor:
-        return image_score(maps.std, experiment.reduction, probabilities=maps.mean)
-
-    return _scored(len(images), mc_dropout_batches(model, images, experiment, generator), score)
+    return _scored_by_dropout(model, images, experiment, generator, "std")
 
 
 def bald(model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator) -> torch.Tensor:
     """The image's mutual information between prediction and weights, by dropout: the largest sum first."""
-
-    def score(maps: DropoutMaps) -> torch.Tensor:
-        return image_score(maps.mutual_information, experiment.reduction, probabilities=maps.mean)
-
-    return _scored(len(images), mc_dropout_batches(model, images, experiment, generator), score)
+    return _scored_by_dropout(model, images, experiment, generator, "mutual_information")
 
 
 STRATEGIES: dict[str, Strategy] = {
     strategy.__name__: strategy for strategy in (random, least_confidence, entropy, binary_entropy, mc_dropout, bald)
 }
 """What ``experiment.strategy`` may name: all of one signature, all with the highest score queried first."""
+
+
+def _scored_by_map(
+    model: nn.Module, images: torch.Tensor, experiment: Experiment, pixel_map: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """The scores by a map of the probabilities that is large where the model is unsure."""
+
+    def score(p: torch.Tensor) -> torch.Tensor:
+        return image_score(pixel_map(p), experiment.reduction, probabilities=p)
+
+    return _scored(len(images), probability_batches(model, images, experiment), score)
+
+
+def _scored_by_dropout(
+    model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator, name: str
+) -> torch.Tensor:
+    """The scores by the map called ``name`` of Monte Carlo dropout."""
+
+    def score(maps: DropoutMaps) -> torch.Tensor:
+        return image_score(getattr(maps, name), experiment.reduction, probabilities=maps.mean)
+
+    return _scored(len(images), mc_dropout_batches(model, images, experiment, generator), score)
 
 
 def _scored(n: int, batches: Iterator[tuple[slice, Any]], score: Callable[[Any], torch.Tensor]) -> torch.Tensor:

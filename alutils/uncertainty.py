@@ -15,6 +15,7 @@ from torch import nn
 
 from alutils.augment import normalize
 from alutils.config import ConfigError, Experiment, did_you_mean
+from alutils.metrics import check_probabilities
 from alutils.seeding import seeded
 from alutils.training import uses_bfloat16
 
@@ -285,12 +286,7 @@ def _widened(probabilities: torch.Tensor) -> torch.Tensor:
             f"probabilities must be floating point, got {probabilities.dtype}; a mask is not a probability"
         )
     if probabilities.device.type == "cpu" and probabilities.numel():
-        low, high = (value.item() for value in probabilities.aminmax())
-        if not (low >= 0 and high <= 1):
-            raise ValueError(
-                f"probabilities must be from 0 to 1, got {low} to {high}: logits need a sigmoid first, "
-                "and NaN comes from a model that has diverged"
-            )
+        check_probabilities(probabilities)
     return probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
 
 
