@@ -1,7 +1,9 @@
 """Helpers behind the notebooks: active learning for melanoma segmentation (Martin et al., CBMI 2024)."""
 
 from alutils.active_learning import run_active_learning
+from alutils.annotation import Oracle, merge_annotations
 from alutils.config import ConfigError, Experiment
+from alutils.cost import annotation_cost, average_cost
 from alutils.data import DataError, Split, Splits
 from alutils.download import download_isic2018
 from alutils.isic2018 import isic2018_report, load_isic2018
@@ -19,10 +21,13 @@ __all__ = [
     "DataError",
     "Experiment",
     "LesionFactors",
+    "Oracle",
     "Split",
     "Splits",
     "TrainingDiverged",
     "WeightsError",
+    "annotation_cost",
+    "average_cost",
     "binary_entropy",
     "build_unet",
     "dice_score",
@@ -35,6 +40,7 @@ __all__ = [
     "make_generator",
     "make_synthetic",
     "mc_dropout_std",
+    "merge_annotations",
     "one_sided_entropy",
     "predict_probabilities",
     "render_lesion",

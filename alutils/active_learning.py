@@ -11,18 +11,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 
+from alutils.annotation import NO_AUDIT, WRITING_MODES, Oracle, audit_annotations, combine, human_pixels
 from alutils.config import ConfigError, Experiment, did_you_mean
+from alutils.cost import annotation_cost
 from alutils.data import Split, Splits, lesion_area
 from alutils.metrics import dice_score
 from alutils.model import UNet, unet_for
+from alutils.packed import PackedMasks
 from alutils.progress import progress_bar
 from alutils.queries import STRATEGIES, Strategy, check_strategy, select_queries, strategy_name
-from alutils.records import LabelledSet, Round, RunFolder, RunState, ids_at, query_table
+from alutils.records import (
+    LabelledSet,
+    Round,
+    RunFolder,
+    RunState,
+    annotation_table,
+    audit_table,
+    ids_at,
+    query_table,
+)
 from alutils.seeding import make_generator
-from alutils.training import fit, probability_batches, resolve_device
+from alutils.training import fit, predict_probabilities, probability_batches, resolve_device
 
 BASELINES = ("full", "full_cosine", "random_at_once")
 """What ``experiment.strategy`` may name besides the strategies: one training of ``n_training_steps`` steps, no queries.
@@ -31,7 +44,12 @@ BASELINES = ("full", "full_cosine", "random_at_once")
 start and as many random images as the other arms have annotated at their end.
 """
 
-COLD_START, TRAINING, QUERY = 1, 2, 3  # what random numbers are for: the second number of a generator's key
+COLD_START, TRAINING, QUERY, ANNOTATION = (
+    1,
+    2,
+    3,
+    4,
+)  # what random numbers are for, in a generator's key
 
 
 def run_active_learning(
@@ -45,8 +63,9 @@ def run_active_learning(
 ) -> Iterator[Round]:
     """Active learning as in Fig. 1, simulated as in section IV-E, a round at a time.
 
-    All arms of one seed share the cold start and the initial weights. Of the pool's masks only the queried ones are
-    read.
+    All arms of one seed share the cold start, which is annotated in full, and the initial weights. Of the pool's masks
+    only those of queried images are read, and of them the model learns no more than ``experiment.annotation`` says:
+    in full, or the uncertain pixels alone with the model's own labels elsewhere (section III-B), or a control.
 
     Everything is checked when the function is called; the work is done as the rounds are asked for. Each round is on
     disk before it is yielded: a run that was stopped, however that was, goes on when it is called again with the same
@@ -56,7 +75,7 @@ def run_active_learning(
         experiment: every setting; ``strategy`` names one of ``alutils.queries.STRATEGIES`` or of :data:`BASELINES`.
         splits: images of the experiment's ``image_size``; the training split is the pool.
         output_dir: the run's own folder; it takes ``run.json``, ``rounds.csv``, ``queries.csv``, ``test_dice.csv``,
-            ``timing.csv`` and ``state.pt`` (what a stopped run goes on from).
+            ``annotations.csv``, ``audit.csv``, ``timing.csv`` and ``state.pt`` (what a stopped run goes on from).
         strategy: a function of your own (see :func:`alutils.queries.select_queries`) in place of the one that the
             experiment names; it is recorded under its own name.
         device: where to compute: "auto", "cpu", "cuda", "cuda:1", ...; the pictures are moved there.
@@ -86,17 +105,20 @@ def run_active_learning(
     splits = splits.to(torch_device)
     initial = unet_for(experiment).to(torch_device)
     state = folder.load(copy.deepcopy(initial), splits)
+    oracle = Oracle(splits.train.masks)
     if state is None:
-        cold_start = LabelledSet(plan.first, annotate(splits.train, plan.first))
+        masks = oracle.annotate(plan.first)
+        cold_start = LabelledSet.of(plan.first, masks, torch.ones_like(masks))
         state = RunState(copy.deepcopy(initial), cold_start, rounds=[])
     once = plan.n_queries == 0
-    rounds = _loop(plan, splits, initial, state, folder, strategy, progress=progress and once)
+    rounds = _loop(plan, splits, oracle, initial, state, folder, strategy, progress=progress and once)
     return _with_bar(rounds, plan.n_queries + 1) if progress and not once else rounds
 
 
 def _loop(
     plan: _Plan,
     splits: Splits,
+    oracle: Oracle,
     initial: UNet,
     state: RunState,
     folder: RunFolder,
@@ -114,12 +136,23 @@ def _loop(
             state.model = copy.deepcopy(initial)
 
         with _timed(seconds, "training"):  # step 4
-            images, generator = train.images[labelled.indices], make_generator(experiment.seed, TRAINING, k)
             losses = fit(
-                state.model, images, labelled.masks, experiment, generator, n_steps=plan.n_steps, progress=progress
+                state.model,
+                train.images[labelled.indices],
+                labelled.masks,
+                experiment,
+                make_generator(experiment.seed, TRAINING, k),
+                annotated=labelled.human if experiment.annotation == "human-only" else None,
+                n_steps=plan.n_steps,
+                progress=progress,
             )
         with _timed(seconds, "evaluation"):  # step 5
             val_dice = evaluate(state.model, splits.val, experiment)
+
+        audit = audit_table(k, [], NO_AUDIT)
+        if experiment.annotation in WRITING_MODES:
+            with _timed(seconds, "audit"):
+                audit, labelled = _review(state, train.images, oracle, experiment)
 
         test_dice, queried, scores = None, pool[:0], torch.zeros(0)
         if k == plan.n_queries or len(pool) == 0:
@@ -132,7 +165,10 @@ def _loop(
                     state.model, images, experiment.query_size, experiment, generator, strategy
                 )
                 queried, scores = pool[chosen], scores[chosen]
-        masks = annotate(train, queried)  # step 3
+        with _timed(seconds, "annotation"):  # step 3
+            answers = _ask(oracle, state.model, train.images, queried, experiment, k)
+            n_before = state.rounds[-1].n_labelled if state.rounds else 0
+            costs = annotation_cost(state.labelled.masks[n_before:], state.labelled.human[n_before:])
 
         done = Round(
             number=k,
@@ -141,31 +177,49 @@ def _loop(
             losses=losses,
             val_dice_per_image=val_dice,
             test_dice_per_image=test_dice,
-            queries=query_table(k, ids_at(train, queried), scores, 100 * lesion_area(masks)),
+            queries=query_table(k, ids_at(train, queried), scores, 100 * lesion_area(oracle.truth(queried))),
+            annotations=annotation_table(k, ids_at(train, labelled.indices[n_before:]), costs),
+            audit=audit,
             seconds=seconds,
             model=state.model,
+            labels=labelled.plus(answers),
         )
-        state.labelled = labelled.plus(queried, masks)
-        state.rounds.append(replace(done, model=None))
+        state.labelled = done.labels
+        state.rounds.append(replace(done, model=None, labels=None))
         folder.save(state, splits)
         yield done
 
 
-def annotate(split: Split, indices: torch.Tensor) -> torch.Tensor:
-    """The oracle, step 3 of Fig. 1: the true masks of the queried images, and of no others.
+def _ask(
+    oracle: Oracle, model: UNet, images: torch.Tensor, queried: torch.Tensor, experiment: Experiment, k: int
+) -> LabelledSet:
+    """The queried images with the labels of the human and, where the mode has it so, of the model."""
+    if experiment.annotation == "full" or len(queried) == 0:
+        masks = oracle.annotate(queried)
+        return LabelledSet.of(queried, masks, torch.ones_like(masks))
+    p = predict_probabilities(model, images[queried], experiment)
+    human = human_pixels(p, experiment, make_generator(experiment.seed, ANNOTATION, k))
+    return LabelledSet.of(queried, combine(oracle.annotate(queried, human), p, human, experiment.tau_b), human)
 
-    Args:
-        split: whose masks the oracle knows.
-        indices: int64 (n,), positions of the queried images.
 
-    Returns:
-        uint8 (n, 1, H, W), on the split's device.
-
-    >>> images, masks = torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.ones(3, 1, 8, 8, dtype=torch.uint8)
-    >>> annotate(Split(images, masks, ("a", "b", "c")), torch.tensor([2, 0])).shape
-    torch.Size([2, 1, 8, 8])
-    """
-    return split.masks[indices.to(split.masks.device)]
+def _review(
+    state: RunState, images: torch.Tensor, oracle: Oracle, experiment: Experiment
+) -> tuple[pd.DataFrame, LabelledSet]:
+    """The queried images, seen by the present model: the audit of their labels, and the labels for the next round."""
+    labelled = state.labelled
+    ends = [*(one.n_labelled for one in state.rounds), len(labelled.indices)]
+    n_first = ends[0]
+    cohorts = torch.arange(1, len(ends)).repeat_interleave(torch.tensor(ends).diff())
+    audits, masks = [NO_AUDIT], PackedMasks(labelled.masks.bits[:n_first])
+    for chosen, p in probability_batches(state.model, images[labelled.indices[n_first:]], experiment):
+        place = slice(n_first + chosen.start, n_first + chosen.stop)
+        written, human = labelled.masks[place], labelled.human[place]
+        truth = oracle.truth(labelled.indices[place])
+        audits.append(audit_annotations(truth, written, human, p, experiment.tau_b))
+        masks = masks.plus(PackedMasks.pack(combine(written, p, human.bool(), experiment.tau_b)))
+    refreshed = experiment.annotation == "partial-refreshed"
+    audit = audit_table(len(state.rounds), cohorts.tolist(), pd.concat(audits, ignore_index=True))
+    return audit, replace(labelled, masks=masks) if refreshed else labelled
 
 
 def evaluate(model: nn.Module, split: Split, experiment: Experiment) -> torch.Tensor:
@@ -230,6 +284,11 @@ def _check(experiment: Experiment, splits: Splits, strategy: Strategy | None) ->
         hint = did_you_mean(experiment.strategy, names)
         raise ConfigError(f"strategy: there is no '{experiment.strategy}'; {hint}")
     check_strategy(strategy)
+    if strategy is None and experiment.strategy in BASELINES and experiment.annotation != "full":
+        raise ConfigError(
+            f"annotation: '{experiment.annotation}' is about queried images, and strategy '{experiment.strategy}' "
+            "queries none; take annotation 'full' or another strategy"
+        )
     for name in ("train", "val", "test"):
         split: Split = getattr(splits, name)
         height, width = split.images.shape[2:]

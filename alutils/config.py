@@ -57,6 +57,11 @@ class Experiment(BaseModel):
     reduction: Literal["sum", "mean", "median", "top_k", "band_mean"] = Field(
         "sum", description="from the pixels' uncertainty to the image's score"
     )
+    annotation: Literal["full", "partial", "human-only", "model-only", "partial-refreshed", "contour-band"] = Field(
+        "full", description="who labels the pixels of queried images, see alutils.annotation"
+    )
+    tau_u: float = Field(0.25, ge=0, le=0.5, description="a pixel is uncertain where |0.5 - p| <= tau_u, see III-B")
+    tau_b: float = Field(0.25, gt=0, lt=1, description="the model labels a pixel lesion where p >= tau_b, see III-B")
     mc_samples: int = Field(20, ge=2, description="N of eq. 3, Monte Carlo dropout samples; [24] takes 20")
     seed: int = Field(
         0, ge=0, lt=2**32, description="seed of the cold start, the initial weights, the batches and the dropout"

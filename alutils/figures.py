@@ -14,7 +14,9 @@ import PIL.Image
 import torch
 from IPython.display import DisplayHandle, Image, display
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from alutils.files import replacing
 
@@ -23,6 +25,12 @@ BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#000000",
 )  # fmt: skip
 TRUTH, PREDICTION = SKY, ORANGE
+LABELLED_BY = {
+    "model: background": "#303030",
+    "model: lesion": "#F5F5F5",
+    "human: background": BLUE,
+    "human: lesion": ORANGE,
+}
 
 
 def show_figure(
@@ -91,6 +99,30 @@ def draw_outline(axes: Axes, mask: torch.Tensor, colour: str, style: str = "soli
     if level.min() < 0.5 <= level.max():
         axes.contour(*grid, level, [0.5], colors=BLACK, linewidths=width + 1.2, alpha=0.6)
         axes.contour(*grid, level, [0.5], colors=colour, linewidths=width, linestyles=style)
+
+
+def draw_labels(axes: Axes, image: torch.Tensor, mask: torch.Tensor, human: torch.Tensor, title: str = "") -> None:
+    """Who labelled which pixel, over the picture in grey: the human in colour, the model in black and white.
+
+    Args:
+        axes: to draw on.
+        image: uint8 (3, H, W).
+        mask: the labels, (1, H, W), 0 and 1.
+        human: which of them came from the human, (1, H, W), bool or 0 and 1.
+        title: above the picture.
+    """
+    grey = image.detach().cpu().float().mean(0, keepdim=True).permute(1, 2, 0).numpy() / 255
+    whose = (2 * human.detach().cpu().int() + mask.detach().cpu().int()).squeeze(0).numpy()
+    colours = np.array([to_rgb(colour) for colour in LABELLED_BY.values()])[whose]
+    axes.imshow(0.35 * grey + 0.65 * colours)
+    axes.set_title(title, fontsize=9)
+    axes.set_axis_off()
+
+
+def label_legend(figure: Figure) -> None:
+    """What the colours of :func:`draw_labels` mean, below the figure."""
+    patches = [Patch(facecolor=colour, edgecolor="gray", label=name) for name, colour in LABELLED_BY.items()]
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8, frameon=False)
 
 
 def contact_sheet(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ from alutils.synthetic import make_synthetic
 from alutils.training import resolve_device
 
 RUNS_DIR = Path(os.environ.get("ALUTILS_RUNS") or PROFILES_DIR.parent / "runs")
+RESULTS_DIR = PROFILES_DIR.parent / "results"
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,18 @@ def open_workspace(
     else:
         splits = make_synthetic(*experiment.n_synthetic, image_size=experiment.image_size)
     return Workspace(experiment, splits.to(chosen_device), chosen_device, folder, synthetic=not data_root)
+
+
+def show_code(function: Callable[..., Any]) -> None:
+    """Print the source of a function without its documentation: the code beside the equation, never out of step.
+
+    >>> from alutils import least_confidence
+    >>> show_code(least_confidence)
+    def least_confidence(probabilities: torch.Tensor) -> torch.Tensor:
+        return (0.5 - _widened(probabilities)).abs()
+    """
+    signature, _, body = inspect.getsource(function).split('"""')
+    print((signature.rstrip() + body).rstrip())
 
 
 def _refuse_unknown_parameters(cells: Sequence[str]) -> None:

@@ -23,11 +23,13 @@ import torch
 import torchvision
 
 from alutils.config import ConfigError
+from alutils.cost import average_cost
 from alutils.data import Split, Splits
 from alutils.files import replacing
 from alutils.model import UNet
+from alutils.packed import PackedMasks
 
-TABLES = ("rounds", "queries", "test_dice", "timing")
+TABLES = ("rounds", "queries", "annotations", "audit", "test_dice", "timing")
 """The tables of a run, each a CSV file of that name."""
 
 
@@ -47,10 +49,18 @@ class Round:
         val_dice_per_image: float32, eq. 4 of each validation image.
         test_dice_per_image: the same of each test image after the last round, else None.
         queries: what was queried after this training, a row an image: ``round``, ``image_id``, ``score`` (the highest
-            first), ``lesion_area_percent`` (of the oracle's mask), ``rank`` (from 1). No rows after the last round.
-        seconds: by phase: "training", "evaluation" and "query", or "test" after the last round.
+            first), ``lesion_area_percent`` (of the true mask), ``rank`` (from 1). No rows after the last round.
+        annotations: what the human annotated for this training and not for an earlier one, a row an image: ``round``,
+            ``image_id`` and the currencies of :func:`alutils.annotation_cost`. Those of round 0 are the cold start.
+        audit: what this training learned from where a model wrote the labels, a row for the images of each query:
+            ``round``, ``cohort`` (the round that was first trained on them, as in ``annotations``), ``images``, and of
+            :func:`alutils.annotation.audit_annotations` the pixels' sums and the mean Dice. No rows where the human
+            labels all pixels, or the loss ignores the others.
+        seconds: by phase: "training", "evaluation", "audit" (where there is one), "query" (or "test", after the last
+            round) and "annotation" (merging and costing).
         model: what was trained: the live model, which the next round goes on training (``copy.deepcopy`` keeps it as it
             is). None for rounds read from the disk, but for the latest of them.
+        labels: the labelled set with its masks, the queried images of this round included. None as for ``model``.
     """
 
     number: int
@@ -60,8 +70,11 @@ class Round:
     val_dice_per_image: torch.Tensor
     test_dice_per_image: torch.Tensor | None
     queries: pd.DataFrame
+    annotations: pd.DataFrame
+    audit: pd.DataFrame
     seconds: dict[str, float]
     model: UNet | None = field(repr=False)
+    labels: LabelledSet | None = field(repr=False)
 
     @property
     def n_labelled(self) -> int:
@@ -85,19 +98,29 @@ class LabelledSet:
 
     Args:
         indices: int64 (n,), on the CPU, positions in the training split, in the order of annotation.
-        masks: uint8 (n, 1, H, W), what was annotated.
+        masks: of shape (n, 1, H, W), what is trained on.
+        human: of the same shape, 1 where the label came from the human.
 
-    >>> labelled = LabelledSet(torch.tensor([2]), torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
-    >>> labelled.plus(torch.tensor([0]), torch.ones(1, 1, 8, 8, dtype=torch.uint8)).pool(4)
+    >>> ones = torch.ones(1, 1, 8, 8, dtype=torch.uint8)
+    >>> labelled = LabelledSet.of(torch.tensor([2]), 0 * ones, ones)
+    >>> labelled.plus(LabelledSet.of(torch.tensor([0]), ones, ones)).pool(4)
     tensor([1, 3])
     """
 
     indices: torch.Tensor
-    masks: torch.Tensor
+    masks: PackedMasks
+    human: PackedMasks
 
-    def plus(self, indices: torch.Tensor, masks: torch.Tensor) -> LabelledSet:
+    @classmethod
+    def of(cls, indices: torch.Tensor, masks: torch.Tensor, human: torch.Tensor) -> LabelledSet:
+        """From masks that are not packed yet: uint8 or bool (n, 1, H, W)."""
+        return cls(indices, PackedMasks.pack(masks), PackedMasks.pack(human))
+
+    def plus(self, others: LabelledSet) -> LabelledSet:
         """These images and newly annotated ones."""
-        return LabelledSet(torch.cat([self.indices, indices]), torch.cat([self.masks, masks]))
+        return LabelledSet(
+            torch.cat([self.indices, others.indices]), self.masks.plus(others.masks), self.human.plus(others.human)
+        )
 
     def pool(self, n: int) -> torch.Tensor:
         """int64, ascending: the positions of the others of ``n`` training images."""
@@ -155,7 +178,8 @@ class RunFolder:
         content = {
             "model": {name: tensor.cpu() for name, tensor in state.model.state_dict().items()},
             "labelled": state.labelled.indices,
-            "masks": torch.from_numpy(np.packbits(state.labelled.masks.cpu().numpy())),  # a bit a pixel
+            "masks": state.labelled.masks.bits.cpu(),
+            "human": state.labelled.human.bits.cpu(),
             "rounds": [_plain(one) for one in state.rounds],
         }
         with replacing(self.path / "state.pt") as temporary:
@@ -175,19 +199,21 @@ class RunFolder:
             content = torch.load(path, map_location="cpu", weights_only=True)
             model.load_state_dict(content["model"])
             indices = content["labelled"]
-            shape = (len(indices), *train.masks.shape[1:])
-            masks = np.unpackbits(content["masks"].numpy(), count=math.prod(shape)).reshape(shape)
+            planes = [PackedMasks(content[name].to(train.masks.device)) for name in ("masks", "human")]
             rounds = [_from_plain(k, plain, indices, train) for k, plain in enumerate(content["rounds"])]
         except Exception as error:  # torch raises many kinds for files that are damaged
             raise RecordsError(f"{path} cannot be read ({error}); delete {self.path} to run it anew") from error
-        rounds[-1] = replace(rounds[-1], model=model)
-        return RunState(model, LabelledSet(indices, torch.from_numpy(masks).to(train.masks.device)), rounds)
+        labelled = LabelledSet(indices, *planes)
+        rounds[-1] = replace(rounds[-1], model=model, labels=labelled)
+        return RunState(model, labelled, rounds)
 
     def _write_tables(self, state: RunState, splits: Splits) -> None:
         rounds = state.rounds
         timing = [(one.number, phase, seconds) for one in rounds for phase, seconds in one.seconds.items()]
         write_csv(self.path / "rounds.csv", _round_table(rounds, self.record["experiment"]["batch_size"]))
-        write_csv(self.path / "queries.csv", pd.concat([one.queries for one in rounds], ignore_index=True))
+        for name in ("queries", "annotations", "audit"):
+            table = pd.concat([getattr(one, name) for one in rounds], ignore_index=True)
+            write_csv(self.path / f"{name}.csv", table)
         write_csv(self.path / "timing.csv", pd.DataFrame(timing, columns=["round", "phase", "seconds"]))
         if state.finished:
             dice = rounds[-1].test_dice_per_image.double().numpy()
@@ -222,6 +248,42 @@ def query_table(number: int, ids: Sequence[str], scores: torch.Tensor, lesion_ar
     )
 
 
+def annotation_table(number: int, ids: Sequence[str], costs: pd.DataFrame) -> pd.DataFrame:
+    """What was annotated for round ``number``, as :class:`Round` has it.
+
+    Args:
+        number: of the round.
+        ids: of the images.
+        costs: from :func:`alutils.annotation_cost`, a row an image.
+
+    >>> annotation_table(1, ["b"], pd.DataFrame({"clicks": [30]}))
+       round image_id  clicks
+    0      1        b      30
+    """
+    named = pd.DataFrame({"round": number, "image_id": pd.Series(ids, dtype=str)})
+    return named.join(costs)
+
+
+def audit_table(number: int, cohorts: Sequence[int], audits: pd.DataFrame) -> pd.DataFrame:
+    """The audit of round ``number``, as :class:`Round` has it.
+
+    Args:
+        number: of the round.
+        cohorts: of each image.
+        audits: from :func:`alutils.annotation.audit_annotations`, a row an image.
+
+    >>> audit_table(3, [1, 1], pd.DataFrame({"wrong_pixels": [5, 7], "mask_dice": [0.5, 1.0]}))
+       round  cohort  images  wrong_pixels  mask_dice
+    0      3       1       2            12       0.75
+    """
+    groups = audits.groupby(np.asarray(cohorts, dtype=np.int64))
+    sums = {name: groups[name].sum() for name in audits if name.endswith("_pixels")}
+    means = {name: groups[name].mean() for name in audits if name.endswith("_dice")}
+    table = pd.DataFrame({"images": groups.size(), **sums, **means}).rename_axis("cohort").reset_index()
+    table.insert(0, "round", number)
+    return table
+
+
 def ids_at(split: Split, indices: torch.Tensor) -> tuple[str, ...]:
     """The ids of the pictures at ``indices``.
 
@@ -241,8 +303,9 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
     Returns:
         Columns: ``run`` (its folder below ``folder``), every setting of the experiment (``strategy`` is the one that
         was used), ``n_labelled`` and ``steps`` (images at the end, optimizer steps in all), ``val_dice`` (mean, of the
-        last round), ``test_dice`` (mean), ``seconds`` (training, evaluation, query and test), and the ``device``,
-        ``cpu``, ``torch`` and ``git_commit`` of its last start.
+        last round), ``test_dice`` (mean), ``verify_percent`` and ``positive_percent`` (Table II: means over the queried
+        images, without the cold start; not a number where nothing was queried), ``seconds`` (of all phases), and the
+        ``device``, ``cpu``, ``torch`` and ``git_commit`` of its last start.
 
     Raises:
         RecordsError: if there is no finished run, or a file of one cannot be read.
@@ -250,6 +313,7 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
     rows = []
     for path, record in _finished_runs(Path(folder)):
         rounds, test_dice = _read_table(path, "rounds"), _read_table(path, "test_dice")
+        cost = average_cost(_read_table(path, "annotations")).loc["queries (without cold start)"]
         # Lists do not group: as tuples they do
         settings = {key: tuple(v) if isinstance(v, list) else v for key, v in record["experiment"].items()}
         rows.append(
@@ -260,6 +324,7 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
                 "steps": rounds["steps"].sum(),
                 "val_dice": rounds["val_dice"].iloc[-1],
                 "test_dice": test_dice["dice"].mean(),
+                **cost[["verify_percent", "positive_percent"]],
                 "seconds": record["seconds"],
                 **{key: record["provenance"][-1][key] for key in ("device", "cpu", "torch", "git_commit")},
             }
@@ -388,13 +453,15 @@ def _plain(one: Round) -> dict[str, Any]:
         "test_dice": one.test_dice_per_image,
         "scores": torch.tensor(one.queries["score"].to_numpy()),
         "lesion_areas": torch.tensor(one.queries["lesion_area_percent"].to_numpy()),
+        "annotations": _columns(one.annotations.drop(columns=["round", "image_id"])),
+        "audit": _columns(one.audit),
         "seconds": one.seconds,
     }
 
 
 def _from_plain(number: int, plain: Mapping[str, Any], annotated: torch.Tensor, train: Split) -> Round:
     """The round again: the first of all ``annotated`` images are what it trained on, the next ones what it queried."""
-    n, n_queried = plain["n_labelled"], len(plain["scores"])
+    n, n_queried, costs = plain["n_labelled"], len(plain["scores"]), _table(plain["annotations"])
     queried_ids = ids_at(train, annotated[n : n + n_queried])
     return Round(
         number=number,
@@ -404,9 +471,20 @@ def _from_plain(number: int, plain: Mapping[str, Any], annotated: torch.Tensor, 
         val_dice_per_image=plain["val_dice"],
         test_dice_per_image=plain["test_dice"],
         queries=query_table(number, queried_ids, plain["scores"], plain["lesion_areas"]),
+        annotations=annotation_table(number, ids_at(train, annotated[n - len(costs) : n]), costs),
+        audit=_table(plain["audit"]),
         seconds=plain["seconds"],
         model=None,
+        labels=None,
     )
+
+
+def _columns(table: pd.DataFrame) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(column.to_numpy()) for name, column in table.items()}
+
+
+def _table(columns: Mapping[str, torch.Tensor]) -> pd.DataFrame:
+    return pd.DataFrame({name: column.numpy() for name, column in columns.items()})
 
 
 def _round_table(rounds: Sequence[Round], batch_size: int) -> pd.DataFrame:

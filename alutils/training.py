@@ -12,6 +12,7 @@ from torch import nn
 
 from alutils.augment import augment, normalize
 from alutils.config import ConfigError, Experiment
+from alutils.packed import PackedMasks
 from alutils.progress import progress_bar
 from alutils.seeding import seeded
 
@@ -58,10 +59,11 @@ def uses_bfloat16(device: torch.device, precision: str = "auto") -> bool:
 def fit(
     model: nn.Module,
     images: torch.Tensor,
-    masks: torch.Tensor,
+    masks: torch.Tensor | PackedMasks,
     experiment: Experiment,
     generator: torch.Generator,
     *,
+    annotated: torch.Tensor | PackedMasks | None = None,
     n_steps: int | None = None,
     progress: bool = True,
 ) -> torch.Tensor:
@@ -70,9 +72,11 @@ def fit(
     Args:
         model: from :func:`alutils.build_unet`; trained on the device it is on.
         images: uint8, (N, 3, H, W); where they are on another device, each batch is copied.
-        masks: uint8, (N, 1, H, W), 0 and 1.
+        masks: uint8, (N, 1, H, W), 0 and 1, or packed.
         experiment: batch size, epochs, optimizer, loss, augmentation and precision.
         generator: of the CPU; it draws the batches, the augmentation and the seed of the dropout.
+        annotated: uint8, (N, 1, H, W), 1 where the mask is known, or packed: the loss ignores the other pixels, and
+            what a rotation brings in from outside the picture. None: all is known, and outside is background.
         n_steps: optimizer steps; None: ``experiment.epochs`` passes over the images.
         progress: show a progress bar.
 
@@ -80,7 +84,7 @@ def fit(
         The loss of each step, float32 (n_steps,), on the CPU.
 
     Raises:
-        ValueError: if there are no images, or images and masks do not belong together.
+        ValueError: if there are no images, or images, masks and ``annotated`` do not belong together.
         TrainingDiverged: if the loss stops being a finite number (looked at after each epoch).
 
     >>> from alutils.model import build_unet
@@ -90,7 +94,7 @@ def fit(
     >>> fit(model, images, masks, experiment, torch.Generator().manual_seed(0), progress=False).shape
     torch.Size([6])
     """
-    _check_training_set(images, masks, experiment)
+    _check_training_set(images, masks, annotated, experiment)
     device = next(model.parameters()).device
     bfloat16 = uses_bfloat16(device, experiment.precision)
     layout = torch.channels_last if bfloat16 else torch.contiguous_format
@@ -113,10 +117,13 @@ def fit(
     with seeded(generator, device), progress_bar("training", n_steps, "step", shown=progress) as bar:
         for step, index in enumerate(batches):
             x, y = images[index.to(images.device)], masks[index.to(masks.device)]
+            if annotated is not None:
+                y = torch.cat([y, annotated[index.to(annotated.device)].to(y.device)], 1)
             x, y = augment(x.to(device), y.to(device), experiment, generator)
+            y, known = y[:, :1], None if annotated is None else y[:, 1:]
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                 logits = model(x.contiguous(memory_format=layout))
-            loss = segmentation_loss(logits.float(), y.float(), experiment.loss)
+            loss = segmentation_loss(logits.float(), y.float(), experiment.loss, known)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -135,21 +142,33 @@ def fit(
     return losses.cpu()
 
 
-def segmentation_loss(logits: torch.Tensor, masks: torch.Tensor, kind: str = "bce") -> torch.Tensor:
-    """The mean loss of a batch: binary cross-entropy of all pixels, soft Dice of each image, or half of each.
+def segmentation_loss(
+    logits: torch.Tensor, masks: torch.Tensor, kind: str = "bce", known: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The mean loss of a batch: binary cross-entropy of the pixels, soft Dice of the batch, or half of each.
 
     Args:
         logits: float (N, 1, H, W).
         masks: float (N, 1, H, W), 0 and 1.
         kind: "bce", "dice" or "bce+dice".
+        known: uint8 or bool (N, 1, H, W), the pixels that count; None: all. Where none counts the loss is 0.
 
     >>> segmentation_loss(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)).item()
     0.693...
     """
     if kind == "bce":
+        return _cross_entropy(logits, masks, known)
+    ignored = -1  # a label that no pixel has
+    labels = masks if known is None else masks.masked_fill(known == 0, ignored)
+    dice = DiceLoss(BINARY_MODE, from_logits=True, ignore_index=ignored)(logits, labels)
+    return dice if kind == "dice" else (_cross_entropy(logits, masks, known) + dice) / 2
+
+
+def _cross_entropy(logits: torch.Tensor, masks: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
+    if known is None:
         return F.binary_cross_entropy_with_logits(logits, masks)
-    dice = DiceLoss(BINARY_MODE, from_logits=True)(logits, masks)
-    return dice if kind == "dice" else (F.binary_cross_entropy_with_logits(logits, masks) + dice) / 2
+    total = F.binary_cross_entropy_with_logits(logits, masks, weight=known.float(), reduction="sum")
+    return total / known.sum().clamp(min=1)
 
 
 def probability_batches(
@@ -198,13 +217,20 @@ def predict_probabilities(
     return torch.cat(maps) if maps else torch.zeros(0, 1, *images.shape[2:])
 
 
-def _check_training_set(images: torch.Tensor, masks: torch.Tensor, experiment: Experiment) -> None:
+def _check_training_set(
+    images: torch.Tensor,
+    masks: torch.Tensor | PackedMasks,
+    annotated: torch.Tensor | PackedMasks | None,
+    experiment: Experiment,
+) -> None:
     if len(images) == 0:
         raise ValueError("there are no images to train on")
-    if images.dtype != torch.uint8 or masks.dtype != torch.uint8:
-        raise ValueError(f"images and masks must be uint8, got {images.dtype} and {masks.dtype}")
-    if masks.shape != (len(images), 1, *images.shape[2:]):
-        raise ValueError(f"masks must have shape {(len(images), 1, *images.shape[2:])}, got {tuple(masks.shape)}")
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images must be uint8, got {images.dtype}")
+    expected = (len(images), 1, *images.shape[2:])
+    for name, planes in {"masks": masks, "annotated": annotated}.items():
+        if planes is not None and (planes.dtype != torch.uint8 or planes.shape != expected):
+            raise ValueError(f"{name} must be uint8 of shape {expected}, got {planes.dtype} {tuple(planes.shape)}")
     if images.shape[2] % 32 or images.shape[3] % 32:
         raise ValueError(f"height and width must be multiples of 32 for the U-Net, got {tuple(images.shape[2:])}")
     if max(images.shape[2:]) == 32 and 1 in (len(images) % experiment.batch_size, experiment.batch_size):

@@ -1,0 +1,140 @@
+"""What an annotation costs the expert, in every currency at once (Table II has two of them)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import ndimage
+from skimage.measure import approximate_polygon, find_contours
+
+CURRENCIES = ("verify_percent", "positive_percent", "boundary_px", "regions", "vertices", "clicks")
+"""The columns of :func:`annotation_cost`."""
+
+
+def annotation_cost(truth: torch.Tensor, human: torch.Tensor, *, tolerance: float = 1.0) -> pd.DataFrame:
+    """What it costs an expert to label the pixels ``human`` of each image.
+
+    Args:
+        truth: uint8 (N, 1, H, W), 0 and 1; only the human's pixels are looked at.
+        human: the pixels that the expert labels, bool or 0 and 1, the same shape.
+        tolerance: how far a drawn line may be from the true outline, pixels.
+
+    Returns:
+        A row an image, in the order given:
+
+        - ``verify_percent``: the human's pixels in % of the image's: Table II's "% of pixels to verify/annotate";
+        - ``positive_percent``: the human's lesion pixels in % of the image's: Table II's "% of annotated pixels";
+        - ``boundary_px``: length of the lesion's outline between two of the human's pixels, pixels;
+        - ``regions``: connected parts of the human's pixels (edge to edge), places to look at;
+        - ``vertices``: corners of the lines that draw this outline, simplified to ``tolerance`` (Douglas-Peucker);
+        - ``clicks``: the vertices, one more to end each line, and one for each region without outline, to say whether
+          it is lesion or background.
+
+    Raises:
+        ValueError: if the shapes differ or ``tolerance`` is negative.
+
+    >>> truth = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    >>> truth[..., 2:6, 2:6] = 1
+    >>> print(annotation_cost(truth, torch.ones_like(truth), tolerance=0.5).round(1).iloc[0].to_string())
+    verify_percent      100.0
+    positive_percent     25.0
+    boundary_px          14.8
+    regions               1.0
+    vertices              4.0
+    clicks                5.0
+    """
+    if truth.shape != human.shape:
+        raise ValueError(f"truth has shape {tuple(truth.shape)} and human {tuple(human.shape)}; they must agree")
+    if tolerance < 0:
+        raise ValueError(f"tolerance must be at least 0 pixels, got {tolerance}")
+    human = human.bool()
+    drawings = [
+        _drawing(mask, pixels, tolerance)
+        for mask, pixels in zip(truth[:, 0].cpu().numpy(), human[:, 0].cpu().numpy(), strict=True)
+    ]
+    shares = {"verify_percent": human, "positive_percent": human & (truth == 1)}
+    n_pixels = human.shape[2] * human.shape[3]
+    percent = {name: 100 * pixels.flatten(1).sum(1).cpu().numpy() / n_pixels for name, pixels in shares.items()}
+    return pd.DataFrame(percent).join(pd.DataFrame(drawings, columns=_Drawing._fields))
+
+
+def average_cost(annotations: pd.DataFrame) -> pd.DataFrame:
+    """Means over images, with and without the cold start, which is annotated in full whatever the mode.
+
+    Args:
+        annotations: a run's table: the columns of :func:`annotation_cost` and ``round``, 0 for the cold start.
+
+    Returns:
+        Three rows, "cold start", "queries (without cold start)" (Table II is read so) and "labelled set (with cold
+        start)"; columns: ``images``, the means of all currencies an image, and ``total_clicks``.
+
+    >>> table = pd.DataFrame({"round": [0, 1, 1], **{name: [9.0, 1.0, 3.0] for name in CURRENCIES}})
+    >>> average_cost(table)[["images", "clicks", "total_clicks"]].to_numpy().tolist()
+    [[1.0, 9.0, 9.0], [2.0, 2.0, 4.0], [3.0, 4.333333333333333, 13.0]]
+    """
+    queried = annotations["round"] > 0
+    parts = {
+        "cold start": annotations[~queried],
+        "queries (without cold start)": annotations[queried],
+        "labelled set (with cold start)": annotations,
+    }
+    rows = {
+        name: {"images": len(part), **part[list(CURRENCIES)].mean(), "total_clicks": part["clicks"].sum()}
+        for name, part in parts.items()
+    }
+    return pd.DataFrame(rows).T
+
+
+class _Drawing(NamedTuple):
+    """What the expert draws in one image."""
+
+    boundary_px: float
+    regions: int
+    vertices: int
+    clicks: int
+
+
+def _drawing(truth: np.ndarray, human: np.ndarray, tolerance: float) -> _Drawing:
+    regions, n_regions = ndimage.label(human)
+    boundary, vertices, n_lines = 0.0, 0, 0
+    outlined = np.zeros(n_regions + 1, dtype=bool)
+    for line in _outlines(truth, human):
+        closed = len(line) > 2 and np.array_equal(line[0], line[-1])
+        boundary += np.hypot(*np.diff(line, axis=0).T).sum()
+        vertices += len(approximate_polygon(line, tolerance)) - closed
+        n_lines += 1
+        outlined[regions[tuple(line[0].astype(int))]] = True
+    without_outline = n_regions - int(outlined[1:].sum())
+    return _Drawing(float(boundary), n_regions, vertices, vertices + n_lines + without_outline)
+
+
+def _outlines(truth: np.ndarray, human: np.ndarray) -> list[np.ndarray]:
+    """The outline of the lesion, cut where it leaves the human's pixels: lines of (row, column) points, in pixels.
+
+    A point of the outline is half-way between a lesion pixel and a background pixel; it counts where both are the
+    human's.
+    """
+    lesion_rows, lesion_columns = (np.flatnonzero(((truth == 1) & human).any(axis)) for axis in (1, 0))
+    if not len(lesion_rows):
+        return []
+    top, left = max(lesion_rows[0] - 1, 0), max(lesion_columns[0] - 1, 0)
+    part = truth[top : lesion_rows[-1] + 2, left : lesion_columns[-1] + 2]
+    if min(part.shape) < 2:
+        return []
+    lines = []
+    for points in find_contours(part, 0.5):
+        points += (top, left)
+        low, high = np.floor(points).astype(int), np.ceil(points).astype(int)
+        inside = human[*low.T] & human[*high.T]
+        if inside.all():
+            lines.append(points)
+            continue
+        if np.array_equal(points[0], points[-1]):  # begin a closed outline where it is not the human's
+            start = int(inside.argmin())
+            points, inside = np.roll(points[:-1], -start, axis=0), np.roll(inside[:-1], -start)
+        cuts = np.flatnonzero(np.diff(inside)) + 1
+        lines += [piece for piece, its in zip(np.split(points, cuts), np.split(inside, cuts), strict=True) if its[0]]
+    return lines
