@@ -1,11 +1,12 @@
 """The runs of Table II: which pixels of the queried images the human annotates. Least confidence queries the images.
 
     python results/table2.py results/table2-quick --profile quick --seeds 0 1 2
-    python results/table2.py results/table2-isic2018-small --profile small --data data/isic2018 --seeds 0 --only grid \
-        --overrides "{encoder_weights: data/resnet18_imagenet.pth}"
+    python results/table2.py results/table2-isic2018-small --profile small --data data/isic2018 --seeds 0 1 \
+        --only modes distinct --overrides "{encoder_weights: data/resnet18_imagenet.pth}"
 
-"grid" is partial annotation at each tau_u and tau_b of the paper, "modes" every mode at tau_u = tau_b = 0.25. Finished
-runs are not run again, and a stopped one continues: the same command can be given until all is done.
+"modes" is every mode at tau_u = tau_b = 0.25. "grid" is partial annotation at each tau_u and tau_b of the paper;
+"distinct" leaves out its cells that are the same run as another (tau_b from 0.5 - tau_u to 0.5 + tau_u changes nothing).
+Finished runs are not run again, and a stopped one continues: the same command can be given until all is done.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from alutils.config import Experiment
 TAU_U = (0.125, 0.25, 0.375)
 TAU_B = (0.25, 0.5, 0.75)
 MODES = get_args(Experiment.model_fields["annotation"].annotation)
+GRID = [("partial", *thresholds) for thresholds in product(TAU_U, TAU_B)]
 PARTS = {
     "modes": [(mode, 0.25, 0.25) for mode in MODES],
-    "grid": [("partial", *thresholds) for thresholds in product(TAU_U, TAU_B)],
+    "grid": GRID,
+    "distinct": [cell for cell in GRID if cell[1] == 0.125 or cell[2] == 0.25],
 }
 
 if __name__ == "__main__":
     parser = arguments(__doc__)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=["modes", "grid"])
     options = parser.parse_args()
     cells = [cell for part in options.only for cell in PARTS[part]]
     run_arms(
