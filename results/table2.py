@@ -1,11 +1,11 @@
 """The runs of Table II: which pixels of the queried images the human annotates. Least confidence queries the images.
 
-    python results/table2.py results/table2-quick --profile quick --seeds 0 1 2
-    python results/table2.py results/table2-isic2018-small --profile small --data data/isic2018 --seeds 0 1 \
+    python results/table2.py results/quick --profile quick --seeds 0 1 2
+    python results/table2.py results/isic2018-small --profile small --data data/isic2018 --seeds 0 1 \
         --only modes distinct --overrides "{encoder_weights: data/resnet18_imagenet.pth}"
 
-"modes" is every mode at tau_u = tau_b = 0.25. "grid" is partial annotation at each tau_u and tau_b of the paper;
-"distinct" leaves out its cells that are the same run as another (tau_b from 0.5 - tau_u to 0.5 + tau_u changes nothing).
+"modes" is every other mode at tau_u = tau_b = 0.25 (full annotation is Table I's arm). "grid" is partial annotation at each tau_u and tau_b of the paper;
+"distinct" leaves out its cells that are the same run as another (any tau_b from 0.5 - tau_u to 0.5 + tau_u).
 Finished runs are not run again, and a stopped one continues: the same command can be given until all is done.
 """
 
@@ -20,7 +20,7 @@ from alutils.config import Experiment
 
 TAU_U = (0.125, 0.25, 0.375)
 TAU_B = (0.25, 0.5, 0.75)
-MODES = get_args(Experiment.model_fields["annotation"].annotation)
+MODES = [mode for mode in get_args(Experiment.model_fields["annotation"].annotation) if mode != "full"]
 GRID = [("partial", *thresholds) for thresholds in product(TAU_U, TAU_B)]
 PARTS = {
     "modes": [(mode, 0.25, 0.25) for mode in MODES],
