@@ -102,19 +102,7 @@ def merge_annotations(
     >>> mask.flatten().tolist(), human.flatten().tolist()
     ([0, 1, 0, 1], [False, True, True, False])
     """
-    if not 0 <= tau_u <= 0.5:
-        raise ValueError(f"tau_u must be from 0 to 0.5, got {tau_u}: it is a distance from p = 0.5")
-    if not 0 < tau_b < 1:
-        raise ValueError(f"tau_b must be above 0 and below 1, got {tau_b}: it is a probability")
-    if truth.dtype != torch.uint8 or truth.shape != probabilities.shape:
-        raise ValueError(
-            f"truth must be uint8 of the probabilities' shape {tuple(probabilities.shape)}, "
-            f"got {truth.dtype} {tuple(truth.shape)}"
-        )
-    if probabilities.numel():
-        check_probabilities(probabilities)
-        if truth.max() > 1:
-            raise ValueError(f"truth must be 0 and 1, got {truth.max()}")
+    _check_merge(truth, probabilities, tau_u, tau_b)
     human = least_confidence(probabilities) <= tau_u
     return combine(truth, probabilities, human, tau_b), human
 
@@ -194,6 +182,22 @@ def audit_annotations(
         "model_dice": dice_score(probabilities, truth).double().cpu().numpy(),
     }
     return pd.DataFrame(table)
+
+
+def _check_merge(truth: torch.Tensor, probabilities: torch.Tensor, tau_u: float, tau_b: float) -> None:
+    if not 0 <= tau_u <= 0.5:
+        raise ValueError(f"tau_u must be from 0 to 0.5, got {tau_u}: it is a distance from p = 0.5")
+    if not 0 < tau_b < 1:
+        raise ValueError(f"tau_b must be above 0 and below 1, got {tau_b}: it is a probability")
+    if truth.dtype != torch.uint8 or truth.shape != probabilities.shape:
+        raise ValueError(
+            f"truth must be uint8 of the probabilities' shape {tuple(probabilities.shape)}, "
+            f"got {truth.dtype} {tuple(truth.shape)}"
+        )
+    if probabilities.numel():
+        check_probabilities(probabilities)
+        if truth.max() > 1:
+            raise ValueError(f"truth must be 0 and 1, got {truth.max()}")
 
 
 def _nearest_to_contour(predicted: torch.Tensor, counts: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -4,8 +4,9 @@
     python results/table2.py results/isic2018-small --profile small --data data/isic2018 --seeds 0 1 \
         --only modes distinct --overrides "{encoder_weights: data/resnet18_imagenet.pth}"
 
-"modes" is every other mode at tau_u = tau_b = 0.25 (full annotation is Table I's arm). "grid" is partial annotation at each tau_u and tau_b of the paper;
-"distinct" leaves out its cells that are the same run as another (any tau_b from 0.5 - tau_u to 0.5 + tau_u).
+"modes" is every mode but full (which is Table I's arm) at tau_u = tau_b = 0.25. "grid" is partial annotation at each
+tau_u and tau_b of the paper; "distinct" leaves out its cells that are the same run as another (any tau_b from
+0.5 - tau_u to 0.5 + tau_u).
 Finished runs are not run again, and a stopped one continues: the same command can be given until all is done.
 """
 

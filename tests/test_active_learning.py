@@ -9,8 +9,11 @@ import random
 import sys
 import tempfile
 import time
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -18,7 +21,8 @@ import pytest
 import torch
 
 from alutils import active_learning
-from alutils.active_learning import BASELINES, annotate, run_active_learning
+from alutils.active_learning import BASELINES, run_active_learning
+from alutils.annotation import NO_AUDIT, WRITING_MODES, Oracle, human_pixels
 from alutils.config import ConfigError, Experiment
 from alutils.data import Split, Splits
 from alutils.model import build_unet
@@ -27,7 +31,9 @@ from alutils.training import predict_probabilities
 
 torch.set_num_threads(1)
 
-SAME = ("rounds.csv", "queries.csv", "test_dice.csv")  # what a stop must not change, to the byte
+# What a stop must not change, to the byte
+SAME = ("rounds.csv", "queries.csv", "annotations.csv", "audit.csv", "test_dice.csv")
+MODES = get_args(Experiment.model_fields["annotation"].annotation)
 
 
 def make_experiment(**changes):
@@ -36,6 +42,11 @@ def make_experiment(**changes):
         "epochs": 1, "cold_start": 4, "query_size": 2, "n_queries": 2, "mc_samples": 2,
     }  # fmt: skip
     return Experiment(**{**settings, **changes})
+
+
+def make_partial(annotation, **changes):
+    """Thresholds near one half: of what a model says that has hardly learned, some is sure, and both ways."""
+    return make_experiment(**{"annotation": annotation, "n_queries": 3, "tau_u": 0.025, "tau_b": 0.46, **changes})
 
 
 def disks(n, name, size=64):
@@ -127,8 +138,8 @@ def test_validation_and_test_dice_are_eq_4_of_the_live_model(undisturbed):
         np.testing.assert_allclose(dice.numpy(), expected, rtol=1e-6)
         assert mean == pytest.approx(expected.mean())
     assert all(one.test_dice is None for one in rounds[:-1])
-    assert set(rounds[0].seconds) == {"training", "evaluation", "query"}
-    assert set(last.seconds) == {"training", "evaluation", "test"}
+    assert set(rounds[0].seconds) == {"training", "evaluation", "query", "annotation"}
+    assert set(last.seconds) == {"training", "evaluation", "test", "annotation"}
 
 
 # What arms share
@@ -156,12 +167,17 @@ def test_every_seed_round_and_purpose_draws_its_own_random_numbers(tmp_path, mon
         seeds[folder].append(generator.initial_seed())
         return torch.zeros(len(images))
 
+    def watched_pixels(probabilities, experiment, generator):
+        seeds[folder].append(generator.initial_seed())
+        return human_pixels(probabilities, experiment, generator)
+
     monkeypatch.setattr(active_learning, "fit", fake_fit)
+    monkeypatch.setattr(active_learning, "human_pixels", watched_pixels)
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
         seeds[folder] = []
-        run(tmp_path / folder, make_experiment(seed=seed), strategy=strategy)
+        run(tmp_path / folder, make_experiment(seed=seed, annotation="contour-band"), strategy=strategy)
     assert seeds["a"] == seeds["b"]
-    assert len({*seeds["a"], *seeds["c"]}) == 10  # three trainings and two queries each
+    assert len({*seeds["a"], *seeds["c"]}) == 14  # three trainings, two queries and two annotations each
 
 
 def test_fine_tuning_carries_the_weights_over_and_from_scratch_does_not(tmp_path, monkeypatch):
@@ -227,12 +243,16 @@ def test_the_model_learns_from_what_was_annotated_before_and_after_a_stop(tmp_pa
     seen = []
 
     def watched(model, images, masks, *_, **__):
-        seen.append(masks.clone())
+        seen.append(masks[:])
         return torch.ones(1)
+
+    class Contrary(Oracle):
+        def annotate(self, indices, where=None):
+            return 1 - super().annotate(indices, where)
 
     monkeypatch.setattr(active_learning, "fit", watched)
     with monkeypatch.context() as patch:
-        patch.setattr(active_learning, "annotate", lambda split, indices: 1 - annotate(split, indices))
+        patch.setattr(active_learning, "Oracle", Contrary)
         first_round(tmp_path, make_experiment())
     rounds = run(tmp_path)
     true = make_splits().train.masks
@@ -240,10 +260,163 @@ def test_the_model_learns_from_what_was_annotated_before_and_after_a_stop(tmp_pa
     assert torch.equal(seen[2], torch.cat([1 - true[rounds[1].labelled], true[rounds[2].labelled[6:]]]))
 
 
-def test_annotate_gives_the_masks_in_the_order_asked_for():
-    split = disks(5, "train")
-    assert torch.equal(annotate(split, torch.tensor([3, 0])), torch.stack([split.masks[3], split.masks[0]]))
-    assert annotate(split, torch.zeros(0, dtype=torch.long)).shape == (0, 1, 64, 64)
+# Who labels which pixel
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """A run of each annotation mode, as needed: what the model learned from, what the oracle was asked, what was said.
+
+    ``masks`` and ``annotated`` are what each training got; ``asked`` are the oracle's questions, and ``human`` the same
+    as a mask of the pool; ``again`` and ``new`` are each round's probabilities of the images queried before, and of
+    those queried after it.
+    """
+
+    @cache
+    def watch(mode):
+        experiment, splits, folder = make_partial(mode), make_splits(), tmp_path_factory.mktemp("watched") / mode
+        seen = SimpleNamespace(folder=folder, experiment=experiment, truth=splits.train.masks, rounds=[])
+        seen.masks, seen.annotated, seen.asked, seen.again, seen.new = [], [], [], [], []
+        seen.human = torch.zeros_like(seen.truth, dtype=torch.bool)
+        real_fit = active_learning.fit
+
+        def watched_fit(model, images, masks, *args, annotated=None, **options):
+            seen.masks.append(masks[:])
+            seen.annotated.append(None if annotated is None else annotated[:])
+            return real_fit(model, images, masks, *args, annotated=annotated, **options)
+
+        class WatchedOracle(Oracle):
+            def __init__(self, masks):
+                super().__init__(masks)
+                seen.oracle = self
+
+            def annotate(self, indices, where=None):
+                seen.asked.append((indices, where))
+                seen.human[indices] = True if where is None else where
+                return super().annotate(indices, where)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(active_learning, "fit", watched_fit)
+            patch.setattr(active_learning, "Oracle", WatchedOracle)
+            for one in run_active_learning(experiment, splits, folder, device="cpu", progress=False):
+                queried = torch.tensor([splits.train.ids.index(name) for name in one.queries["image_id"]]).long()
+                for said, images in ((seen.again, one.labelled[4:]), (seen.new, queried)):
+                    said.append(predict_probabilities(one.model, splits.train.images[images], experiment))
+                seen.rounds.append(one)
+        return seen
+
+    return watch
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_oracle_is_asked_once_for_each_queried_image_and_for_its_humans_pixels(watched, mode):
+    seen = watched(mode)
+    assert torch.equal(torch.cat([indices for indices, _ in seen.asked]), seen.rounds[-1].labelled)
+    assert seen.human[seen.rounds[0].labelled].all()
+    queried = seen.rounds[-1].labelled[4:]
+    share = seen.human[queried].float().mean().item()
+    assert share == {"full": 1, "model-only": 0}.get(mode, share)
+    assert mode in ("full", "model-only") or 0.01 < share < 0.99
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_annotations_on_disk_are_what_the_oracle_counted(watched, mode):
+    seen = watched(mode)
+    table, n_pixels = pd.read_csv(seen.folder / "annotations.csv"), 64 * 64
+    assert len(table) == seen.oracle.n_images == 10
+    assert table["verify_percent"].sum() * n_pixels / 100 == pytest.approx(seen.oracle.n_pixels, abs=1e-6)
+    assert table["positive_percent"].sum() * n_pixels / 100 == pytest.approx(seen.oracle.n_positive, abs=1e-6)
+    human = seen.human[seen.rounds[-1].labelled].numpy()
+    lesion = seen.truth[seen.rounds[-1].labelled].numpy() == 1
+    np.testing.assert_allclose(table["verify_percent"], 100 * human.mean((1, 2, 3)))
+    np.testing.assert_allclose(table["positive_percent"], 100 * (human & lesion).mean((1, 2, 3)))
+    assert tuple(table["image_id"]) == seen.rounds[-1].labelled_ids
+    assert table["round"].tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 3, 3]
+    (row,) = load_runs(seen.folder).to_dict("records")
+    assert row["verify_percent"] == pytest.approx(100 * human[4:].mean())
+    assert row["positive_percent"] == pytest.approx(100 * (human & lesion)[4:].mean())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_model_learns_the_humans_labels_and_elsewhere_what_a_model_wrote(watched, mode):
+    """What the model wrote stays as it was first written, or is what the model before this training says."""
+    seen = watched(mode)
+    for k, masks in enumerate(seen.masks):
+        labelled = seen.rounds[k].labelled
+        if mode == "partial-refreshed" and k:
+            written = torch.cat([seen.again[k - 1], seen.new[k - 1]])
+        else:
+            written = torch.cat([seen.new[j] for j in range(k)]) if k else seen.new[0][:0]
+        expected = seen.truth[labelled].clone()
+        expected[4:] = torch.where(seen.human[labelled[4:]], expected[4:], written >= seen.experiment.tau_b)
+        assert torch.equal(masks, expected)
+    for one, masks in zip(seen.rounds, seen.masks[1:], strict=False):  # what is shown is what comes next
+        assert torch.equal(one.labels.masks[:], masks)
+        assert torch.equal(one.labels.human[:].bool(), seen.human[one.labels.indices])
+    changed = any(not torch.equal(after[: len(before)], before) for before, after in pairwise(seen.masks))
+    assert changed == (mode == "partial-refreshed")
+    wrong = (seen.masks[-1] != seen.truth[seen.rounds[-1].labelled]).any()
+    assert wrong == (mode != "full")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_loss_ignores_what_is_not_the_humans_in_human_only_and_nothing_elsewhere(watched, mode):
+    seen = watched(mode)
+    for one, annotated in zip(seen.rounds, seen.annotated, strict=True):
+        if mode == "human-only":
+            assert torch.equal(annotated, seen.human[one.labelled].to(torch.uint8))
+        else:
+            assert annotated is None
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_audit_counts_what_was_trained_on_by_the_round_that_was_first(watched, mode):
+    seen = watched(mode)
+    table = pd.read_csv(seen.folder / "audit.csv")
+    assert table.columns.tolist() == ["round", "cohort", "images", *NO_AUDIT.columns]
+    expected = []
+    for k in range(1, 4) if mode in WRITING_MODES else []:
+        for cohort in range(1, k + 1):
+            place = slice(2 + 2 * cohort, 4 + 2 * cohort)
+            images = seen.rounds[k].labelled[place]
+            mask, truth, model = seen.masks[k][place].numpy(), seen.truth[images].numpy(), ~seen.human[images].numpy()
+            p = seen.again[k][place.start - 4 : place.stop - 4].numpy()
+            wrong = model & (mask != truth)
+            repeated = wrong & ((p >= np.float32(seen.experiment.tau_b)) == mask)
+            counts = [model.sum(), wrong.sum(), (wrong & (truth == 1)).sum(), repeated.sum()]
+            dice = [
+                np.mean(2 * (a & truth).sum((1, 2, 3)) / (a.sum((1, 2, 3)) + truth.sum((1, 2, 3))))
+                for a in (mask, p >= 0.5)
+            ]
+            expected.append([k, cohort, 2, *counts, *dice])
+    np.testing.assert_allclose(table.to_numpy(float), np.array(expected).reshape(-1, 9), rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_only_the_humans_pixels_of_queried_images_have_an_influence(tmp_path, watched, mode):
+    """Masks that lie everywhere else give the same run; the audit and the lesion's area look at the truth itself."""
+    seen, names = watched(mode), ("rounds.csv", "annotations.csv", "test_dice.csv")
+    splits = make_splits()
+    splits.train.masks[~seen.human] = 1 - splits.train.masks[~seen.human]
+    rounds = run(tmp_path / "elsewhere", seen.experiment, splits)
+    assert contents(tmp_path / "elsewhere", names) == contents(seen.folder, names)
+    for one, other in zip(rounds, seen.rounds, strict=True):
+        assert one.queries[["image_id", "score"]].equals(other.queries[["image_id", "score"]])
+    if mode != "model-only":
+        splits = make_splits()
+        there = seen.human.clone()
+        there[seen.rounds[0].labelled] = False
+        splits.train.masks[there] = 1 - splits.train.masks[there]
+        rounds = run(tmp_path / "there", seen.experiment, splits)
+        assert torch.equal(rounds[0].losses, seen.rounds[0].losses)
+        assert not torch.equal(rounds[1].losses, seen.rounds[1].losses)
+
+
+@pytest.mark.parametrize("mode", ["partial", "partial-refreshed", "contour-band"])
+def test_at_tau_u_of_one_half_every_mode_is_full_annotation(tmp_path, watched, mode):
+    run(tmp_path, make_partial(mode, tau_u=0.5))
+    names = ("rounds.csv", "queries.csv", "annotations.csv", "test_dice.csv")
+    assert contents(tmp_path, names) == contents(watched("full").folder, names)
 
 
 # Baselines and one's own strategies
@@ -311,6 +484,10 @@ def test_the_progress_bar_counts_the_rounds(undisturbed, capsys):
         ({"strategy": "full-cosine"}, 11, 64, "strategy: there is no 'full-cosine'; did you mean 'full_cosine'?"),
         ({"cold_start": 12}, 11, 64, "cold_start: 12 images, but the training set has only 11"),
         ({}, 11, 32, "image_size: 64 in the experiment, but the train images are 32 x 32"),
+        *(
+            ({"strategy": name, "annotation": "partial"}, 11, 64, f"annotation: 'partial' .* strategy '{name}' queries")
+            for name in BASELINES
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_at_the_call(tmp_path, changes, n, size, message):
@@ -380,6 +557,11 @@ def test_the_tables_hold_what_the_rounds_say(undisturbed):
     assert queries.columns.tolist() == ["round", "image_id", "score", "lesion_area_percent", "rank"]
     assert queries["image_id"].tolist() == list(rounds[-1].labelled_ids[4:])
     assert queries["score"].tolist() == [*rounds[0].queries["score"], *rounds[1].queries["score"]]
+    annotations = pd.read_csv(folder / "annotations.csv")
+    assert tuple(annotations["image_id"]) == rounds[-1].labelled_ids
+    assert annotations["round"].tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
+    assert annotations["clicks"].tolist() == [clicks for one in rounds for clicks in one.annotations["clicks"]]
+    assert len(pd.read_csv(folder / "audit.csv")) == 0  # the human labels everything
     dice = pd.read_csv(folder / "test_dice.csv")
     assert tuple(dice["image_id"]) == make_splits().test.ids
     assert dice["dice"].tolist() == rounds[-1].test_dice_per_image.tolist()
@@ -420,7 +602,8 @@ def assert_same_rounds(some, others):
         assert one.labelled_ids == other.labelled_ids and torch.equal(one.labelled, other.labelled)
         assert torch.equal(one.losses, other.losses)
         assert torch.equal(one.val_dice_per_image, other.val_dice_per_image)
-        pd.testing.assert_frame_equal(one.queries, other.queries)
+        for table in ("queries", "annotations", "audit"):
+            pd.testing.assert_frame_equal(getattr(one, table), getattr(other, table))
 
 
 def test_a_finished_run_yields_its_rounds_without_training_or_writing(undisturbed, no_training):
@@ -428,7 +611,9 @@ def test_a_finished_run_yields_its_rounds_without_training_or_writing(undisturbe
     times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     again = run(folder)
     assert_same_rounds(again, rounds)
-    assert [one.model is None for one in again] == [True, True, False]
+    assert [one.model is None for one in again] == [one.labels is None for one in again] == [True, True, False]
+    for name in ("masks", "human"):
+        assert torch.equal(getattr(again[-1].labels, name)[:], getattr(rounds[-1].labels, name)[:])
     assert torch.equal(again[-1].test_dice_per_image, rounds[-1].test_dice_per_image)
     weights, expected = again[-1].model.state_dict(), rounds[-1].model.state_dict()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
@@ -451,6 +636,16 @@ def test_a_run_stopped_after_any_round_goes_on_as_if_it_had_not_been(tmp_path, u
     again = run(stopped, experiment)
     assert_same_rounds(again, rounds)
     assert contents(stopped) == contents(folder)
+
+
+@pytest.mark.parametrize("mode", ["partial", "partial-refreshed"])
+def test_a_run_stopped_after_every_round_keeps_what_was_written_into_its_masks(tmp_path, watched, mode):
+    seen = watched(mode)
+    for n_rounds in range(1, 5):
+        lives = run_active_learning(seen.experiment, make_splits(), tmp_path, device="cpu", progress=False)
+        again = [one for _, one in zip(range(n_rounds), lives, strict=False)]
+    assert_same_rounds(again, seen.rounds)
+    assert contents(tmp_path) == contents(seen.folder)
 
 
 def test_a_run_that_dies_at_any_file_goes_on_as_if_it_had_not(tmp_path, undisturbed, monkeypatch):
@@ -479,18 +674,21 @@ def test_a_run_that_dies_at_any_file_goes_on_as_if_it_had_not(tmp_path, undistur
             lives += 1
         else:
             break
-    assert set(died_at) >= {"run.json", "state.pt", "rounds.csv", "queries.csv"} and lives > 6
+    assert set(died_at) >= {"run.json", "state.pt", "rounds.csv", "queries.csv", "annotations.csv", "audit.csv"}
+    assert lives > 6
     assert_same_rounds(again, rounds)
     assert contents(tmp_path) == contents(folder)
 
 
-def _run_in_child(folder, n_queries):
+def _run_in_child(folder, annotation, n_queries):
     torch.set_num_threads(1)
-    run(folder, make_experiment(n_queries=n_queries), make_splits(4 + 2 * n_queries + 2))
+    run(folder, make_partial(annotation, n_queries=n_queries), make_splits(4 + 2 * n_queries + 2))
 
 
 def kill_and_compare(folder, n_kills, n_queries, seed=0):
     """Kill runs ``n_kills`` times with SIGKILL at random moments; each one's files must be an undisturbed run's.
+
+    Every other run is of full annotation, those between of the mode that rewrites masks after each round.
 
     Returns:
         The number of rounds that were on disk at each kill.
@@ -498,31 +696,35 @@ def kill_and_compare(folder, n_kills, n_queries, seed=0):
     folder, rng, on_disk, n_runs = Path(folder), random.Random(seed), [], 0
     context = multiprocessing.get_context("forkserver")  # forks from a process that has imported torch, and no more
     context.set_forkserver_preload(["alutils.active_learning"])
+    modes = ("partial-refreshed", "full")
 
-    def start(name):
-        child = context.Process(target=_run_in_child, args=(folder / name, n_queries))
+    def start(name, mode):
+        child = context.Process(target=_run_in_child, args=(folder / name, mode, n_queries))
         child.start()
         return child
 
-    start("first").join()  # which also waits for the imports
-    began = time.perf_counter()
-    start("undisturbed").join()
-    duration = time.perf_counter() - began
-    expected = contents(folder / "undisturbed")
+    start("first", "full").join()  # which also waits for the imports
+    expected, duration = {}, {}
+    for mode in modes:
+        began = time.perf_counter()
+        start(mode, mode).join()
+        duration[mode] = time.perf_counter() - began
+        expected[mode] = contents(folder / mode)
     while len(on_disk) < n_kills:
-        child = start(str(n_runs))
-        child.join(rng.uniform(0, duration))
+        name, mode = str(n_runs), modes[n_runs % 2]
+        child = start(name, mode)
+        child.join(rng.uniform(0, duration[mode]))
         if child.exitcode is None:
             child.kill()
             child.join()
-            rounds = folder / str(n_runs) / "rounds.csv"
+            rounds = folder / name / "rounds.csv"
             on_disk.append(len(pd.read_csv(rounds)) if rounds.exists() else 0)
             continue
-        assert child.exitcode == 0 and contents(folder / str(n_runs)) == expected
+        assert child.exitcode == 0 and contents(folder / name) == expected[mode]
         n_runs += 1
-    last = start(str(n_runs))
+    last = start(str(n_runs), modes[n_runs % 2])
     last.join()
-    assert last.exitcode == 0 and contents(folder / str(n_runs)) == expected
+    assert last.exitcode == 0 and contents(folder / str(n_runs)) == expected[modes[n_runs % 2]]
     return on_disk
 
 

@@ -54,7 +54,7 @@ def test_it_is_frozen():
     ("settings", "named"),
     [
         ({"learning_rte": 0.1}, "learning_rate"),
-        ({"tau": 0.1}, "batch_size"),  # nothing is near: all are listed
+        ({"threshold": 0.1}, "batch_size"),  # nothing is near: all are listed
         ({"epochs": 0}, "epochs.*greater than or equal to 1.*got 0"),
         ({"epochs": 2.5}, "epochs.*integer.*got 2.5"),
         ({"epochs": True}, "epochs.*integer.*got True"),
@@ -64,6 +64,13 @@ def test_it_is_frozen():
         ({"dropout": 1.0}, "dropout.*less than 1"),
         ({"image_size": 100}, "image_size.*multiple of 32"),
         ({"loss": "focal"}, "loss.*'bce'.*got 'focal'"),
+        ({"tau": 0.1}, "tau: there is no such setting; did you mean 'tau_u'"),
+        ({"tau_u": -0.1}, "tau_u.*greater than or equal to 0.*got -0.1"),
+        ({"tau_u": 0.6}, "tau_u.*less than or equal to 0.5.*got 0.6"),
+        ({"tau_u": float("nan")}, "tau_u.*finite"),
+        ({"tau_b": 0.0}, "tau_b.*greater than 0.*got 0.0"),
+        ({"tau_b": 1.0}, "tau_b.*less than 1.*got 1.0"),
+        ({"annotation": "partly"}, "annotation.*'full'.*'contour-band'.*got 'partly'"),
         ({"blur_kernel": 4}, "blur_kernel.*odd.*4"),
         ({"blur_sigma_min": 0.5}, "blur_sigma_max.*at least.*0.5"),
         ({"normalize_std": (0.2, 0.0, 0.2)}, "normalize_std"),

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from alutils.augment import normalize
 from alutils.config import ConfigError, Experiment
 from alutils.metrics import dice_score
 from alutils.model import build_unet
+from alutils.packed import PackedMasks
 from alutils.seeding import make_generator
 from alutils.training import (
     TrainingDiverged,
@@ -150,6 +152,87 @@ def test_losses_have_their_closed_forms(kind, expected):
     logits, masks = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
     expected = (math.log(2) + 1 / 3) / 2 if expected is None else expected
     assert segmentation_loss(logits, masks, kind).item() == pytest.approx(expected, abs=1e-4)
+
+
+def trained(masks, annotated=None, experiment=SMALL):
+    """Losses and weights after a short training on the squares."""
+    images, _ = squares(6)
+    model = unet()
+    losses = fit(model, images, masks, experiment, make_generator(0), annotated=annotated, n_steps=4, **QUIET)
+    return losses, state_of(model)
+
+
+def test_packed_masks_train_as_the_masks_do():
+    _, masks = squares(6)
+    known = (torch.rand(masks.shape, generator=make_generator(1)) < 0.7).to(torch.uint8)
+    losses, weights = trained(masks)
+    packed_losses, packed_weights = trained(PackedMasks.pack(masks))
+    assert torch.equal(packed_losses, losses) and same(packed_weights, weights)
+    losses, weights = trained(masks, known)
+    packed_losses, packed_weights = trained(PackedMasks.pack(masks), PackedMasks.pack(known))
+    assert torch.equal(packed_losses, losses) and same(packed_weights, weights)
+
+
+def test_where_all_is_annotated_only_a_rotation_leaves_something_unknown():
+    _, masks = squares(6)
+    upright = SMALL.model_copy(update={"rotation": 0.0})
+    ones = torch.ones_like(masks)
+    assert torch.allclose(trained(masks, ones, upright)[0], trained(masks, None, upright)[0], rtol=1e-4)
+    assert not torch.allclose(trained(masks, ones)[0], trained(masks)[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["bce", "dice", "bce+dice"])
+def test_pixels_that_are_not_annotated_do_not_influence_training(loss):
+    _, masks = squares(6)
+    known = (torch.rand(masks.shape, generator=make_generator(1)) < 0.5).to(torch.uint8)
+    experiment = SMALL.model_copy(update={"loss": loss})
+    losses, weights = trained(masks, known, experiment)
+    other_losses, other_weights = trained(torch.where(known == 1, masks, 1 - masks), known, experiment)
+    assert torch.equal(other_losses, losses) and same(other_weights, weights)
+    without, _ = trained(torch.where(known == 1, masks, 1 - masks), None, experiment)
+    assert not torch.allclose(without, losses, rtol=1e-2)  # where they count, they do
+
+
+@pytest.mark.parametrize("known_type", [torch.uint8, torch.bool])
+def test_the_loss_of_known_pixels_is_numpys(known_type):
+    generator = make_generator(0)
+    logits = 3 * torch.randn(3, 1, 8, 8, generator=generator)
+    masks = (torch.rand(logits.shape, generator=generator) < 0.4).float()
+    known = torch.rand(logits.shape, generator=generator) < 0.6
+    known[2] = False  # an image without any
+    z, y = logits.double().numpy()[known.numpy()], masks.double().numpy()[known.numpy()]
+    p = 1 / (1 + np.exp(-z))
+    bce, dice = -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean(), 1 - 2 * (p * y).sum() / (p.sum() + y.sum())
+    for kind, expected in {"bce": bce, "dice": dice, "bce+dice": (bce + dice) / 2}.items():
+        assert segmentation_loss(logits, masks, kind, known.to(known_type)).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bce", "dice", "bce+dice"])
+def test_where_nothing_is_known_the_loss_is_0_and_its_gradient_too(kind):
+    logits = torch.tensor([-200.0, 0.0, 3.0, 200.0]).view(1, 1, 2, 2).requires_grad_()
+    masks = torch.ones(1, 1, 2, 2)
+    loss = segmentation_loss(logits, masks, kind, torch.zeros(1, 1, 2, 2, dtype=torch.uint8))
+    loss.backward()
+    assert loss.item() == 0 and torch.equal(logits.grad, torch.zeros(1, 1, 2, 2))
+
+
+@pytest.mark.parametrize(
+    "annotated",
+    [
+        torch.ones(2, 1, 64, 64),
+        torch.ones(2, 1, 64, 64, dtype=torch.bool),
+        torch.ones(3, 1, 64, 64, dtype=torch.uint8),
+        torch.ones(2, 64, 64, dtype=torch.uint8),
+        torch.ones(2, 3, 64, 64, dtype=torch.uint8),
+        PackedMasks.pack(torch.ones(2, 1, 64, 32, dtype=torch.uint8)),
+    ],
+)
+def test_an_annotated_that_does_not_fit_is_refused(annotated):
+    images, masks = squares(2)
+    with pytest.raises(ValueError, match=r"annotated must be uint8 of shape \(2, 1, 64, 64\), got"):
+        fit(unet(), images, masks, SMALL, make_generator(0), annotated=annotated, **QUIET)
+    with pytest.raises(ValueError, match=r"masks must be uint8 of shape \(2, 1, 64, 64\), got"):
+        fit(unet(), images, annotated, SMALL, make_generator(0), **QUIET)
 
 
 def test_prediction_is_the_sigmoid_of_the_model_in_evaluation_mode():
