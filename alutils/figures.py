@@ -196,3 +196,93 @@ def draw_unet(shapes: pd.DataFrame) -> Figure:
     ax.set(xlim=(-0.6, len(stages) - 0.4), ylim=(-levels.max() - 0.9, 0.6))
     ax.set_axis_off()
     return figure
+
+
+ARM_STYLES = {
+    "random": (BLACK, "s", "dashed"),
+    "least_confidence": (BLUE, "o", "solid"),
+    "entropy": (VERMILION, "^", "solid"),
+    "binary_entropy": (ORANGE, "v", "dashdot"),
+    "mc_dropout": (GREEN, "D", "dotted"),
+    "bald": (PURPLE, "P", "dotted"),
+}
+"""Colour, marker and line of each strategy, the same in all figures."""
+
+
+def draw_learning_curves(axes: Axes, rounds: pd.DataFrame, full: pd.Series) -> None:
+    """Fig. 4: validation Dice over labelled images, a line for each strategy's mean, a band from worst to best seed.
+
+    Args:
+        axes: to draw on.
+        rounds: ``strategy``, ``n_labelled`` and ``val_dice`` (0 to 1), of all seeds.
+        full: validation Dice of the full-data runs, 0 to 1, one a seed; empty: no level is drawn.
+    """
+    for strategy, its in rounds.groupby("strategy"):
+        dice = 100 * its.groupby("n_labelled")["val_dice"].agg(["mean", "min", "max"])
+        colour, marker, line = ARM_STYLES.get(strategy, ("gray", "x", "solid"))
+        axes.plot(dice.index, dice["mean"], color=colour, marker=marker, markersize=4, linestyle=line, label=strategy)
+        axes.fill_between(dice.index, dice["min"], dice["max"], color=colour, alpha=0.12, linewidth=0)
+    if len(full):
+        axes.axhline(100 * full.mean(), color="gray", linewidth=1, label="full data (mean)")
+        axes.axhspan(100 * full.min(), 100 * full.max(), color="gray", alpha=0.12, linewidth=0)
+    axes.set(xlabel="labelled images", ylabel="validation Dice (%)")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def draw_annotation_curves(upper: Axes, lower: Axes, rounds: pd.DataFrame, annotations: pd.DataFrame) -> None:
+    """Fig. 5: validation Dice, and below it the share of pixels annotated at each query, over the labelled images.
+
+    Args:
+        upper: for the Dice.
+        lower: for the pixels.
+        rounds: of runs with one annotation mode, ``round``, ``n_labelled`` and ``val_dice``, of all seeds.
+        annotations: of the same runs, ``round``, ``verify_percent`` and ``positive_percent`` of each image.
+    """
+    dice = 100 * rounds.groupby("n_labelled")["val_dice"].agg(["mean", "min", "max"])
+    upper.plot(dice.index, dice["mean"], "o-", color=BLUE, markersize=4)
+    upper.fill_between(dice.index, dice["min"], dice["max"], color=BLUE, alpha=0.15, linewidth=0)
+    upper.set(ylabel="validation Dice (%)")
+    labelled = rounds.groupby("round")["n_labelled"].mean()
+    queries = annotations[annotations["round"] > 0].groupby("round")[["verify_percent", "positive_percent"]].mean()
+    queries = queries.set_index(queries.index.map(labelled))
+    lower.plot(queries["verify_percent"], "s-", color=BLACK, markersize=4, label="to verify")
+    lower.plot(queries["positive_percent"], "^--", color=ORANGE, markersize=4, label="positive (annotated)")
+    lower.axhline(5, color="gray", linewidth=0.8, linestyle=":", label="5 %")
+    lower.set(xlabel="labelled images", ylabel="% of the pixels", ylim=(0, 103))
+    lower.legend(frameon=False, fontsize=8)
+
+
+def draw_loop() -> Figure:
+    """Fig. 1: the five steps of active learning, in a circle between pool, oracle, labelled set and model.
+
+    >>> len(draw_loop().axes[0].texts) > 8
+    True
+    """
+    figure, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    places = {
+        "pool\nof unlabelled images": (0, 1),
+        "queried images": (2, 1),
+        "oracle\n(expert)": (4, 1),
+        "labelled set": (4, 0),
+        "model": (2, 0),
+        "evaluation": (0, 0),
+    }
+    for text, (x, y) in places.items():
+        box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": BLUE}
+        ax.text(x, y, text, ha="center", va="center", fontsize=9, bbox=box)
+    arrows = {
+        "(2) select": ((0.75, 1), (1.4, 1)),
+        "(3) ask": ((2.6, 1), (3.5, 1)),
+        "annotate": ((4, 0.75), (4, 0.2)),
+        "(4) train": ((3.4, 0), (2.4, 0)),
+        "(5) evaluate": ((1.6, 0), (0.6, 0)),
+        "(1) score": ((1.8, 0.2), (0.4, 0.72)),
+    }
+    for text, (start, end) in arrows.items():
+        ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": BLACK})
+        away = (0.35, 0) if start[0] == end[0] else (0, 0.08)
+        middle = (start[0] + end[0]) / 2 + away[0], (start[1] + end[1]) / 2 + away[1]
+        ax.text(*middle, text, ha="center", fontsize=8)
+    ax.set(xlim=(-0.9, 4.8), ylim=(-0.4, 1.4))
+    ax.set_axis_off()
+    return figure

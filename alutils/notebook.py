@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,12 +17,13 @@ from IPython import get_ipython
 
 from alutils.config import PROFILES_DIR, ConfigError, Experiment, did_you_mean, parse_settings
 from alutils.data import Splits
+from alutils.files import replacing
 from alutils.isic2018 import load_isic2018
 from alutils.synthetic import make_synthetic
 from alutils.training import resolve_device
 
 RUNS_DIR = Path(os.environ.get("ALUTILS_RUNS") or PROFILES_DIR.parent / "runs")
-RESULTS_DIR = PROFILES_DIR.parent / "results"
+RESULTS_DIR, FIGURES_DIR = PROFILES_DIR.parent / "results", PROFILES_DIR.parent / "figures"
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,7 @@ def open_workspace(
     >>> len(workspace.splits.train), workspace.device.type, workspace.data_name
     (4, 'cpu', 'synthetic images')
     """
-    shell = get_ipython()
-    _refuse_unknown_parameters(shell.history_manager.input_hist_raw if shell else [])
+    refuse_unknown_parameters()
     changes = parse_settings(overrides) if isinstance(overrides, str) else dict(overrides)
     changes.update(settings if seed is None else {"seed": seed, **settings})
     experiment = Experiment.from_profile(profile, **changes)
@@ -98,7 +99,35 @@ def show_code(function: Callable[..., Any]) -> None:
     print((signature.rstrip() + body).rstrip())
 
 
-def _refuse_unknown_parameters(cells: Sequence[str]) -> None:
+def refuse_unknown_parameters() -> None:
+    """Stop a notebook that papermill gave a parameter it does not have: papermill itself only warns.
+
+    Raises:
+        ConfigError: naming the parameter and the nearest one that there is.
+
+    >>> refuse_unknown_parameters()
+    """
+    shell = get_ipython()
+    _compare_parameters(shell.history_manager.input_hist_raw if shell else [])
+
+
+def copy_figures(source: str | Path, names: Sequence[str], target: Path) -> list[str]:
+    """Copy the pictures called ``names``, SVG and PNG, from wherever they lie below ``source``; the ones found.
+
+    >>> copy_figures("nowhere", ["fig2"], Path("figures"))
+    []
+    """
+    found = []
+    for name in (f"{stem}{suffix}" for stem in names for suffix in (".png", ".svg")):
+        path = next(iter(sorted(Path(source).rglob(name))), None)
+        if path:
+            with replacing(target / name) as temporary:
+                shutil.copyfile(path, temporary)
+            found.append(name)
+    return found
+
+
+def _compare_parameters(cells: Sequence[str]) -> None:
     """papermill puts what it was given into a cell after the notebook's parameters, and only warns of other names."""
     for parameters, given in pairwise(cells):
         if given.startswith("# Parameters\n"):

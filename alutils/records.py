@@ -302,10 +302,11 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
 
     Returns:
         Columns: ``run`` (its folder below ``folder``), every setting of the experiment (``strategy`` is the one that
-        was used), ``n_labelled`` and ``steps`` (images at the end, optimizer steps in all), ``val_dice`` (mean, of the
-        last round), ``test_dice`` (mean), ``verify_percent`` and ``positive_percent`` (Table II: means over the queried
-        images, without the cold start; not a number where nothing was queried), ``seconds`` (of all phases), and the
-        ``device``, ``cpu``, ``torch`` and ``git_commit`` of its last start.
+        was used), ``n_train`` (images in the training set), ``n_labelled`` and ``steps`` (images at the end, optimizer
+        steps in all), ``val_dice`` (mean, of the last round), ``test_dice`` (mean), ``verify_percent`` and
+        ``positive_percent`` (Table II: means over the queried images, without the cold start; not a number where
+        nothing was queried), ``seconds`` (of all phases), and the ``device``, ``cpu``, ``torch`` and ``git_commit`` of
+        its last start.
 
     Raises:
         RecordsError: if there is no finished run, or a file of one cannot be read.
@@ -320,6 +321,7 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
             {
                 "run": path.relative_to(folder).as_posix(),
                 **settings,
+                "n_train": record["data"]["train"]["images"],
                 "n_labelled": rounds["n_labelled"].iloc[-1],
                 "steps": rounds["steps"].sum(),
                 "val_dice": rounds["val_dice"].iloc[-1],
@@ -356,6 +358,21 @@ def load_table(folder: str | Path, name: str) -> pd.DataFrame:
         table.insert(2, "seed", record["experiment"]["seed"])
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def load_results(folder: str | Path) -> dict[str, pd.DataFrame]:
+    """Everything about the finished runs of a folder: ``runs`` and each of :data:`TABLES`, by name.
+
+    Args:
+        folder: either CSV files of those names, as in ``results/``, or folders of runs.
+
+    Raises:
+        RecordsError: if there is no finished run, or a file cannot be read.
+    """
+    folder = Path(folder)
+    if not (folder / "runs.csv").exists():
+        return {"runs": load_runs(folder), **{name: load_table(folder, name) for name in TABLES}}
+    return {name: _read_table(folder, name) for name in ("runs", *TABLES)}
 
 
 def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -411,6 +428,24 @@ def write_csv(path: str | Path, table: pd.DataFrame) -> None:
     """
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def write_table(stem: str | Path, table: pd.DataFrame) -> None:
+    """Write ``table`` with its index as ``stem.csv`` (all digits) and ``stem.md`` (one decimal).
+
+    >>> import tempfile
+    >>> stem = Path(tempfile.mkdtemp()) / "dice"
+    >>> write_table(stem, pd.DataFrame({"test": [86.25]}, pd.Index(["full"], name="arm")))
+    >>> print(Path(f"{stem}.md").read_text())
+    | arm   |   test |
+    |:------|-------:|
+    | full  |   86.2 |
+    """
+    plain = table.reset_index()
+    write_csv(f"{stem}.csv", plain)
+    shown = plain.astype(object).where(plain.notna(), None)
+    with replacing(f"{stem}.md") as temporary:
+        temporary.write_text(shown.to_markdown(index=False, floatfmt=".1f") + "\n", encoding="utf-8")
 
 
 def _open_record(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -524,7 +559,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
 def _read_table(folder: Path, name: str) -> pd.DataFrame:
     path = folder / f"{name}.csv"
     try:
-        return pd.read_csv(path, dtype={"image_id": str}, keep_default_na=False)
+        return pd.read_csv(path, dtype={"image_id": str}, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
         raise RecordsError(f"{path} cannot be read ({error}); delete {folder} to run it anew") from None
 

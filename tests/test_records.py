@@ -21,13 +21,19 @@ NUMBERS = np.concatenate(
 )
 
 
-def make_run(folder, *, strategy="random", seed=0, status="finished", val=(0.5, 0.75), test=(0.25, 0.5)):
+# round, image, and the two percentages of Table II
+ANNOTATIONS = ("0,007,100.0,30.0", "0,NA,100.0,50.0", "1,x,12.5,2.0", "2,y,37.5,5.0")
+
+
+def make_run(
+    folder, *, strategy="random", seed=0, status="finished", val=(0.5, 0.75), test=(0.25, 0.5), annotations=ANNOTATIONS
+):
     """A run's files as text, without the code that writes them."""
     folder.mkdir(parents=True)
     record = {
         "status": status,
         "experiment": {"strategy": strategy, "seed": seed, "decoder_channels": [16, 8]},
-        "data": {},
+        "data": {"train": {"images": 40}},
         "seconds": 12.5,
         "provenance": [{"device": "first"}, {"device": "second", "cpu": "x", "torch": "2", "git_commit": None}],
     }
@@ -37,6 +43,9 @@ def make_run(folder, *, strategy="random", seed=0, status="finished", val=(0.5, 
     dice = "".join(f"{name},{value}\n" for name, value in zip(("007", "NA"), test, strict=True))
     (folder / "test_dice.csv").write_text("image_id,dice\n" + dice)
     (folder / "queries.csv").write_text("round,image_id,score,lesion_area_percent,rank\n0,007,1.5,20.0,1\n")
+    columns = "round,image_id,verify_percent,positive_percent,boundary_px,regions,vertices,clicks\n"
+    (folder / "annotations.csv").write_text(columns + "".join(f"{line},14.5,1,8,9\n" for line in annotations))
+    (folder / "audit.csv").write_text("round,cohort,images,wrong_pixels,mask_dice\n1,1,2,12,0.75\n")
     (folder / "timing.csv").write_text("round,phase,seconds\n0,training,2.5\n1,training,10.0\n")
 
 
@@ -105,17 +114,25 @@ def test_load_runs_has_a_row_for_each_finished_run(tmp_path):
     runs = load_runs(tmp_path)
     assert runs.to_dict("records") == [
         {
-            "run": "a", "strategy": "random", "seed": 0, "decoder_channels": (16, 8), "n_labelled": 6, "steps": 3,
-            "val_dice": 0.75, "test_dice": 0.375, "seconds": 12.5, "device": "second",
-            "cpu": "x", "torch": "2", "git_commit": None,
+            "run": "a", "strategy": "random", "seed": 0, "decoder_channels": (16, 8), "n_train": 40, "n_labelled": 6,
+            "steps": 3, "val_dice": 0.75, "test_dice": 0.375, "verify_percent": 25.0, "positive_percent": 3.5,
+            "seconds": 12.5, "device": "second", "cpu": "x", "torch": "2", "git_commit": None,
         },
         {
-            "run": "b/entropy-1", "strategy": "entropy", "seed": 1, "decoder_channels": (16, 8), "n_labelled": 8,
-            "steps": 6, "val_dice": 0.3, "test_dice": 0.75, "seconds": 12.5, "device": "second",
-            "cpu": "x", "torch": "2", "git_commit": None,
+            "run": "b/entropy-1", "strategy": "entropy", "seed": 1, "decoder_channels": (16, 8), "n_train": 40,
+            "n_labelled": 8, "steps": 6, "val_dice": 0.3, "test_dice": 0.75, "verify_percent": 25.0,
+            "positive_percent": 3.5, "seconds": 12.5, "device": "second", "cpu": "x", "torch": "2", "git_commit": None,
         },
     ]  # fmt: skip
     assert len(runs.groupby(["decoder_channels", "strategy"])) == 2
+
+
+def test_a_run_without_queries_has_no_percentages_of_table_ii(tmp_path):
+    make_run(tmp_path / "a", strategy="full", annotations=ANNOTATIONS[:2])
+    make_run(tmp_path / "b")
+    runs = load_runs(tmp_path)
+    for name, of_queries in {"verify_percent": 25.0, "positive_percent": 3.5}.items():
+        assert runs[name].dtype == np.float64 and np.isnan(runs[name][0]) and runs[name][1] == of_queries
 
 
 def test_load_table_joins_the_runs_and_keeps_ids_as_text(tmp_path):
@@ -131,7 +148,11 @@ def test_load_table_joins_the_runs_and_keeps_ids_as_text(tmp_path):
     }
     assert load_table(tmp_path, "queries")["score"].tolist() == [1.5, 1.5]
     assert load_table(tmp_path, "timing")["seconds"].sum() == 25
-    with pytest.raises(ValueError, match="name must be one of rounds, queries, test_dice, timing, got 'round'"):
+    annotations = load_table(tmp_path, "annotations")
+    assert annotations["image_id"].tolist() == ["007", "NA", "x", "y"] * 2 and annotations["clicks"].sum() == 72
+    assert load_table(tmp_path, "audit")["wrong_pixels"].tolist() == [12, 12]
+    names = "rounds, queries, annotations, audit, test_dice, timing"
+    with pytest.raises(ValueError, match=f"name must be one of {names}, got 'round'"):
         load_table(tmp_path, "round")
 
 

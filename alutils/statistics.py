@@ -1,0 +1,105 @@
+"""What runs over several seeds allow to say: intervals, paired tests, areas under learning curves."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+
+class Difference(NamedTuple):
+    """A mean difference with its 95 % interval (t distribution over seeds) and p value; NaN where one seed is all."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    n_seeds: int
+
+
+def paired_difference(one: pd.Series, other: pd.Series) -> Difference:
+    """``one - other`` over the seeds that both have: runs of one seed share cold start and initial weights.
+
+    Args:
+        one: a number for each seed, indexed by seed.
+        other: the same.
+
+    >>> seeds = pd.Index([0, 1, 2], name="seed")
+    >>> difference = paired_difference(pd.Series([3.0, 4.0, 5.0], seeds), pd.Series([2.0, 2.0, 2.0], seeds))
+    >>> print(" ".join(f"{value:.2f}" for value in difference))
+    2.00 -0.48 4.48 0.07 3.00
+    """
+    differences = (one - other).dropna()
+    n, mean = len(differences), differences.mean()
+    if n >= 2 and np.ptp(differences) == 0:  # the same run twice: there is no chance in it
+        return Difference(mean, mean, mean, float(mean == 0), n)
+    if n < 2:
+        return Difference(mean, np.nan, np.nan, np.nan, n)
+    test = stats.ttest_1samp(differences, 0)
+    return Difference(mean, *test.confidence_interval(), test.pvalue, n)
+
+
+def compare_arms(runs: pd.DataFrame, baseline: str, value: str = "test_dice") -> pd.DataFrame:
+    """Every arm against one of them, paired by seed, with Holm's correction for the number of comparisons.
+
+    Args:
+        runs: a row a run, with ``arm``, ``seed`` and ``value``.
+        baseline: the arm that the others are compared with.
+        value: the column to compare.
+
+    Returns:
+        A row an arm: the fields of :class:`Difference` and ``p_holm``.
+
+    Raises:
+        ValueError: if there is no run of the baseline.
+    """
+    by_arm = runs.pivot_table(index="seed", columns="arm", values=value)
+    if baseline not in by_arm:
+        raise ValueError(f"there is no run of '{baseline}' to compare with, only of {', '.join(map(str, by_arm))}")
+    rows = {arm: paired_difference(by_arm[arm], by_arm[baseline]) for arm in by_arm if arm != baseline}
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=Difference._fields)
+    tested = table["p"].notna()
+    table["p_holm"] = np.nan
+    if tested.any():
+        table.loc[tested, "p_holm"] = multipletests(table.loc[tested, "p"], method="holm")[1]
+    return table.rename_axis("arm")
+
+
+def bootstrap_interval(values: pd.Series, *, seed: int = 0, n_resamples: int = 2000) -> tuple[float, float]:
+    """95 % interval of the mean when the values (test images) are drawn anew.
+
+    >>> low, high = bootstrap_interval(pd.Series([0.5, 0.7, 0.9]))
+    >>> 0.5 <= low < 0.7 < high <= 0.9
+    True
+    """
+    if len(values) < 2:
+        return np.nan, np.nan
+    rng = np.random.default_rng(seed)
+    found = stats.bootstrap((values.to_numpy(),), np.mean, method="percentile", n_resamples=n_resamples, rng=rng)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def area_under_curve(rounds: pd.DataFrame) -> float:
+    """Area under the learning curve (validation Dice over labelled images), divided by its width: a mean Dice, 0 to 1.
+
+    Args:
+        rounds: of one run, with ``n_labelled`` and ``val_dice``. With a single round there is no area: NaN.
+
+    >>> area_under_curve(pd.DataFrame({"n_labelled": [10, 20, 40], "val_dice": [0.2, 0.6, 0.6]}))
+    0.533...
+    """
+    x, y = rounds["n_labelled"].to_numpy(), rounds["val_dice"].to_numpy()
+    return float(np.trapezoid(y, x) / (x[-1] - x[0])) if len(x) > 1 else np.nan
+
+
+def images_to_reach(rounds: pd.DataFrame, level: float) -> float:
+    """The labelled images at which a run's validation Dice is first at least ``level``; NaN where it never is.
+
+    >>> images_to_reach(pd.DataFrame({"n_labelled": [10, 20, 40], "val_dice": [0.2, 0.6, 0.7]}), 0.5)
+    20.0
+    """
+    enough = rounds.loc[rounds["val_dice"] >= level, "n_labelled"]
+    return float(enough.iloc[0]) if len(enough) else np.nan
