@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 
 import pandas as pd
 
+from alutils.config import same_run
 from alutils.statistics import Difference, paired_difference
-from alutils.tables import in_full, same_run
+from alutils.tables import in_full
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided at this scale"
 MARGIN = 1.0

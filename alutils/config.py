@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -159,6 +159,24 @@ class Experiment(BaseModel):
     def n_training_steps(self) -> int:
         """Optimizer steps over all rounds (the paper: 8140, footnote 6); what the full-data baseline gets."""
         return sum(self.steps_per_round)
+
+
+ANNOTATION_MODES: tuple[str, ...] = get_args(Experiment.model_fields["annotation"].annotation)
+
+TAU_U, TAU_B = (0.125, 0.25, 0.375), (0.25, 0.5, 0.75)
+"""The thresholds of Table II."""
+
+
+def same_run(tau_u: float, tau_b: float) -> tuple[float, float]:
+    """The thresholds that stand for all that write the same masks in mode partial.
+
+    A pixel with p from ``0.5 - tau_u`` to ``0.5 + tau_u`` is the human's, so that it does not matter from which p in
+    between the model would call it lesion: there, 0.5 stands for every tau_b.
+
+    >>> same_run(0.25, 0.75), same_run(0.125, 0.75)
+    ((0.25, 0.5), (0.125, 0.75))
+    """
+    return (tau_u, 0.5) if abs(0.5 - tau_b) <= tau_u else (tau_u, tau_b)
 
 
 def parse_settings(text: str, *, source: str = "overrides") -> dict[str, Any]:

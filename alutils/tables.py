@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from alutils.config import TAU_B, TAU_U, same_run
 from alutils.statistics import area_under_curve, bootstrap_interval, images_to_reach
 
 PAPER_TABLE_1 = pd.DataFrame(
@@ -25,8 +26,6 @@ PAPER_TABLE_1 = pd.DataFrame(
 ).T.rename_axis("arm")
 """Table I: Dice in %. By its abstract [22] measures classification; its number stands there as a Dice score."""
 
-TAU_U, TAU_B = (0.125, 0.25, 0.375), (0.25, 0.5, 0.75)
-
 PAPER_TABLE_2 = pd.DataFrame(
     {
         "dice": (80, 81, 81, 84, 83, 83, 84, 82, 82),
@@ -36,15 +35,6 @@ PAPER_TABLE_2 = pd.DataFrame(
     index=pd.MultiIndex.from_product([TAU_U, TAU_B], names=["tau_u", "tau_b"]),
 )
 """Table II: Dice, positive pixels and pixels to verify, in %; the full data set has 83, 21 and 100."""
-
-
-def same_run(tau_u: float, tau_b: float) -> tuple[float, float]:
-    """The thresholds that stand for all with the same masks: tau_b from ``0.5 - tau_u`` to ``0.5 + tau_u`` as 0.5.
-
-    >>> same_run(0.25, 0.75), same_run(0.125, 0.75)
-    ((0.25, 0.5), (0.125, 0.75))
-    """
-    return (tau_u, 0.5) if abs(0.5 - tau_b) <= tau_u else (tau_u, tau_b)
 
 
 def table_1(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -88,7 +78,7 @@ def table_1(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def table_2(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Table II: partial annotation at each tau_u and tau_b, the paper's numbers beside those of the runs.
 
-    Cells that are the same run as another (:func:`same_run`) show the numbers of that run, whichever was made.
+    Cells that are the same run as another (:func:`alutils.config.same_run`) show that run's numbers, whichever was made.
 
     Args:
         results: from :func:`alutils.records.load_results`.

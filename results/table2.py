@@ -13,18 +13,14 @@ Finished runs are not run again, and a stopped one continues: the same command c
 from __future__ import annotations
 
 from itertools import product
-from typing import get_args
 
 from arms import arguments, run_arms
 
-from alutils.config import Experiment
+from alutils.config import ANNOTATION_MODES, TAU_B, TAU_U
 
-TAU_U = (0.125, 0.25, 0.375)
-TAU_B = (0.25, 0.5, 0.75)
-MODES = [mode for mode in get_args(Experiment.model_fields["annotation"].annotation) if mode != "full"]
 GRID = [("partial", *thresholds) for thresholds in product(TAU_U, TAU_B)]
 PARTS = {
-    "modes": [(mode, 0.25, 0.25) for mode in MODES],
+    "modes": [(mode, 0.25, 0.25) for mode in ANNOTATION_MODES if mode != "full"],
     "grid": GRID,
     "distinct": [cell for cell in GRID if cell[1] == 0.125 or cell[2] == 0.25],
 }

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from alutils.claims import CLAIMS, NOT_SUPPORTED, SUPPORTED, UNDECIDED, judge, verdict
-from alutils.config import Experiment
+from alutils.config import Experiment, same_run
 from alutils.cost import CURRENCIES
 from alutils.records import load_results, write_csv, write_table
 from alutils.statistics import (
@@ -19,7 +19,7 @@ from alutils.statistics import (
     images_to_reach,
     paired_difference,
 )
-from alutils.tables import PAPER_TABLE_1, PAPER_TABLE_2, ledger, same_run, table_1, table_2, table_modes
+from alutils.tables import PAPER_TABLE_1, PAPER_TABLE_2, ledger, table_1, table_2, table_modes
 
 SETTINGS = {name: str(value) for name, value in Experiment().model_dump().items()}
 
