@@ -1,29 +1,31 @@
-# make reproduce   set up, then run all notebooks on the CPU with the quick profile; writes runs/quick/
+# make reproduce   set up, then run the batch on the CPU with the quick profile; writes runs/quick/ and figures/quick/
+# make plan        what make reproduce would run
 # make test        set up, then run all tests
 # make lab         set up, then open the notebooks in JupyterLab
 # make notebooks   run the committed notebooks in place, at default parameters
 # make clean       remove what the above made
 #
-# The paper's settings on a GPU:  make reproduce PROFILE=paper DATA=/path/to/isic2018
+# The paper's settings on GPUs:  make reproduce PROFILE=paper DATA=/path/to/isic2018 SEEDS="0 1 2"
+# All other settings: snakemake, see the first lines of the Snakefile
 
 PYTHON ?= python3
 PROFILE ?= quick
 DATA ?=
+SEEDS ?=
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 
 BIN := .venv/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/0*.ipynb))
-RUNS := runs/$(basename $(notdir $(PROFILE)))
+SNAKEMAKE = $(BIN)/snakemake --profile workflow/local --cores $(CORES)
+CONFIG = --config profile="$(PROFILE)" data="$(DATA)" seeds="$(SEEDS)"
 
-.PHONY: reproduce test lab notebooks clean
+.PHONY: reproduce plan test lab notebooks clean
 
 reproduce: .venv/installed
-	@mkdir -p $(RUNS)
-	@set -e; for notebook in $(NOTEBOOKS); do \
-	  echo "== $$notebook"; \
-	  $(BIN)/papermill --log-output "$$notebook" "$(RUNS)/$$(basename $$notebook)" -p profile "$(PROFILE)" -p data_root "$(DATA)"; \
-	done
-	@echo "done: executed notebooks in $(RUNS)/, their figures and tables in a folder each"
+	$(SNAKEMAKE) $(CONFIG)
+
+plan: .venv/installed
+	$(SNAKEMAKE) --dry-run --quiet rules host reason $(CONFIG)
 
 test: .venv/installed
 	$(BIN)/ruff check
@@ -48,5 +50,5 @@ notebooks: .venv/installed
 	@touch $@
 
 clean:
-	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv runs .snakemake .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

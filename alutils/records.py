@@ -413,8 +413,20 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     >>> json.loads(path.read_text())["third"] == 1 / 3
     True
     """
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` to ``path``, whole or not at all.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "summary.md"
+    >>> write_text(path, "# Results")
+    >>> path.read_text()
+    '# Results'
+    """
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_csv(path: str | Path, table: pd.DataFrame) -> None:
@@ -444,8 +456,7 @@ def write_table(stem: str | Path, table: pd.DataFrame) -> None:
     plain = table.reset_index()
     write_csv(f"{stem}.csv", plain)
     shown = plain.astype(object).where(plain.notna(), None)
-    with replacing(f"{stem}.md") as temporary:
-        temporary.write_text(shown.to_markdown(index=False, floatfmt=".1f") + "\n", encoding="utf-8")
+    write_text(f"{stem}.md", shown.to_markdown(index=False, floatfmt=".1f") + "\n")
 
 
 def _open_record(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def table_1(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def table_2(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Table II: partial annotation at each tau_u and tau_b, the paper's numbers beside those of the runs.
 
-    Cells that are the same run as another (:func:`alutils.config.same_run`) show that run's numbers, whichever was made.
+    Cells that are the same run as another (:func:`alutils.config.same_run`) show its numbers, whichever was made.
 
     Args:
         results: from :func:`alutils.records.load_results`.
@@ -148,7 +148,7 @@ def ledger(runs: pd.DataFrame) -> pd.DataFrame:
     """
     settings: dict[str, Any] = {
         name: ", ".join(str(value) for value in column.drop_duplicates().sort_values(key=lambda s: s.astype(str)))
-        for name, column in runs.items()
+        for name, column in runs.astype(object).where(runs.notna(), "none").items()
     }
     rows = [(detail, paper, ours.format_map(settings)) for detail, paper, ours in READINGS]
     return pd.DataFrame(rows, columns=["detail", "the paper", "these runs"])

@@ -7,15 +7,20 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import papermill
 import pytest
 from PIL import Image
 
-from alutils.synthetic import make_synthetic
+from alutils import Experiment, make_synthetic, run_active_learning
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+RESULTS = ROOT / "notebooks" / "06_results.ipynb"  # reads what the others wrote
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+by_name_of_those_that_train = pytest.mark.parametrize(
+    "path", [path for path in NOTEBOOKS if path != RESULTS], ids=lambda path: path.stem
+)
 
 TINY = "{n_synthetic: [24, 8, 8], cold_start: 8, query_size: 8, n_queries: 1, epochs: 1, mc_samples: 2}"
 
@@ -60,7 +65,7 @@ def test_it_names_no_path_of_the_machine_it_ran_on(path):
     assert str(ROOT) not in text and str(Path.home()) + "/" not in text
 
 
-@by_name
+@by_name_of_those_that_train
 def test_it_takes_the_common_parameters(path):
     (cell,) = [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
     names = {line.split(" = ")[0] for line in cell.source.splitlines()}
@@ -74,7 +79,7 @@ def run(path, out, **parameters):
     return nbformat.read(out / path.name, as_version=4)
 
 
-@by_name
+@by_name_of_those_that_train
 def test_papermill_runs_it_with_other_parameters(path, tmp_path):
     run(path, tmp_path, seed=3, device="cpu", overrides=TINY)
     assert list((tmp_path / "files").glob("*.png"))
@@ -95,7 +100,7 @@ def write_isic_folder(root):
             nearest.save(masks / f"{stem}_segmentation.png")
 
 
-@by_name
+@by_name_of_those_that_train
 def test_papermill_runs_it_on_a_folder_of_isic_2018(path, tmp_path, monkeypatch):
     monkeypatch.setenv("ALUTILS_CACHE", str(tmp_path / "cache"))
     write_isic_folder(tmp_path / "isic")
@@ -118,6 +123,52 @@ def test_papermill_runs_it_on_a_folder_of_isic_2018(path, tmp_path, monkeypatch)
 def test_wrong_parameters_stop_it_at_once_by_name(parameters, message, tmp_path):
     with pytest.raises(papermill.PapermillExecutionError) as stopped:
         run(NOTEBOOKS[0], tmp_path, **parameters)
+    assert message in str(stopped.value)
+    assert stopped.value.exec_count <= 4
+
+
+def test_the_results_of_runs_are_tables_figures_and_a_summary(tmp_path):
+    splits = make_synthetic(12, 4, 4, image_size=64)
+    for settings in ({}, {"strategy": "random"}, {"annotation": "partial", "tau_u": 0.375}):
+        experiment = Experiment.from_profile("quick", cold_start=4, query_size=4, n_queries=1, epochs=1, **settings)
+        list(run_active_learning(experiment, splits, tmp_path / "runs" / str(len(settings)) / str(settings)[:9]))
+    notebook = run(RESULTS, tmp_path, runs=str(tmp_path / "runs"))
+    shown = json.dumps([cell.get("outputs", []) for cell in notebook.cells])
+    assert "this run, profile quick, synthetic images" in shown and "recorded: photographs" in shown
+    made = {path.name for path in (tmp_path / "files").iterdir()}
+    stems = {"table1", "table2", "modes", "claims", "ledger"}
+    assert {f"{stem}{suffix}" for stem in stems for suffix in (".csv", ".md")} < made
+    assert {f"{stem}{suffix}" for stem in ("fig1", "fig4", "fig5") for suffix in (".png", ".svg")} < made
+    assert (tmp_path / "files" / "summary.md").read_text().count("\n## ") == 4
+    table = pd.read_csv(tmp_path / "files" / "table1.csv", index_col="arm")
+    assert table.loc["random", "seeds"] == 1 and table.loc["random", "images"] == 8
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"seed": 1}, "seed: this notebook has no such parameter"),
+        ({"runs": "nowhere"}, "there is no finished run below nowhere"),
+    ],
+)
+def test_wrong_parameters_stop_the_results_at_once(parameters, message, tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError) as stopped:
+        run(RESULTS, tmp_path, **parameters)
+    assert message in str(stopped.value)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"annotation": "partail"}, "annotation: input should be 'full', 'partial'"),
+        ({"tau_u": 0.6}, "tau_u: input should be less than or equal to 0.5, got 0.6"),
+        ({"tau_b": 0}, "tau_b: input should be greater than 0, got 0"),
+        ({"strategy": "full"}, "annotation: 'partial' is about queried images"),
+    ],
+)
+def test_a_wrong_annotation_stops_before_any_training(parameters, message, tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError) as stopped:
+        run(ROOT / "notebooks" / "05_partial_annotation.ipynb", tmp_path, overrides=TINY, **parameters)
     assert message in str(stopped.value)
     assert stopped.value.exec_count <= 4
 

@@ -1,0 +1,88 @@
+"""What the batch costs: 20 runs of notebooks that do nothing, by the Snakefile and by plain calls of papermill.
+
+    python benchmarks/batch_overhead.py --out results/bench/batch_overhead.json
+
+Both run as many at a time as there are cores. The target: under 20 % more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nbformat
+
+from alutils.records import provenance, write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = ("strategies=random entropy bald full mc_dropout", "seeds=0 1 2", "cells=[[partial,0.25,0.5]]")
+N_RUNS = 20  # notebooks 01 to 03 and 06, 15 of 04, one of 05
+
+
+def make_project(folder: Path) -> None:
+    """The batch, with notebooks that only write the summary that is asked of the last one."""
+    for name in ("workflow", "alutils", "profiles", "notebooks"):
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copy(ROOT / "Snakefile", folder)
+    for path in (folder / "notebooks").glob("0*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        parameters = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+        code = "from pathlib import Path\n\nPath(output_dir).mkdir(parents=True, exist_ok=True)\n"
+        code += "_ = Path(output_dir, 'summary.md').write_text('')"
+        notebook.cells = [*parameters, nbformat.v4.new_code_cell(code)]
+        nbformat.write(notebook, path)
+
+
+def run(*command: object, cwd: Path) -> None:
+    arguments = [sys.executable, "-m", *map(str, command)]
+    done = subprocess.run(arguments, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(arguments)} failed:\n{done.stdout}")
+
+
+def seconds_of_plain_calls(project: Path, cores: int) -> float:
+    def call(i: int) -> None:
+        run("papermill", "notebooks/04_image_al.ipynb", f"{i}.ipynb", "-p", "output_dir", f"plain/{i}", cwd=project)
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(cores) as pool:
+        list(pool.map(call, range(N_RUNS)))
+    return time.perf_counter() - start
+
+
+def seconds_of_batch(project: Path, cores: int) -> float:
+    start = time.perf_counter()
+    run("snakemake", "--profile", "workflow/local", "--cores", cores, "--config", *SETTINGS, cwd=project)
+    seconds = time.perf_counter() - start
+    n_done = len(list(project.glob("runs/**/done.json")))
+    if n_done != N_RUNS:
+        sys.exit(f"the batch made {n_done} runs instead of {N_RUNS}")
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", help="JSON file to write")
+    parser.add_argument("--cores", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        project = Path(folder) / "project"
+        make_project(project)
+        plain = seconds_of_plain_calls(project, options.cores)
+        batch = seconds_of_batch(project, options.cores)
+    row = {"runs": N_RUNS, "cores": options.cores, "plain_s": plain, "batch_s": batch}
+    row["overhead_percent"] = 100 * (batch / plain - 1)
+    print("  ".join(f"{name} {value:.4g}" for name, value in row.items()))
+    if options.out:
+        write_json(options.out, {"machine": provenance(), **row})
+
+
+if __name__ == "__main__":
+    main()

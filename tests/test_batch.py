@@ -1,0 +1,414 @@
+"""The batch: what is run, what is run again, and what happens when something fails or is killed."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from itertools import product
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import yaml
+from filelock import FileLock
+
+from alutils import STRATEGIES, Experiment, make_synthetic, run_active_learning
+from alutils.active_learning import BASELINES
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "workflow"))
+
+import devices  # noqa: E402
+import run_notebook  # noqa: E402
+from batch import ARMS, GRID, Batch, Cell, ConfigError, code_hash  # noqa: E402
+
+ONE_OF_EACH = {"seeds": 0, "strategies": "random", "cells": "[[partial, 0.25, 0.25]]"}
+NAMES = ["01_data", "02_model", "03_uncertainty", "04_image_al", "05_partial_annotation", "06_results"]
+
+
+def command(*arguments, project=ROOT, cores=1, **config):
+    options = ["--profile", project / "workflow" / "local", "--snakefile", project / "Snakefile", "--cores", cores]
+    entries = [f"{key}={value}" for key, value in config.items()]
+    program = [sys.executable, "-m", "snakemake"]
+    return [str(part) for part in (*program, *arguments, *options, *(["--config", *entries] if entries else []))]
+
+
+def snakemake(cwd, *arguments, project=ROOT, cores=1, env=None, **config):
+    """Snakemake's exit status and all that it said."""
+    done = subprocess.run(
+        command(*arguments, project=project, cores=cores, **config),
+        cwd=cwd, env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
+
+def jobs_to_run(cwd, project=ROOT, **config):
+    """What a dry run announces: {notebook: number of jobs}."""
+    status, said = snakemake(cwd, "--dry-run", "--quiet", "rules", "host", project=project, **config)
+    assert status == 0, said
+    table = re.search(r"Job stats:\njob .*\n[- ]+\n((?:.+\n)+)", said)
+    counts = {} if table is None else {name: int(n) for name, n in re.findall(r"^(\S+) +(\d+)$", table[1], re.M)}
+    return {name: n for name, n in counts.items() if name not in ("all", "total")}
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the project in a folder with a space in its name, whose notebooks note their parameters and no more."""
+    project = tmp_path / "the project"
+    shutil.copytree(ROOT / "workflow", project / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("alutils", "profiles"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "Snakefile", project)
+    (project / "notebooks").mkdir()
+    for name in NAMES:
+        original = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        parameters = next(cell for cell in original.cells if "parameters" in cell.metadata.get("tags", []))
+        summary = "\nPath(output_dir, 'summary.md').write_text('# Results')" if name == "06_results" else ""
+        code = (
+            "import json, os\nfrom pathlib import Path\n\nPath(output_dir).mkdir(parents=True, exist_ok=True)\n"
+            "given = [globals().get('overrides'), os.environ['OMP_NUM_THREADS'], os.environ['CUDA_VISIBLE_DEVICES']]\n"
+            "Path(output_dir, 'given.json').write_text(json.dumps(given))" + summary
+        )
+        original.cells = [nbformat.v4.new_markdown_cell("prose"), parameters, nbformat.v4.new_code_cell(code)]
+        nbformat.write(original, project / "notebooks" / f"{name}.ipynb")
+    return project
+
+
+def edit(project, name, kind, source):
+    path = project / "notebooks" / f"{name}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    [*_, cell] = [cell for cell in notebook.cells if cell.cell_type == kind]
+    cell.source = source
+    nbformat.write(notebook, path)
+
+
+# What is run
+
+
+def test_its_arms_are_the_strategies_and_the_baselines():
+    assert sorted(ARMS) == sorted([*STRATEGIES, *BASELINES])
+
+
+@pytest.mark.parametrize(
+    ("config", "n_table1", "n_table2"),
+    [
+        ({}, 9 * 2, 5 + 4),
+        ({"profile": "paper", "seeds": "0 1 2 3 4"}, 9 * 5, 5 + 4),
+        ({"profile": "paper", "seeds": [7], "table2_seeds": "1,2", "strategies": "random entropy"}, 2, 2 * (5 + 4)),
+    ],
+)
+def test_a_dry_run_announces_a_job_a_run(config, n_table1, n_table2, tmp_path):
+    expected = dict.fromkeys(NAMES, 1) | {"04_image_al": n_table1, "05_partial_annotation": n_table2}
+    assert jobs_to_run(tmp_path, **config) == expected
+    assert len(Batch(config).names) == sum(expected.values())
+
+
+def test_cells_that_stand_for_one_another_give_the_same_labels_and_others_do_not():
+    p = np.linspace(0, 1, 10_001)
+    written = {cell: np.where(abs(0.5 - p) <= cell.tau_u, -1, p >= cell.tau_b) for cell in GRID}  # -1: the human's
+    for one, other in product(GRID, GRID):
+        assert np.array_equal(written[one], written[other]) == (one.distinct == other.distinct), (one, other)
+    assert {str(cell.distinct) for cell in GRID} == {
+        "partial-0.125-0.25", "partial-0.125-0.5", "partial-0.125-0.75", "partial-0.25-0.5", "partial-0.375-0.5",
+    }  # fmt: skip
+    assert Cell("human-only", 0.25, 0.25).distinct == Cell("human-only", 0.25, 0.25)
+
+
+def parameters_of(name, **config):
+    return json.loads(Batch(config).job(name))["parameters"]
+
+
+def test_a_run_is_given_its_parameters():
+    config = {"profile": "paper", "data": str(ROOT), "overrides": "{n_queries: 3, encoder_weights: 'a: b'}"}
+    arm = parameters_of("04_image_al/full-seed1", **config)
+    assert (arm["profile"], arm["data_root"], arm["strategy"], arm["seed"]) == ("paper", str(ROOT), "full", 1)
+    cell = parameters_of("05_partial_annotation/partial-0.25-0.5-seed0", **config)
+    assert (cell["annotation"], cell["tau_u"], cell["tau_b"], cell["seed"]) == ("partial", 0.25, 0.5, 0)
+    assert arm["compare"] is cell["compare"] is False
+    assert yaml.safe_load(arm["overrides"]) == {"n_queries": 3, "encoder_weights": "a: b"}
+    assert yaml.safe_load(cell["overrides"]) == {"n_queries": 20, "encoder_weights": "a: b"}  # Table II's own
+    assert parameters_of("06_results", **config)["output_dir"] == "figures/paper"
+    assert parameters_of("01_data")["overrides"] == parameters_of("01_data")["data_root"] == ""
+
+
+@pytest.mark.parametrize("value", ["0 3", "0,3", [0, 3], ["0", "3", "0"]])
+def test_seeds_can_be_written_in_several_ways(value):
+    assert Batch({"seeds": value}).seeds == [0, 3]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"sedes": "0"}, "sedes: the batch has no such setting; did you mean 'seeds'?"),
+        ({"profile": "quik"}, "there is no profile file .*quik.yaml; did you mean 'quick'?"),
+        ({"data": "nowhere/at/all"}, "data: there is no folder nowhere/at/all; give one with ISIC 2018"),
+        ({"seeds": "0 one"}, "seeds: each must be a whole number from 0 .*, got 'one'"),
+        ({"seeds": [0, 1.5]}, "seeds: .*, got 1.5"),
+        ({"table2_seeds": -1}, "table2_seeds: .*, got -1"),
+        ({"strategies": "random entorpy"}, "strategies: there is no 'entorpy'; did you mean 'entropy'?"),
+        ({"cells": [["partail", 0.25, 0.25]]}, "cells: there is no annotation 'partail'; did you mean 'partial'?"),
+        ({"cells": [["partial", 0.75, 0.25]]}, "cells: partial-0.75-0.25: .*\n.*tau_u: input should be less"),
+        ({"cells": "grid"}, r"cells: each must be \[annotation, tau_u, tau_b\], .*, got grid"),
+        ({"overrides": "{epoch: 1}"}, "epoch: there is no such setting; did you mean 'epochs'?"),
+        ({"overrides": "epochs=1"}, "overrides must be a mapping"),
+        ({"table2_overrides": "{n_queries: many}"}, "n_queries: .*valid integer"),
+        ({"runs_per_gpu": 0}, "runs_per_gpu: must be a whole number of at least 1, got 0"),
+        ({"runs": "runs/{seed}"}, "runs: must not contain braces"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_refused_by_name(config, message):
+    with pytest.raises(ConfigError, match=message):
+        Batch(config)
+
+
+def test_it_is_refused_before_anything_starts(tmp_path):
+    status, said = snakemake(tmp_path, overrides="{epoch: 1}")
+    assert status == 1 and "epoch: there is no such setting; did you mean 'epochs'?" in said
+    assert "Traceback" not in said and not (tmp_path / "runs").exists()
+
+
+# What is run again
+
+
+def test_only_what_changed_is_run_again(project):
+    fake = "import pathlib, sys, json\nname = json.loads(sys.argv[1])['name']\n"
+    fake += "pathlib.Path(sys.argv[2], name, 'done.json').write_text(sys.argv[1])\n"
+    fake += "name == '06_results' and pathlib.Path('figures/quick/summary.md').write_text('')\n"
+    (project / "workflow" / "run_notebook.py").write_text(fake)
+
+    def stale():
+        return sorted(jobs_to_run(project, project=project, **ONE_OF_EACH))
+
+    def run():
+        status, said = snakemake(project, project=project, **ONE_OF_EACH)
+        assert status == 0, said
+
+    assert stale() == NAMES
+    run()
+    assert stale() == []
+    edit(project, "04_image_al", "markdown", "better prose")
+    edit(project, "06_results", "markdown", "better prose")
+    assert stale() == []
+    edit(project, "04_image_al", "code", "better = 'code'")
+    assert stale() == ["04_image_al", "06_results"]
+    run()
+    (project / "runs/quick/05_partial_annotation/partial-0.25-0.5-seed0/done.json").unlink()
+    assert stale() == ["05_partial_annotation", "06_results"]
+    run()
+    profile = project / "profiles" / "quick.yaml"
+    profile.write_text(profile.read_text() + "# a comment\n")
+    assert stale() == []
+    profile.write_text(profile.read_text() + "momentum: 0.8\n")
+    assert stale() == NAMES
+    run()
+    (project / "alutils" / "metrics.py").write_text("# other code")
+    assert stale() == NAMES
+
+
+def test_the_code_hash_is_of_code_cells_and_nothing_else_of_a_notebook(tmp_path):
+    def hash_of(*cells):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.ipynb"
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+        return code_hash(path, "quick")
+
+    code, prose = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell
+    first = hash_of(prose("a"), code("x = 1"))
+    assert re.fullmatch("[0-9a-f]{12}", first)
+    assert hash_of(code("x = 1", outputs=[nbformat.v4.new_output("stream", text="1")]), prose("b")) == first
+    assert len({first, hash_of(code("x = 2")), hash_of(code("x"), code(" = 1")), hash_of()}) == 4
+
+
+def test_a_folder_of_other_code_is_put_aside_and_a_job_s_own_is_kept(tmp_path, capsys):
+    folder, aside = tmp_path / "runs" / "a", tmp_path / "runs.stale" / "a"
+    folder.mkdir(parents=True)
+    run_notebook.begin(folder, aside, {"code": "one"})
+    (folder / "state.pt").write_text("half done by one")
+    run_notebook.begin(folder, aside, {"code": "one"})
+    assert (folder / "state.pt").exists() and not aside.exists()
+    run_notebook.begin(folder, aside, {"code": "two"})
+    assert [path.name for path in folder.iterdir()] == ["job.json"]
+    assert (aside / "state.pt").read_text() == "half done by one" and "moved to" in capsys.readouterr().err
+    (folder / "state.pt").write_text("half done by two")
+    (folder / "job.json").unlink()
+    run_notebook.begin(folder, aside, {"code": "three"})
+    assert (aside / "state.pt").read_text() == "half done by two" and not (folder / "state.pt").exists()
+
+
+# When something fails
+
+
+def test_a_failing_notebook_leaves_its_traceback_and_the_others_finish(project):
+    edit(project, "03_uncertainty", "code", "raise RuntimeError('as expected')")
+    # What a shell, Snakemake or YAML could stumble over
+    odd = 'it\'s $(touch made) "{x}" {params.job}; `touch made` *.pth'
+    overrides = {"encoder_weights": odd}
+    config = {**ONE_OF_EACH, "overrides": json.dumps(overrides), "runs": "my runs", "figures": "my figures"}
+    env = {"CUDA_VISIBLE_DEVICES": "5,6", "TMPDIR": str(project)}
+    status, said = snakemake(project, project=project, cores=2, env=env, **config)
+    assert status == 1
+    assert "FAILED 03_uncertainty: RuntimeError: as expected\n  the traceback is in my runs/03" in said
+    assert "not finished, see:\n  my runs/03_uncertainty.ipynb\n" in said[said.rindex(" steps") :]
+
+    runs = project / "my runs"
+    failed = nbformat.read(runs / "03_uncertainty.ipynb", as_version=4)
+    errors = [out.ename for cell in failed.cells for out in cell.get("outputs", []) if out.output_type == "error"]
+    assert errors == ["RuntimeError"]
+    done = {str(path.parent.relative_to(runs)) for path in runs.rglob("done.json")}
+    assert done == {
+        "01_data", "02_model", "04_image_al/random-seed0", "05_partial_annotation/partial-0.25-0.5-seed0", "06_results",
+    }  # fmt: skip
+    assert (project / "my figures" / "summary.md").exists() and not list(project.glob("**/made"))
+
+    used = {name: json.loads((runs / name / "given.json").read_text()) for name in done - {"06_results"}}
+    for given, threads, device in used.values():
+        assert yaml.safe_load(given) == overrides and threads == "1" and device in ("5", "6")
+    assert json.loads((project / "my figures" / "given.json").read_text())[1:] == ["1", ""]
+
+    edit(project, "03_uncertainty", "code", "pass")
+    assert jobs_to_run(project, project=project, **config) == {"03_uncertainty": 1}
+
+
+def kill_all(process):
+    """SIGKILL for a process and all that it started, as at a power cut."""
+    family = [process, *process.children(recursive=True)]
+    for one in family:
+        one.send_signal(signal.SIGSTOP)
+    for one in family:
+        one.kill()
+    psutil.wait_procs(family[1:], timeout=10)
+
+
+def test_a_batch_killed_in_the_middle_goes_on_from_the_last_round(tmp_path):
+    tiny = {"n_synthetic": [24, 8, 8], "cold_start": 8, "query_size": 2, "n_queries": 7, "epochs": 1}
+    config = {"overrides": json.dumps(tiny), "strategies": "entropy", "seeds": 3}
+    target = "runs/quick/04_image_al/entropy-seed3/done.json"
+    folder = tmp_path / "runs" / "quick" / "04_image_al" / "entropy-seed3" / "entropy-seed3"
+    with subprocess.Popen(
+        command(target, **config), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as batch:
+        while not (folder / "timing.csv").exists():
+            assert batch.poll() is None
+            time.sleep(0.005)
+        kill_all(psutil.Process(batch.pid))
+    assert not (folder / "test_dice.csv").exists()
+    before = pd.read_csv(folder / "timing.csv")
+
+    status, said = snakemake(tmp_path, target, **config)
+    assert status == 0, said
+    after = pd.read_csv(folder / "timing.csv")
+    assert len(before) < len(after)
+    pd.testing.assert_frame_equal(after.iloc[: len(before)], before)
+
+    experiment = Experiment.from_profile("quick", **tiny, strategy="entropy", seed=3)
+    splits = make_synthetic(*experiment.n_synthetic, image_size=experiment.image_size)
+    undisturbed = tmp_path / "undisturbed"
+    list(run_active_learning(experiment, splits, undisturbed, device="cpu", progress=False))
+    visible = [{path.name for path in one.glob("[!.]*")} for one in (folder, undisturbed)]  # half a file may be left
+    assert visible[0] == visible[1]
+    for name in ("rounds.csv", "queries.csv", "test_dice.csv"):
+        assert (folder / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+def test_a_job_waits_for_the_same_job_of_a_batch_that_was_killed(tmp_path, monkeypatch):
+    order, job = [], {"name": "01_data", "notebook": "01_data"}
+    (tmp_path / "01_data").mkdir()
+    monkeypatch.setattr(sys, "argv", ["run_notebook.py", json.dumps(job), str(tmp_path), "0"])
+    monkeypatch.setattr(run_notebook, "execute", lambda job, folder: order.append("the job"))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    waiting = threading.Thread(target=run_notebook.main)
+    with FileLock(tmp_path / ".01_data.lock"):
+        waiting.start()
+        waiting.join(0.2)
+        order.append("the other")
+    waiting.join()
+    assert order == ["the other", "the job"] and (tmp_path / "01_data" / "done.json").exists()
+
+
+# Which GPU
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(devices, "POLL_SECONDS", 0.01)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return monkeypatch
+
+
+def hold(held, runs_per_gpu):
+    place = devices.one_device(runs_per_gpu)
+    held.append((place.__enter__()["CUDA_VISIBLE_DEVICES"], place))
+
+
+def test_jobs_spread_over_the_gpus_then_share_them_and_then_wait(places):
+    places.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-ab/1")
+    held = []
+    for _ in range(4):
+        hold(held, runs_per_gpu=2)
+    assert [device for device, _ in held] == ["3", "GPU-ab/1", "3", "GPU-ab/1"]
+    fifth = threading.Thread(target=hold, args=(held, 2))
+    fifth.start()
+    fifth.join(0.1)
+    assert len(held) == 4
+    held[1][1].__exit__(None, None, None)
+    fifth.join()
+    assert held[4][0] == "GPU-ab/1"
+    for i in (0, 2, 3, 4):
+        held[i][1].__exit__(None, None, None)
+
+
+def test_a_killed_job_gives_its_gpu_back(places, tmp_path):
+    places.setenv("CUDA_VISIBLE_DEVICES", "0")
+    code = "import devices\nwith devices.one_device(1):\n    print('held', flush=True)\n    input()"
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "workflow"), "TMPDIR": str(tmp_path)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], env=env, text=True, **pipes) as other:
+        assert other.stdout.readline() == "held\n"
+        held = []
+        waiting = threading.Thread(target=hold, args=(held, 1))
+        waiting.start()
+        waiting.join(0.1)
+        assert held == []
+        other.kill()
+        waiting.join()
+    assert held[0][0] == "0"
+
+
+def test_each_slurm_allocation_has_devices_of_its_own(places):
+    places.setenv("CUDA_VISIBLE_DEVICES", "0")
+    held = []
+    for job in ("17", "18"):
+        places.setenv("SLURM_JOB_ID", job)
+        hold(held, 1)
+    assert [device for device, _ in held] == ["0", "0"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "expected"), [("", []), ("-1", []), ("1,-1,0", ["1"]), ("GPU-ab, 2", ["GPU-ab", "2"])]
+)
+def test_the_visible_devices_are_cuda_s(listed, expected, places):
+    places.setenv("CUDA_VISIBLE_DEVICES", listed)
+    assert devices.visible_devices() == expected
+
+
+def test_without_a_list_nvidia_smi_is_asked(places, tmp_path):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
+    program.chmod(0o755)
+    places.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert devices.visible_devices() == ["0", "1"]
+    with devices.one_device(1) as environment:
+        assert environment == {"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    program.write_text("#!/bin/sh\necho no devices were found\nexit 6\n")
+    assert devices.visible_devices() == []
+    with devices.one_device(1) as environment:
+        assert environment == {}

@@ -1,0 +1,263 @@
+"""What the batch runs: its configuration, checked, and what each notebook is given. Imports no torch, see light.py."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+from light import ROOT, load_alone
+
+settings = load_alone("config")
+ConfigError, Experiment, did_you_mean = settings.ConfigError, settings.Experiment, settings.did_you_mean
+
+ARMS = (
+    "random", "least_confidence", "entropy", "binary_entropy", "mc_dropout", "bald",
+    "full", "full_cosine", "random_at_once",
+)  # fmt: skip
+"""The arms of Table I: alutils' STRATEGIES and BASELINES (a test compares them)."""
+
+MODES = settings.ANNOTATION_MODES
+SINGLE = ("01_data", "02_model", "03_uncertainty")
+KEYS = {
+    "profile": "a file in profiles/, or a path; quick",
+    "data": "folder with ISIC 2018; none: synthetic images",
+    "seeds": "of Table I; [0, 1]",
+    "table2_seeds": "of Table II; [0]",
+    "strategies": "the arms of Table I; all",
+    "cells": "the cells of Table II, [[annotation, tau_u, tau_b], ...]; the grid and the modes",
+    "overrides": "changes of the profile, YAML",
+    "table2_overrides": "further ones for notebook 05, which win; {n_queries: 20} with the profile paper",
+    "runs": "where the runs go; runs/<profile>",
+    "figures": "where the figures go; figures/<profile>",
+    "runs_per_gpu": "how many runs share a GPU; 1",
+}
+"""What ``snakemake --config`` takes."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of Table II."""
+
+    annotation: str
+    tau_u: float
+    tau_b: float
+
+    def __str__(self) -> str:
+        return f"{self.annotation}-{self.tau_u}-{self.tau_b}"
+
+    @property
+    def distinct(self) -> Cell:
+        """The cell that stands for all that give the same run, see ``alutils.config.same_run``.
+
+        >>> str(Cell("partial", 0.25, 0.75).distinct)
+        'partial-0.25-0.5'
+        """
+        return Cell("partial", *settings.same_run(self.tau_u, self.tau_b)) if self.annotation == "partial" else self
+
+
+GRID = [Cell("partial", tau_u, tau_b) for tau_u, tau_b in product(settings.TAU_U, settings.TAU_B)]
+MODE_CELLS = [Cell(mode, 0.25, 0.25) for mode in MODES if mode not in ("full", "partial")]
+
+
+class Batch:
+    """The runs of a configuration.
+
+    Args:
+        config: see :data:`KEYS`; what is left out or empty has its default. Values may be text, as from the command
+            line.
+
+    Raises:
+        ConfigError: for an unknown key (the nearest is suggested) or a value that cannot be used.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        for key in config:
+            if key not in KEYS:
+                raise ConfigError(f"{key}: the batch has no such setting; {did_you_mean(key, list(KEYS))}")
+        given = {key: _typed(value) for key, value in config.items() if value not in (None, "", [])}
+        self.profile = str(given.get("profile", "quick"))
+        self.data = str(given.get("data", ""))
+        self.seeds = _seeds("seeds", given.get("seeds", [0, 1]))
+        self.table2_seeds = _seeds("table2_seeds", given.get("table2_seeds", [0]))
+        self.arms = _arms(given.get("strategies", ARMS))
+        self.overrides = _overrides("overrides", given.get("overrides", {}))
+        name = Path(self.profile).stem
+        default = {"n_queries": 20} if name == "paper" else {}
+        self.table2_overrides = _overrides("table2_overrides", given.get("table2_overrides", default))
+        for changes in (self.overrides, {**self.overrides, **self.table2_overrides}):
+            Experiment.from_profile(self.profile, **changes)
+        self.cells = {str(cell): cell for cell in _cells(given.get("cells", [*GRID, *MODE_CELLS]))}
+        self.runs = _folder("runs", given.get("runs", f"runs/{name}"))
+        self.figures = _folder("figures", given.get("figures", f"figures/{name}"))
+        self.runs_per_gpu = given.get("runs_per_gpu", 1)
+        if not isinstance(self.runs_per_gpu, int) or self.runs_per_gpu < 1:
+            raise ConfigError(f"runs_per_gpu: must be a whole number of at least 1, got {self.runs_per_gpu!r}")
+        if self.data and not Path(self.data).is_dir():
+            raise ConfigError(
+                f"data: there is no folder {self.data}; give one with ISIC 2018 (alutils-download makes one), or none "
+                "for synthetic images"
+            )
+
+    @property
+    def runs_of(self) -> dict[str, list[str]]:
+        """The runs whose records notebook 06 reads, by notebook: names such as "entropy-seed0"."""
+        return {
+            "04_image_al": [f"{arm}-seed{seed}" for arm, seed in product(self.arms, self.seeds)],
+            "05_partial_annotation": [f"{cell}-seed{seed}" for cell, seed in product(self.cells, self.table2_seeds)],
+        }
+
+    @property
+    def names(self) -> list[str]:
+        """All jobs: the notebook's name, and for 04 and 05 the run's after a slash."""
+        runs = [f"{notebook}/{run}" for notebook, runs in self.runs_of.items() for run in runs]
+        return [*SINGLE, *runs, "06_results"]
+
+    @property
+    def plan(self) -> str:
+        """The configuration, and how many runs of each notebook that makes."""
+        about = {
+            "profile": self.profile,
+            "data": self.data or "synthetic images",
+            "strategies": " ".join(self.arms),
+            "seeds": " ".join(map(str, self.seeds)),
+            "cells": " ".join(self.cells),
+            "table2_seeds": " ".join(map(str, self.table2_seeds)),
+            "overrides": _yaml(self.overrides) or "none",
+            "table2_overrides": _yaml(self.table2_overrides) or "none",
+            "runs": self.runs,
+            "figures": self.figures,
+            "runs_per_gpu": self.runs_per_gpu,
+        }
+        counts = dict.fromkeys(SINGLE, 1) | {name: len(runs) for name, runs in self.runs_of.items()} | {"06_results": 1}
+        counts["in all"] = sum(counts.values())
+        others = {str(path.parent.relative_to(self.runs)) for path in Path(self.runs).glob("*/*/job.json")}
+        others -= set(self.names)
+        return "\n".join(
+            [f"{key:<18}{value}" for key, value in about.items()]
+            + ["", f"{'notebook':<24}runs"]
+            + [f"{name:<24}{count:>4}" for name, count in counts.items()]
+            + (["", f"06_results also reads earlier runs: {' '.join(sorted(others))}"] if others else [])
+        )
+
+    @property
+    def unfinished(self) -> str:
+        """What began and did not end, with the executed notebooks to look at."""
+        began = [name for name in self.names if Path(self.runs, name, "job.json").exists()]
+        failed = [name for name in began if not Path(self.runs, name, "done.json").exists()]
+        return "\n".join(["not finished, see:", *(f"  {self.runs}/{name}.ipynb" for name in failed)])
+
+    def job(self, name: str) -> str:
+        """A job as ``run_notebook.py`` takes it, JSON; where it differs from the last time, the job is run again.
+
+        Args:
+            name: one of :attr:`names`, such as "04_image_al/entropy-seed0".
+        """
+        notebook, _, run = name.partition("/")
+        what, _, seed = run.rpartition("-seed")
+        changes, own = self.overrides, {}
+        if notebook == "04_image_al":
+            own = {"strategy": what, "seed": int(seed), "compare": False}
+        elif notebook == "05_partial_annotation":
+            changes = {**self.overrides, **self.table2_overrides}
+            own = {**vars(self.cells[what]), "seed": int(seed), "compare": False}
+        common = {"profile": self.profile, "data_root": self.data}
+        if notebook == "06_results":
+            own = {"runs": self.runs, "output_dir": self.figures}
+        else:
+            common["overrides"] = _yaml(changes)
+        code = code_hash(ROOT / "notebooks" / f"{notebook}.ipynb", self.profile)
+        return json.dumps({"name": name, "notebook": notebook, "code": code, "parameters": {**common, **own}})
+
+
+@functools.cache
+def code_hash(notebook: Path, profile: str) -> str:
+    """What a notebook's results depend on besides its parameters: its code cells, alutils and the profile's settings.
+
+    Returns:
+        12 hexadecimal digits; the notebook's prose and outputs and the profile's comments do not change them.
+    """
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    parts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    for path in sorted((ROOT / "alutils").glob("*.py")):
+        parts += [path.name, path.read_text(encoding="utf-8")]
+    parts.append(Experiment.from_profile(profile).model_dump_json())
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def _typed(value: Any) -> Any:
+    """Numbers and truth values of a command line, where Snakemake leaves them as text within lists and mappings."""
+    if isinstance(value, Mapping):
+        return {key: _typed(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_typed(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        found = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+    return found if found is None or isinstance(found, bool | int | float) else value
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list, or text such as "0 1 2" or "0,1,2", or a single value."""
+    if isinstance(value, str):
+        return [_typed(one) for one in re.split(r"[\s,]+", value.strip())]
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _seeds(key: str, value: Any) -> list[int]:
+    seeds = _listed(value)
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise ConfigError(f"{key}: each must be a whole number from 0 to 2**32 - 1, such as [0, 1], got {seed!r}")
+    return list(dict.fromkeys(seeds))
+
+
+def _arms(value: Any) -> list[str]:
+    for arm in (arms := _listed(value)):
+        if arm not in ARMS:
+            raise ConfigError(f"strategies: there is no '{arm}'; {did_you_mean(str(arm), list(ARMS))}")
+    return list(dict.fromkeys(arms))
+
+
+def _cells(value: Any) -> list[Cell]:
+    cells = []
+    for one in value if isinstance(value, list) else [value]:
+        if not isinstance(one, Cell) and not (isinstance(one, list) and len(one) == 3):
+            raise ConfigError(f"cells: each must be [annotation, tau_u, tau_b], e.g. [partial, 0.25, 0.5], got {one}")
+        cell = one if isinstance(one, Cell) else Cell(*one)
+        if cell.annotation not in MODES:
+            hint = did_you_mean(str(cell.annotation), list(MODES))
+            raise ConfigError(f"cells: there is no annotation '{cell.annotation}'; {hint}")
+        try:
+            tested = Experiment(annotation=cell.annotation, tau_u=cell.tau_u, tau_b=cell.tau_b)
+        except ConfigError as error:
+            raise ConfigError(f"cells: {cell}: {error}") from None
+        cells.append(Cell(tested.annotation, tested.tau_u, tested.tau_b).distinct)
+    return cells
+
+
+def _overrides(key: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return settings.parse_settings(str(value), source=key)
+
+
+def _yaml(changes: Mapping[str, Any]) -> str:
+    """On one line, as the notebooks take it; empty for none."""
+    return yaml.safe_dump(dict(changes), default_flow_style=True, width=float("inf")).strip() if changes else ""
+
+
+def _folder(key: str, value: Any) -> str:
+    if set(str(value)) & set("{}"):
+        raise ConfigError(f"{key}: must not contain braces, got {value}")
+    return str(value).rstrip("/")

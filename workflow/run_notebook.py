@@ -1,0 +1,73 @@
+"""Run one notebook of the batch: ``python workflow/run_notebook.py JOB RUNS PLACES``.
+
+JOB is what ``Batch.job`` returns, RUNS the folder of all runs, PLACES how many jobs share a GPU, 0 for a job without.
+
+A job that was stopped goes on in its folder. A folder that other code or other parameters began is put aside: it goes
+from ``RUNS/...`` to ``RUNS.stale/...``, in place of what was there. ``done.json`` is written when all went well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from devices import one_device
+from filelock import FileLock
+from light import ROOT, load_alone
+
+replacing = load_alone("files").replacing
+
+
+def main() -> None:
+    job, runs, places = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    folder = Path(runs, job["name"])
+    with FileLock(folder.with_name(f".{folder.name}.lock")):  # a batch that was killed may have left this job at work
+        begin(folder, Path(f"{runs}.stale", job["name"]), job)
+        with one_device(places) if places else nullcontext({"CUDA_VISIBLE_DEVICES": ""}) as device:
+            os.environ.update(device)
+            execute(job, folder)
+        write_json(folder / "done.json", {**job, "finished": datetime.now(UTC).isoformat(timespec="seconds")})
+
+
+def begin(folder: Path, aside: Path, job: dict[str, Any]) -> None:
+    """Make the folder the job's own: put aside what other code or parameters began, and note whose it is now."""
+    note = folder / "job.json"
+    if any(folder.iterdir()) and not (note.exists() and json.loads(note.read_text(encoding="utf-8")) == job):
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(aside)
+        print(f"{folder} was made by other code or parameters: moved to {aside}", file=sys.stderr)
+    write_json(note, job)
+
+
+def execute(job: dict[str, Any], folder: Path) -> None:
+    """Run the notebook; exit with a message that names the executed copy if a cell fails."""
+    import papermill  # takes a second: after the waiting
+
+    notebook, executed = ROOT / "notebooks" / f"{job['notebook']}.ipynb", f"{folder}.ipynb"
+    parameters = {"output_dir": str(folder), **job["parameters"]}
+    try:
+        papermill.execute_notebook(
+            notebook, executed, parameters, progress_bar=False, extra_arguments=["--IPKernelApp.log_level=ERROR"]
+        )
+    except Exception as error:  # a failing cell, a dead kernel, a notebook that cannot be read or written
+        found = f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else f"{type(error).__name__}: {error}"
+        sys.exit(f"FAILED {job['name']}: {found}\n  the traceback is in {executed}")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped; it goes on when the batch is started again")
