@@ -31,7 +31,7 @@ test: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal
-	ALUTILS_RUNS=$$(mktemp -d) OMP_NUM_THREADS=1 \
+	ALUTILS_RUNS=$$(mktemp -d) ALUTILS_FIGURES=$$(mktemp -d) OMP_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -n $(CORES) --dist loadfile --nbval-lax --nbval-current-env notebooks
 
 lab: .venv/installed

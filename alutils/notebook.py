@@ -23,7 +23,8 @@ from alutils.synthetic import make_synthetic
 from alutils.training import resolve_device
 
 RUNS_DIR = Path(os.environ.get("ALUTILS_RUNS") or PROFILES_DIR.parent / "runs")
-RESULTS_DIR, FIGURES_DIR = PROFILES_DIR.parent / "results", PROFILES_DIR.parent / "figures"
+FIGURES_DIR = Path(os.environ.get("ALUTILS_FIGURES") or PROFILES_DIR.parent / "figures")
+RESULTS_DIR = PROFILES_DIR.parent / "results"
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from collections.abc import Callable
 import torch
 
 from alutils import STRATEGIES, Experiment, fit, make_generator, make_synthetic, select_queries, unet_for
+from alutils.active_learning import BASELINES
 from alutils.records import provenance, write_json
 from alutils.training import resolve_device
 
 N_TRAIN, N_VAL, N_TEST = 2594, 100, 1000
-DROPOUT = ("mc_dropout", "bald")
-TABLE_1 = (*STRATEGIES, "full", "full_cosine", "random_at_once")
+TABLE_1 = ("random", "least_confidence", "entropy", "mc_dropout", "full", "full_cosine", "random_at_once")
 TABLE_2_RUNS = 5 + 4  # the distinct cells of the grid, and the modes that are neither full nor in the grid
 
 
@@ -66,8 +66,8 @@ def main() -> None:
     table_1, table_2 = Experiment(), Experiment(n_queries=20)
     runs = {}
     for strategy in TABLE_1:
-        pool = dropout if strategy in DROPOUT else once
-        queries = 0 if strategy.startswith("full") or strategy == "random_at_once" else scored_images(table_1, strategy)
+        pool = dropout if strategy == "mc_dropout" else once
+        queries = 0 if strategy in BASELINES else scored_images(table_1, strategy)
         runs[strategy] = (table_1.n_training_steps * step + queries * pool) / 3600
     partial = (table_2.n_training_steps * step + scored_images(table_2, "least_confidence") * once) / 3600
     row = {

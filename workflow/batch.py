@@ -22,7 +22,10 @@ ARMS = (
     "random", "least_confidence", "entropy", "binary_entropy", "mc_dropout", "bald",
     "full", "full_cosine", "random_at_once",
 )  # fmt: skip
-"""The arms of Table I: alutils' STRATEGIES and BASELINES (a test compares them)."""
+"""What Table I may compare: alutils' STRATEGIES and BASELINES (a test compares them)."""
+
+TABLE_1 = tuple(arm for arm in ARMS if arm not in ("binary_entropy", "bald"))
+"""What it compares if not told: the paper's arms, and two baselines that tell selection from curriculum."""
 
 MODES = settings.ANNOTATION_MODES
 SINGLE = ("01_data", "02_model", "03_uncertainty")
@@ -31,7 +34,7 @@ KEYS = {
     "data": "folder with ISIC 2018; none: synthetic images",
     "seeds": "of Table I; [0, 1]",
     "table2_seeds": "of Table II; [0]",
-    "strategies": "the arms of Table I; all",
+    "strategies": "the arms of Table I; TABLE_1",
     "cells": "the cells of Table II, [[annotation, tau_u, tau_b], ...]; the grid and the modes",
     "overrides": "changes of the profile, YAML",
     "table2_overrides": "further ones for notebook 05, which win; {n_queries: 20} with the profile paper",
@@ -87,7 +90,7 @@ class Batch:
         self.data = str(given.get("data", ""))
         self.seeds = _seeds("seeds", given.get("seeds", [0, 1]))
         self.table2_seeds = _seeds("table2_seeds", given.get("table2_seeds", [0]))
-        self.arms = _arms(given.get("strategies", ARMS))
+        self.arms = _arms(given.get("strategies", TABLE_1))
         self.overrides = _overrides("overrides", given.get("overrides", {}))
         name = Path(self.profile).stem
         default = {"n_queries": 20} if name == "paper" else {}
