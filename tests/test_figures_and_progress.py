@@ -6,8 +6,10 @@ import matplotlib.pyplot as plt
 import nbclient
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from alutils import figures
@@ -101,3 +103,39 @@ def test_progress_is_saved_as_it_was_at_the_end():
     (output,) = notebook.cells[0].outputs
     text = output["data"]["text/plain"]
     assert text.startswith("counting: 100%") and "30/30" in text and "loss=0.5" in text
+
+
+def test_each_pixel_has_the_colour_of_who_labelled_it():
+    mask = torch.tensor([[[0, 1, 0, 1]]], dtype=torch.uint8)
+    human = torch.tensor([[[0, 0, 1, 1]]], dtype=torch.uint8)
+    figure, axes = plt.subplots()
+    figures.draw_labels(axes, torch.full((3, 1, 4), 255, dtype=torch.uint8), mask, human, "title")
+    shown = axes.images[0].get_array()
+    for pixel, colour in zip(shown[0], figures.LABELLED_BY.values(), strict=True):
+        np.testing.assert_allclose(pixel, 0.35 + 0.65 * np.array(to_rgb(colour)))
+    figures.label_legend(figure)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(figures.LABELLED_BY)
+    plt.close(figure)
+
+
+def test_learning_curves_are_means_over_seeds_with_a_band_from_worst_to_best():
+    rounds = pd.DataFrame({"strategy": "entropy", "n_labelled": [8, 16, 8, 16], "val_dice": [0.2, 0.6, 0.4, 0.7]})
+    figure, axes = plt.subplots()
+    figures.draw_learning_curves(axes, rounds, pd.Series([0.8, 0.9]))
+    line, level = axes.lines
+    np.testing.assert_allclose(line.get_xydata(), [[8, 30], [16, 65]])
+    np.testing.assert_allclose(level.get_ydata(), 85)
+    band = axes.collections[0].get_paths()[0].vertices
+    assert {tuple(np.round(point, 6)) for point in band} >= {(8, 20), (8, 40), (16, 60), (16, 70)}
+    plt.close(figure)
+
+
+def test_annotation_curves_leave_the_cold_start_out():
+    rounds = pd.DataFrame({"round": [0, 1], "n_labelled": [8, 16], "val_dice": [0.2, 0.6]})
+    annotations = pd.DataFrame({"round": [0, 1, 1], "verify_percent": [100, 30, 50], "positive_percent": [20, 4, 8]})
+    figure, (upper, lower) = plt.subplots(2)
+    figures.draw_annotation_curves(upper, lower, rounds, annotations)
+    np.testing.assert_allclose(upper.lines[0].get_xydata(), [[8, 20], [16, 60]])
+    np.testing.assert_allclose(lower.lines[0].get_xydata(), [[16, 40]])
+    np.testing.assert_allclose(lower.lines[1].get_xydata(), [[16, 6]])
+    plt.close(figure)

@@ -139,7 +139,7 @@ def test_the_results_of_runs_are_tables_figures_and_a_summary(tmp_path):
     stems = {"table1", "table2", "modes", "claims", "ledger"}
     assert {f"{stem}{suffix}" for stem in stems for suffix in (".csv", ".md")} < made
     assert {f"{stem}{suffix}" for stem in ("fig1", "fig4", "fig5") for suffix in (".png", ".svg")} < made
-    assert (tmp_path / "files" / "summary.md").read_text().count("\n## ") == 4
+    assert (tmp_path / "files" / "summary.md").read_text().startswith("# this run, profile quick")
     table = pd.read_csv(tmp_path / "files" / "table1.csv", index_col="arm")
     assert table.loc["random", "seeds"] == 1 and table.loc["random", "images"] == 8
 

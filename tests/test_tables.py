@@ -208,4 +208,4 @@ def test_a_table_is_written_with_all_digits_and_to_read(tmp_path):
     table = pd.DataFrame({"test": [100 / 3, math.nan]}, pd.Index(["a", "b"], name="arm"))
     write_table(tmp_path / "t", table)
     assert pd.read_csv(tmp_path / "t.csv")["test"][0] == 100 / 3
-    assert (tmp_path / "t.md").read_text().splitlines()[2:] == ["| a     |   33.3 |", "| b     |        |"]
+    assert (tmp_path / "t.md").read_text().splitlines()[2:] == ["| a     | 33.3   |", "| b     |        |"]
