@@ -449,14 +449,14 @@ def write_table(stem: str | Path, table: pd.DataFrame) -> None:
     >>> stem = Path(tempfile.mkdtemp()) / "dice"
     >>> write_table(stem, pd.DataFrame({"test": [86.25]}, pd.Index(["full"], name="arm")))
     >>> print(Path(f"{stem}.md").read_text())
-    | arm   |   test |
-    |:------|-------:|
-    | full  |   86.2 |
+    | arm   | test   |
+    |:------|:-------|
+    | full  | 86.2   |
     """
-    plain = table.reset_index()
-    write_csv(f"{stem}.csv", plain)
-    shown = plain.astype(object).where(plain.notna(), None)
-    write_text(f"{stem}.md", shown.to_markdown(index=False, floatfmt=".1f") + "\n")
+    write_csv(f"{stem}.csv", table.reset_index())
+    shown = table.map(lambda value: "" if pd.isna(value) else f"{value:.1f}" if isinstance(value, float) else value)
+    markdown = shown.rename(index=str).reset_index().to_markdown(index=False, disable_numparse=True)
+    write_text(f"{stem}.md", markdown + "\n")
 
 
 def _open_record(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:

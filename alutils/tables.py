@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from alutils.config import TAU_B, TAU_U, same_run
@@ -19,10 +18,11 @@ PAPER_TABLE_1 = pd.DataFrame(
         "least_confidence": (88, 87),
         "entropy": (87, 86),
         "mc_dropout": (86, 85),
-        "ALS+UNET [23]": (np.nan, 81),
-        "SA+AS [22]": (np.nan, 86),
+        "ALS+UNET [23]": (pd.NA, 81),
+        "SA+AS [22]": (pd.NA, 86),
     },
     index=["val", "test"],
+    dtype="Int64",
 ).T.rename_axis("arm")
 """Table I: Dice in %. By its abstract [22] measures classification; its number stands there as a Dice score."""
 
@@ -70,7 +70,8 @@ def table_1(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             "to_95": images_to_reach(mean_curve, 0.95 * full),
             "to_100": images_to_reach(mean_curve, full),
         }
-    ours = pd.DataFrame.from_dict(rows, orient="index")
+    counts = dict.fromkeys(("seeds", "images", "to_95", "to_100"), "Int64")
+    ours = pd.DataFrame.from_dict(rows, orient="index").astype(counts)
     order = [*PAPER_TABLE_1.index, *ours.index.difference(PAPER_TABLE_1.index).sort_values()]
     return PAPER_TABLE_1.add_prefix("paper_").join(ours, how="outer").loc[order].rename_axis("arm")
 
