@@ -29,9 +29,9 @@ def judge(results: Results) -> pd.DataFrame:
         results: from :func:`alutils.records.load_results`.
 
     Returns:
-        A row a claim that there are runs for: ``claim``, ``where`` (in the paper), ``measured`` (what the effect is),
-        ``effect``, ``low``, ``high`` (Dice points, or % of the pixels), ``seeds``, ``claimed`` (where the effect should
-        lie), ``verdict``.
+        A row a claim that there are runs for: ``where`` (in the paper), ``measured`` (what the effect is), ``effect``,
+        ``low``, ``high`` (Dice points, or % of the pixels), ``seeds``, ``claimed`` (where the effect should lie),
+        ``verdict``.
     """
     rows = []
     for claim, where, region, measure in CLAIMS:
@@ -39,25 +39,17 @@ def judge(results: Results) -> pd.DataFrame:
             measured, effect = measure(results)
         except KeyError:  # an arm that the claim is about was not run
             continue
-        low, high = region
-        rows.append(
-            {
-                "claim": claim,
-                "where": where,
-                "measured": measured,
-                "effect": effect.mean,
-                "low": effect.low,
-                "high": effect.high,
-                "seeds": effect.n_seeds,
-                "claimed": f"above {low:g}"
-                if high == math.inf
-                else f"below {high:g}"
-                if low == -math.inf
-                else f"{low:g} to {high:g}",
-                "verdict": verdict(effect, region),
-            }
-        )
-    return pd.DataFrame(rows)
+        numbers = (effect.mean, effect.low, effect.high, effect.n_seeds)
+        rows.append((claim, where, measured, *numbers, _written(region), verdict(effect, region)))
+    columns = ["claim", "where", "measured", "effect", "low", "high", "seeds", "claimed", "verdict"]
+    return pd.DataFrame(rows, columns=columns).set_index("claim")
+
+
+def _written(region: tuple[float, float]) -> str:
+    low, high = region
+    if math.inf in (-low, high):
+        return f"above {low:g}" if high == math.inf else f"below {high:g}"
+    return f"{low:g} to {high:g}"
 
 
 def verdict(effect: Difference, region: tuple[float, float]) -> str:
