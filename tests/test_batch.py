@@ -100,7 +100,7 @@ def test_its_arms_are_the_strategies_and_the_baselines():
 @pytest.mark.parametrize(
     ("config", "n_table1", "n_table2"),
     [
-        ({}, 7 * 2, 5 + 4),
+        ({}, 5 * 2, 5),
         ({"profile": "paper", "seeds": "0 1 2 3 4"}, 7 * 5, 5 + 4),
         ({"profile": "paper", "seeds": [7], "table2_seeds": "1,2", "strategies": "random entropy"}, 2, 2 * (5 + 4)),
     ],

@@ -24,8 +24,9 @@ ARMS = (
 )  # fmt: skip
 """What Table I may compare: alutils' STRATEGIES and BASELINES (a test compares them)."""
 
-TABLE_1 = tuple(arm for arm in ARMS if arm not in ("binary_entropy", "bald"))
-"""What it compares if not told: the paper's arms, and two baselines that tell selection from curriculum."""
+PAPER_ARMS = ("random", "least_confidence", "entropy", "mc_dropout", "full")
+CONTROL_ARMS = ("full_cosine", "random_at_once")
+"""Baselines that tell selection from curriculum."""
 
 MODES = settings.ANNOTATION_MODES
 SINGLE = ("01_data", "02_model", "03_uncertainty")
@@ -34,8 +35,8 @@ KEYS = {
     "data": "folder with ISIC 2018; none: synthetic images",
     "seeds": "of Table I; [0, 1]",
     "table2_seeds": "of Table II; [0]",
-    "strategies": "the arms of Table I; TABLE_1",
-    "cells": "the cells of Table II, [[annotation, tau_u, tau_b], ...]; the grid and the modes",
+    "strategies": "the arms of Table I; the paper's, and but for the profile quick two controls",
+    "cells": "the cells of Table II, [[annotation, tau_u, tau_b], ...]; the grid, and but for quick the other modes",
     "overrides": "changes of the profile, YAML",
     "table2_overrides": "further ones for notebook 05, which win; {n_queries: 20} with the profile paper",
     "runs": "where the runs go; runs/<profile>",
@@ -87,17 +88,18 @@ class Batch:
                 raise ConfigError(f"{key}: the batch has no such setting; {did_you_mean(key, list(KEYS))}")
         given = {key: _typed(value) for key, value in config.items() if value not in (None, "", [])}
         self.profile = str(given.get("profile", "quick"))
+        quick = self.profile == "quick"  # minutes on a laptop: what the paper's tables have, without the controls
         self.data = str(given.get("data", ""))
         self.seeds = _seeds("seeds", given.get("seeds", [0, 1]))
         self.table2_seeds = _seeds("table2_seeds", given.get("table2_seeds", [0]))
-        self.arms = _arms(given.get("strategies", TABLE_1))
+        self.arms = _arms(given.get("strategies", PAPER_ARMS if quick else PAPER_ARMS + CONTROL_ARMS))
         self.overrides = _overrides("overrides", given.get("overrides", {}))
         name = Path(self.profile).stem
         default = {"n_queries": 20} if name == "paper" else {}
         self.table2_overrides = _overrides("table2_overrides", given.get("table2_overrides", default))
         for changes in (self.overrides, {**self.overrides, **self.table2_overrides}):
             Experiment.from_profile(self.profile, **changes)
-        self.cells = {str(cell): cell for cell in _cells(given.get("cells", [*GRID, *MODE_CELLS]))}
+        self.cells = {str(cell): cell for cell in _cells(given.get("cells", GRID if quick else GRID + MODE_CELLS))}
         self.runs = _folder("runs", given.get("runs", f"runs/{name}"))
         self.figures = _folder("figures", given.get("figures", f"figures/{name}"))
         self.runs_per_gpu = given.get("runs_per_gpu", 1)
