@@ -44,12 +44,7 @@ BASELINES = ("full", "full_cosine", "random_at_once")
 start and as many random images as the other arms have annotated at their end.
 """
 
-COLD_START, TRAINING, QUERY, ANNOTATION = (
-    1,
-    2,
-    3,
-    4,
-)  # what random numbers are for, in a generator's key
+COLD_START, TRAINING, QUERY, ANNOTATION = 1, 2, 3, 4  # what a generator's numbers are for: part of its key
 
 
 def run_active_learning(
@@ -210,14 +205,15 @@ def _review(
     ends = [*(one.n_labelled for one in state.rounds), len(labelled.indices)]
     n_first = ends[0]
     cohorts = torch.arange(1, len(ends)).repeat_interleave(torch.tensor(ends).diff())
+    refreshed = experiment.annotation == "partial-refreshed"
     audits, masks = [NO_AUDIT], PackedMasks(labelled.masks.bits[:n_first])
     for chosen, p in probability_batches(state.model, images[labelled.indices[n_first:]], experiment):
         place = slice(n_first + chosen.start, n_first + chosen.stop)
         written, human = labelled.masks[place], labelled.human[place]
         truth = oracle.truth(labelled.indices[place])
         audits.append(audit_annotations(truth, written, human, p, experiment.tau_b))
-        masks = masks.plus(PackedMasks.pack(combine(written, p, human.bool(), experiment.tau_b)))
-    refreshed = experiment.annotation == "partial-refreshed"
+        if refreshed:
+            masks = masks.plus(PackedMasks.pack(combine(written, p, human.bool(), experiment.tau_b)))
     audit = audit_table(len(state.rounds), cohorts.tolist(), pd.concat(audits, ignore_index=True))
     return audit, replace(labelled, masks=masks) if refreshed else labelled
 

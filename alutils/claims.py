@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 
 import pandas as pd
 
-from alutils.config import same_run
 from alutils.statistics import Difference, paired_difference
-from alutils.tables import in_full
+from alutils.tables import cells, in_full
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided at this scale"
 MARGIN = 1.0
@@ -79,8 +78,7 @@ def _dice(results: Results) -> dict[str, pd.Series]:
 def _partial(results: Results) -> dict[tuple[float, float], pd.DataFrame]:
     """The runs of each cell of Table II, by seed."""
     runs = results["runs"].query("annotation == 'partial' and strategy == 'least_confidence'")
-    cells = pd.Series([same_run(*pair) for pair in zip(runs["tau_u"], runs["tau_b"], strict=True)], runs.index, object)
-    return {cell: its.drop_duplicates("seed").set_index("seed") for cell, its in runs.groupby(cells)}
+    return {cell: its.drop_duplicates("seed").set_index("seed") for cell, its in runs.groupby(cells(runs))}
 
 
 def _best(results: Results) -> tuple[str, Difference]:
@@ -111,8 +109,8 @@ def _few_images(results: Results) -> tuple[str, Difference]:
 
 
 def _tau_b(results: Results) -> tuple[str, Difference]:
-    cells = _partial(results)
-    dice = {tau_b: 100 * cells[0.125, tau_b]["test_dice"] for tau_b in (0.25, 0.5, 0.75)}
+    partial = _partial(results)
+    dice = {tau_b: 100 * partial[0.125, tau_b]["test_dice"] for tau_b in (0.25, 0.5, 0.75)}
     best, worst = (choose(dice, key=lambda tau_b: dice[tau_b].mean()) for choose in (max, min))
     return f"tau_u = 0.125: tau_b = {best} - tau_b = {worst}", paired_difference(dice[best], dice[worst])
 

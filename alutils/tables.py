@@ -90,8 +90,7 @@ def table_2(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         stands for it.
     """
     runs = results["runs"][results["runs"]["annotation"] == "partial"]
-    cell = pd.Series([same_run(*pair) for pair in zip(runs["tau_u"], runs["tau_b"], strict=True)], runs.index, object)
-    runs = runs.assign(cell=cell).drop_duplicates(["cell", "seed"])
+    runs = runs.assign(cell=cells(runs)).drop_duplicates(["cell", "seed"])
     rows = []
     for thresholds in product(TAU_U, TAU_B):
         its = runs[runs["cell"] == same_run(*thresholds)]
@@ -131,6 +130,12 @@ def table_modes(results: Mapping[str, pd.DataFrame], tau_u: float = 0.25, tau_b:
         }
     )
     return table.sort_values("dice", ascending=False)
+
+
+def cells(runs: pd.DataFrame) -> pd.Series:
+    """The cell of Table II that stands for each run of mode partial: ``alutils.config.same_run`` of its thresholds."""
+    pairs = zip(runs["tau_u"], runs["tau_b"], strict=True)
+    return pd.Series([same_run(*pair) for pair in pairs], runs.index, object)
 
 
 def in_full(runs: pd.DataFrame) -> pd.DataFrame:

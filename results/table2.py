@@ -16,13 +16,13 @@ from itertools import product
 
 from arms import arguments, run_arms
 
-from alutils.config import ANNOTATION_MODES, TAU_B, TAU_U
+from alutils.config import ANNOTATION_MODES, TAU_B, TAU_U, same_run
 
 GRID = [("partial", *thresholds) for thresholds in product(TAU_U, TAU_B)]
 PARTS = {
     "modes": [(mode, 0.25, 0.25) for mode in ANNOTATION_MODES if mode != "full"],
     "grid": GRID,
-    "distinct": [cell for cell in GRID if cell[1] == 0.125 or cell[2] == 0.25],
+    "distinct": [*{same_run(*cell[1:]): cell for cell in reversed(GRID)}.values()][::-1],
 }
 
 if __name__ == "__main__":
