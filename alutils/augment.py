@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 import torch.nn.functional as F
 
+from alutils.compute import to_device
 from alutils.config import Experiment
 
 _LUMA = (0.2989, 0.587, 0.114)  # the weights of red, green and blue in torchvision's grey
@@ -38,7 +39,7 @@ class AugmentParameters:
 
     def to(self, device: torch.device) -> AugmentParameters:
         """The same parameters on ``device``, copied at once."""
-        table = torch.stack([getattr(self, field.name).float() for field in fields(self)]).to(device, non_blocking=True)
+        table = to_device(torch.stack([getattr(self, field.name).float() for field in fields(self)]), device)
         columns = dict(zip((field.name for field in fields(self)), table, strict=True))
         flips = {name: columns[name] > 0 for name in ("horizontal_flip", "vertical_flip")}
         return AugmentParameters(**{**columns, **flips})

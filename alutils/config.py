@@ -88,6 +88,7 @@ class Experiment(BaseModel):
     precision: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="auto: bfloat16 autocast where the device has the instructions for it"
     )
+    compile: bool = Field(False, description="torch.compile the network: a minute's start, so for long runs on a GPU")
 
     # Augmentation (section IV-D)
     rotation: float = Field(30.0, ge=0, le=180, description="largest rotation to either side, degrees")

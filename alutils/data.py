@@ -119,6 +119,22 @@ class Splits:
         """All three splits on ``device``."""
         return Splits(self.train.to(device), self.val.to(device), self.test.to(device))
 
+    def placed(self, device: torch.device, *, free_bytes: int | None = None) -> Splits:
+        """All three splits on ``device`` where they fit, else the images in the CPU's memory and the masks on it.
+
+        Training and prediction copy images that lie elsewhere batch by batch.
+
+        Args:
+            device: where the network computes.
+            free_bytes: what the pictures may take; None: of a GPU the half of what is free, of other devices all.
+        """
+        if free_bytes is None and device.type == "cuda":
+            free_bytes = torch.cuda.mem_get_info(device)[0] // 2
+        splits = (self.train, self.val, self.test)
+        if free_bytes is None or sum(split.images.nbytes + split.masks.nbytes for split in splits) <= free_bytes:
+            return self.to(device)
+        return Splits(*(replace(split, masks=split.masks.to(device)) for split in splits))
+
     def summary(self) -> pd.DataFrame:
         """A row a split: images, height, width, and the mean, least and largest lesion area (% of the pixels)."""
         rows = []

@@ -115,7 +115,7 @@ def least_confidence(
         certainty = uncertainty.least_confidence(p)
         return -image_score(certainty, experiment.reduction, small_is_unsure=True, probabilities=p)
 
-    return _scored(len(images), probability_batches(model, images, experiment), score)
+    return _scored(probability_batches(model, images, experiment), score)
 
 
 def entropy(model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator) -> torch.Tensor:
@@ -156,7 +156,7 @@ def _scored_by_map(
     def score(p: torch.Tensor) -> torch.Tensor:
         return image_score(pixel_map(p), experiment.reduction, probabilities=p)
 
-    return _scored(len(images), probability_batches(model, images, experiment), score)
+    return _scored(probability_batches(model, images, experiment), score)
 
 
 def _scored_by_dropout(
@@ -167,15 +167,13 @@ def _scored_by_dropout(
     def score(maps: DropoutMaps) -> torch.Tensor:
         return image_score(getattr(maps, name), experiment.reduction, probabilities=maps.mean)
 
-    return _scored(len(images), mc_dropout_batches(model, images, experiment, generator), score)
+    return _scored(mc_dropout_batches(model, images, experiment, generator), score)
 
 
-def _scored(n: int, batches: Iterator[tuple[slice, Any]], score: Callable[[Any], torch.Tensor]) -> torch.Tensor:
-    """The scores of ``n`` images, with the maps of one batch held at a time."""
-    scores = torch.zeros(n)
-    for chosen, maps in batches:
-        scores[chosen] = score(maps).cpu()
-    return scores
+def _scored(batches: Iterator[tuple[slice, Any]], score: Callable[[Any], torch.Tensor]) -> torch.Tensor:
+    """The scores of all images, with the maps of one batch held at a time; fetched from the device once, at the end."""
+    scores = [score(maps) for _, maps in batches]
+    return torch.cat(scores).cpu() if scores else torch.zeros(0)
 
 
 def _checked(scores: object, n: int, name: str) -> torch.Tensor:

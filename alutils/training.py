@@ -11,7 +11,8 @@ from segmentation_models_pytorch.losses import BINARY_MODE, DiceLoss
 from torch import nn
 
 from alutils.augment import augment, normalize
-from alutils.config import ConfigError, Experiment
+from alutils.compute import prepare, to_device
+from alutils.config import Experiment
 from alutils.packed import PackedMasks
 from alutils.progress import progress_bar
 from alutils.seeding import seeded
@@ -19,41 +20,6 @@ from alutils.seeding import seeded
 
 class TrainingDiverged(RuntimeError):
     """The loss is not a number any more; the message says at which step and what to try."""
-
-
-def resolve_device(name: str = "auto") -> torch.device:
-    """The device called ``name``: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
-
-    Raises:
-        ConfigError: if there is no such device here.
-
-    >>> resolve_device("cpu")
-    device(type='cpu')
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device: '{name}' cannot be used here ({str(error).splitlines()[0]}); try 'cpu'") from None
-    return device
-
-
-def uses_bfloat16(device: torch.device, precision: str = "auto") -> bool:
-    """Whether the network runs in bfloat16 autocast with channels-last tensors on ``device``.
-
-    With ``precision="auto"`` it does where the device has instructions for it: there the two together are faster than
-    float32 (about three times on a CPU with AVX512-BF16), elsewhere neither helps.
-
-    >>> uses_bfloat16(torch.device("cpu"), "float32")
-    False
-    """
-    if precision != "auto":
-        return precision == "bfloat16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
 def fit(
@@ -95,10 +61,8 @@ def fit(
     torch.Size([6])
     """
     _check_training_set(images, masks, annotated, experiment)
-    device = next(model.parameters()).device
-    bfloat16 = uses_bfloat16(device, experiment.precision)
-    layout = torch.channels_last if bfloat16 else torch.contiguous_format
-    model.to(memory_format=layout).train()
+    compute = prepare(model.train(), experiment)
+    device = compute.device
     batches_an_epoch = math.ceil(len(images) / experiment.batch_size)
     n_steps = experiment.epochs * batches_an_epoch if n_steps is None else n_steps
     optimizer = torch.optim.SGD(
@@ -119,10 +83,10 @@ def fit(
             x, y = images[index.to(images.device)], masks[index.to(masks.device)]
             if annotated is not None:
                 y = torch.cat([y, annotated[index.to(annotated.device)].to(y.device)], 1)
-            x, y = augment(x.to(device), y.to(device), experiment, generator)
+            x, y = augment(to_device(x, device), to_device(y, device), experiment, generator)
             y, known = y[:, :1], None if annotated is None else y[:, 1:]
-            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                logits = model(x.contiguous(memory_format=layout))
+            with compute.autocast():
+                logits = model(x.contiguous(memory_format=compute.layout))
             loss = segmentation_loss(logits.float(), y.float(), experiment.loss, known)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -187,16 +151,13 @@ def probability_batches(
     Yields:
         Which images, and their probabilities: float32 (n, 1, H, W), 0 to 1, on the model's device.
     """
-    device = next(model.parameters()).device
-    bfloat16 = uses_bfloat16(device, experiment.precision)
-    layout = torch.channels_last if bfloat16 else torch.contiguous_format
+    compute = prepare(model.eval(), experiment)
     batch_size = batch_size or 2 * experiment.batch_size
-    model.to(memory_format=layout).eval()
     for start in range(0, len(images), batch_size):
         chosen = slice(start, min(start + batch_size, len(images)))
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            x = normalize(images[chosen].to(device), experiment)
-            logits = model(x.contiguous(memory_format=layout))
+        with torch.inference_mode(), compute.autocast():
+            x = normalize(to_device(images[chosen], compute.device), experiment)
+            logits = model(x.contiguous(memory_format=compute.layout))
         yield chosen, logits.float().sigmoid()
 
 

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from alutils.augment import normalize
+from alutils.compute import prepare, to_device
 from alutils.config import ConfigError, Experiment, did_you_mean
 from alutils.metrics import check_probabilities
 from alutils.seeding import seeded
-from alutils.training import uses_bfloat16
 
 REDUCTIONS: tuple[str, ...] = get_args(Experiment.model_fields["reduction"].annotation)
 
@@ -52,7 +52,8 @@ def least_confidence(probabilities: torch.Tensor) -> torch.Tensor:
 
     Raises:
         ValueError: if they are not floating point or, on a CPU, if one is not a number from 0 to 1. On an accelerator
-            looking at the values would make the CPU wait for it; there :func:`image_score` refuses what is not finite.
+            looking at the values would make the CPU wait for it; there :func:`alutils.select_queries` refuses scores
+            that are not finite.
 
     >>> least_confidence(torch.tensor([0.0, 0.25, 0.5, 1.0])).tolist()
     [0.5, 0.25, 0.0, 0.5]
@@ -130,20 +131,16 @@ def mc_dropout_maps(
     n_samples = experiment.mc_samples if n_samples is None else n_samples
     if n_samples < 2:
         raise ConfigError(f"n_samples: eq. 3 needs at least 2 predictions, got {n_samples}")
-    device = next(model.parameters()).device
-    bfloat16 = uses_bfloat16(device, experiment.precision)
-    # On a CPU this layout takes about a third off a prediction in float32 too.
-    layout = torch.channels_last if bfloat16 or device.type == "cpu" else torch.contiguous_format
-    model.to(memory_format=layout)
+    compute = prepare(model, experiment)
     shape = (len(images), 1, *images.shape[2:])
-    mean, squares, mean_entropy = (torch.zeros(shape, device=device) for _ in range(3))
+    mean, squares, mean_entropy = (torch.zeros(shape, device=compute.device) for _ in range(3))
     with (
         _dropout_only(model),
-        seeded(generator, device),
+        seeded(generator, compute.device),
         torch.inference_mode(),
-        torch.autocast(device.type, torch.bfloat16, enabled=bfloat16),
+        compute.autocast(),
     ):
-        x = normalize(images.to(device), experiment).contiguous(memory_format=layout)
+        x = normalize(to_device(images, compute.device), experiment).contiguous(memory_format=compute.layout)
         predict = _random_part(model, x)
         for n in range(1, n_samples + 1):
             p = predict().float().sigmoid()
@@ -239,7 +236,8 @@ def image_score(
 
     Raises:
         ConfigError: if there is no such reduction, or its ``k`` or ``tau_u`` is out of range.
-        ValueError: if "band_mean" lacks fitting ``probabilities``, or a map holds NaN or infinity.
+        ValueError: if "band_mean" lacks fitting ``probabilities`` or, on a CPU, a map holds NaN or infinity. On an
+            accelerator the image's score is then NaN or infinite, which :func:`alutils.select_queries` refuses.
 
     >>> probabilities = torch.tensor([[0.5, 0.25], [0.0, 1.0]]).view(2, 1, 1, 2)
     >>> image_score(least_confidence(probabilities)).tolist()  # smallest first: the first image
@@ -249,21 +247,22 @@ def image_score(
         raise ConfigError(f"reduction: there is no '{reduction}'; {did_you_mean(reduction, list(REDUCTIONS))}")
     pixels = maps.flatten(1).float()
     total = pixels.sum(1)
-    if not total.isfinite().all():
+    if _looking_is_free(maps) and not total.isfinite().all():
         raise ValueError("maps hold NaN or infinity: the model has diverged, or the probabilities were not from 0 to 1")
     if reduction == "sum":
         return total
     if reduction == "mean":
         return total / pixels.shape[1]
+    zero = 0 * total  # but NaN where a map is not finite, which the others might pass over
     if reduction == "median":
         middle = (pixels.shape[1] + 1) // 2, pixels.shape[1] // 2 + 1  # kthvalue counts from 1
-        return (pixels.kthvalue(middle[0], 1).values + pixels.kthvalue(middle[1], 1).values) / 2
+        return zero + (pixels.kthvalue(middle[0], 1).values + pixels.kthvalue(middle[1], 1).values) / 2
     if reduction == "top_k":
         k = max(1, pixels.shape[1] // 100) if k is None else k
         if not 1 <= k <= pixels.shape[1]:
             raise ConfigError(f"k: must be from 1 to the {pixels.shape[1]} pixels of an image, got {k}")
-        return pixels.topk(k, dim=1, largest=not small_is_unsure, sorted=False).values.mean(1)
-    return _band_mean(pixels, maps.shape, probabilities, tau_u, if_empty=0.5 if small_is_unsure else 0.0)
+        return zero + pixels.topk(k, dim=1, largest=not small_is_unsure, sorted=False).values.mean(1)
+    return zero + _band_mean(pixels, maps.shape, probabilities, tau_u, if_empty=0.5 if small_is_unsure else 0.0)
 
 
 def _band_mean(
@@ -285,9 +284,14 @@ def _widened(probabilities: torch.Tensor) -> torch.Tensor:
         raise ValueError(
             f"probabilities must be floating point, got {probabilities.dtype}; a mask is not a probability"
         )
-    if probabilities.device.type == "cpu" and probabilities.numel():
+    if _looking_is_free(probabilities) and probabilities.numel():
         check_probabilities(probabilities)
     return probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
+
+
+def _looking_is_free(values: torch.Tensor) -> bool:
+    """Whether their values can be looked at without waiting for an accelerator."""
+    return values.device.type == "cpu"
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from alutils.augment import normalize
-from alutils.config import ConfigError, Experiment
+from alutils.config import Experiment
 from alutils.metrics import dice_score
 from alutils.model import build_unet
 from alutils.packed import PackedMasks
@@ -19,7 +19,6 @@ from alutils.training import (
     fit,
     predict_probabilities,
     probability_batches,
-    resolve_device,
     segmentation_loss,
 )
 
@@ -286,8 +285,3 @@ def test_divergence_is_named():
 def test_what_cannot_be_trained_on_is_refused(images, masks, message):
     with pytest.raises(ValueError, match=message):
         fit(unet(), images, masks, SMALL, make_generator(0), **QUIET)
-
-
-def test_an_unknown_device_is_refused():
-    with pytest.raises(ConfigError, match="device: 'gpu'"):
-        resolve_device("gpu")

@@ -262,6 +262,16 @@ def test_a_map_that_is_not_finite_is_refused(reduction, small_is_unsure, value):
         image_score(maps, reduction, small_is_unsure=small_is_unsure, probabilities=probabilities, k=1)
 
 
+@pytest.mark.parametrize("reduction", ["sum", "mean", "median", "top_k", "band_mean"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_where_looking_would_wait_for_the_device_the_score_tells(monkeypatch, reduction, value):
+    monkeypatch.setattr("alutils.uncertainty._looking_is_free", lambda values: False)
+    maps = torch.full((2, 1, 4, 4), 0.25)
+    maps[1, 0, 2, 2] = value
+    scores = image_score(maps, reduction, probabilities=torch.full((2, 1, 4, 4), 0.25), k=3)
+    assert scores.isfinite().tolist() == [True, False]
+
+
 def test_wrong_arguments_of_a_score_are_named():
     maps = torch.zeros(2, 1, 4, 4)
     with pytest.raises(ConfigError, match=r"'sums'; did you mean 'sum'\?"):

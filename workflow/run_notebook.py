@@ -48,7 +48,9 @@ def begin(folder: Path, aside: Path, job: dict[str, Any]) -> None:
 
 def execute(job: dict[str, Any], folder: Path) -> None:
     """Run the notebook; exit with a message that names the executed copy if a cell fails."""
-    import papermill  # takes a second: after the waiting
+    # jsonschema would import it for a check that notebooks have no use for; to build its grammar takes a second
+    sys.modules["rfc3987_syntax"] = None
+    import papermill  # takes half a second: after the waiting
 
     notebook, executed = ROOT / "notebooks" / f"{job['notebook']}.ipynb", f"{folder}.ipynb"
     parameters = {"output_dir": str(folder), **job["parameters"]}

@@ -1,0 +1,115 @@
+"""Where the network computes, in which precision and memory layout, and how pictures get there."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import platform
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from alutils.config import ConfigError, Experiment
+
+
+class Compute(NamedTuple):
+    """How a network computes.
+
+    Args:
+        device: where.
+        bfloat16: whether in bfloat16 autocast.
+        layout: of its weights and pictures in memory, ``torch.channels_last`` or ``torch.contiguous_format``.
+    """
+
+    device: torch.device
+    bfloat16: bool
+    layout: torch.memory_format
+
+    def autocast(self) -> torch.autocast:
+        """The context for a pass through the network."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+
+def prepare(model: nn.Module, experiment: Experiment) -> Compute:
+    """Bring ``model`` into the layout that is fastest where it is.
+
+    Channels-last goes with bfloat16 everywhere, and on a CPU with float32 too. The choice
+    rests on what the device can do and not on a measurement, whose outcome would change with what else the machine
+    does, and the results with it.
+
+    Args:
+        model: on the device where it is to run.
+        experiment: its ``precision``; with ``compile`` the model is compiled, at its next pass and only once.
+
+    >>> prepare(nn.Conv2d(3, 1, 1), Experiment(precision="float32")).bfloat16
+    False
+    """
+    device = next(model.parameters()).device
+    bfloat16 = uses_bfloat16(device, experiment.precision)
+    layout = torch.channels_last if bfloat16 or device.type == "cpu" else torch.contiguous_format
+    model.to(memory_format=layout)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if experiment.compile and model._compiled_call_impl is None:
+        model.compile()
+    return Compute(device, bfloat16, layout)
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Let this process keep what a pass through the network frees, for the next one; whether that could be had.
+
+    The GNU C library gives large blocks back to the system at once, and gets them anew, page by page, for every layer:
+    a quarter of the time at 512 x 512 (``benchmarks/allocator.py``). Other C libraries are left alone.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    library = ctypes.CDLL(None)
+    return all(library.mallopt(which, 2**31 - 1) == 1 for which in (trim_threshold, mmap_threshold))
+
+
+def uses_bfloat16(device: torch.device, precision: str = "auto") -> bool:
+    """Whether the network runs in bfloat16 autocast on ``device``.
+
+    With ``precision="auto"`` it does where the device has instructions for it; elsewhere it is emulated, and slow.
+
+    >>> uses_bfloat16(torch.device("cpu"), "float32")
+    False
+    """
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The device called ``name``: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
+
+    Raises:
+        ConfigError: if there is no such device here.
+
+    >>> resolve_device("cpu")
+    device(type='cpu')
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device: '{name}' cannot be used here ({str(error).splitlines()[0]}); try 'cpu'") from None
+    return device
+
+
+def to_device(batch: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``batch`` on ``device``; to a GPU by way of pinned memory, so that the CPU does not wait for the copy.
+
+    >>> to_device(torch.ones(2), torch.device("cpu"))
+    tensor([1., 1.])
+    """
+    if device.type == "cuda" and batch.device.type == "cpu":
+        batch = batch.pin_memory()
+    return batch.to(device, non_blocking=True)
