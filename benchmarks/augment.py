@@ -1,6 +1,6 @@
 """The augmentation of section IV-D three ways: ours, kornia's, and torchvision's image by image.
 
-    pip install -e '.[bench]' && python benchmarks/augment.py results/bench/augment.json
+    pip install -e '.[bench]' && python benchmarks/augment.py
 
 torchvision's transforms draw one set of parameters for a whole batch, so to give each image its own they have to be
 called once an image. kornia draws for each image, but from the global random state.
@@ -8,19 +8,17 @@ called once an image. kornia draws for each image, but from the global random st
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import kornia.augmentation as K
 import torch
+from frame import in_turns, median_ratio, parser, report
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from alutils import Experiment, make_generator
 from alutils.augment import augment
-from alutils.records import provenance, write_json
 
 PAPER = Experiment()
 CASES = ((8, 64), (32, 64), (32, 128), (8, 512))  # images, size
@@ -70,27 +68,18 @@ def compare(n: int, size: int, repetitions: int) -> dict[str, float]:
     images = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=generator)
     masks = torch.randint(0, 2, (n, 1, size, size), dtype=torch.uint8, generator=generator)
     contenders = {make.__name__: make(images, masks) for make in (ours, kornia, torchvision)}
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for repetition in range(repetitions + 2):
-        for name, run in contenders.items():
-            start = time.perf_counter()
-            run()
-            if repetition >= 2:
-                times[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    ratios = {f"{name}_over_ours": medians[name] / medians["ours"] for name in ("kornia", "torchvision")}
+    times = in_turns(contenders, repetitions, warm_up=2)
+    medians = {f"{name}_s": statistics.median(taken) for name, taken in times.items()}
+    ratios = {f"{name}_over_ours": median_ratio(times, name, "ours") for name in ("kornia", "torchvision")}
     return {"images": n, "size": size, **medians, **ratios}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", help="JSON file to write")
-    parser.add_argument("--repetitions", type=int, default=20)
-    settings = parser.parse_args()
-    rows = [compare(n, size, settings.repetitions) for n, size in CASES]
-    for row in rows:
-        print("  ".join(f"{name} {value:.4g}" for name, value in row.items()))
-    write_json(settings.out, {"machine": provenance(), "cases": rows})
+    options = parser(__doc__, __file__)
+    options.add_argument("--repetitions", type=int, default=20)
+    settings = options.parse_args()
+    torch.set_num_threads(settings.threads)
+    report(settings.out, [compare(n, size, settings.repetitions) for n, size in CASES], settings.device)
 
 
 if __name__ == "__main__":

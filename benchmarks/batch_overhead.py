@@ -1,27 +1,23 @@
 """What the batch costs: 20 runs of notebooks that do nothing, by the Snakefile and by plain calls of papermill.
 
-    python benchmarks/batch_overhead.py --out results/bench/batch_overhead.json
+    python benchmarks/batch_overhead.py
 
 Both run as many at a time as there are cores. The target: under 20 % more.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
+from frame import ROOT, parser, report, seconds
 
-from alutils.records import provenance, write_json
-
-ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = ("strategies=random entropy bald full mc_dropout", "seeds=0 1 2", "cells=[[partial,0.25,0.5]]")
 N_RUNS = 20  # notebooks 01 to 03 and 06, 15 of 04, one of 05
 
@@ -47,41 +43,32 @@ def run(*command: object, cwd: Path) -> None:
         sys.exit(f"{' '.join(arguments)} failed:\n{done.stdout}")
 
 
-def seconds_of_plain_calls(project: Path, cores: int) -> float:
+def plain_calls(project: Path, cores: int) -> None:
     def call(i: int) -> None:
         run("papermill", "notebooks/04_image_al.ipynb", f"{i}.ipynb", "-p", "output_dir", f"plain/{i}", cwd=project)
 
-    start = time.perf_counter()
     with ThreadPoolExecutor(cores) as pool:
         list(pool.map(call, range(N_RUNS)))
-    return time.perf_counter() - start
 
 
-def seconds_of_batch(project: Path, cores: int) -> float:
-    start = time.perf_counter()
+def batch(project: Path, cores: int) -> None:
     run("snakemake", "--profile", "workflow/local", "--cores", cores, "--config", *SETTINGS, cwd=project)
-    seconds = time.perf_counter() - start
     n_done = len(list(project.glob("runs/**/done.json")))
     if n_done != N_RUNS:
         sys.exit(f"the batch made {n_done} runs instead of {N_RUNS}")
-    return seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", help="JSON file to write")
-    parser.add_argument("--cores", type=int, default=os.cpu_count())
-    options = parser.parse_args()
+    options = parser(__doc__, __file__)
+    options.add_argument("--cores", type=int, default=os.cpu_count())
+    settings = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder) / "project"
         make_project(project)
-        plain = seconds_of_plain_calls(project, options.cores)
-        batch = seconds_of_batch(project, options.cores)
-    row = {"runs": N_RUNS, "cores": options.cores, "plain_s": plain, "batch_s": batch}
-    row["overhead_percent"] = 100 * (batch / plain - 1)
-    print("  ".join(f"{name} {value:.4g}" for name, value in row.items()))
-    if options.out:
-        write_json(options.out, {"machine": provenance(), **row})
+        plain_s = seconds(lambda: plain_calls(project, settings.cores))
+        batch_s = seconds(lambda: batch(project, settings.cores))
+    row = {"runs": N_RUNS, "cores": settings.cores, "plain_s": plain_s, "batch_s": batch_s}
+    report(settings.out, [row | {"overhead_percent": 100 * (batch_s / plain_s - 1)}], settings.device)
 
 
 if __name__ == "__main__":

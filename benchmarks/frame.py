@@ -1,0 +1,107 @@
+"""What the benchmarks share: contenders timed in turns, peak memory in an own process, a table and a JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from alutils.compute import resolve_device
+from alutils.records import provenance, write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+MIB = 2**20
+
+Work = Callable[[], object]
+
+
+def parser(description: str, script: str) -> argparse.ArgumentParser:
+    """Command line of a benchmark: where to write, on which device, with how many threads."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = ROOT / "results" / "bench" / f"{Path(script).stem}.json"
+    options.add_argument("--out", type=Path, default=default, help=f"JSON file to write, {default.relative_to(ROOT)}")
+    options.add_argument("--device", type=resolve_device, default="auto")
+    options.add_argument("--threads", type=int, default=torch.get_num_threads())
+    return options
+
+
+def seconds(work: Work, device: torch.device | None = None) -> float:
+    """How long ``work`` takes, what it leaves to a GPU included."""
+    _wait(device)
+    start = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def in_turns(
+    contenders: Mapping[str, Work], repetitions: int, *, warm_up: int = 1, device: torch.device | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each contender, one after the other again and again, so that what else the machine does meets all."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for repetition in range(repetitions + warm_up):
+        for name, work in contenders.items():
+            taken = seconds(work, device)
+            if repetition >= warm_up:
+                times[name].append(taken)
+    return times
+
+
+def median_ratio(times: Mapping[str, Sequence[float]], name: str, over: str) -> float:
+    """The median of the ratios of ``name`` to ``over``, turn by turn."""
+    return statistics.median(a / b for a, b in zip(times[name], times[over], strict=True))
+
+
+def peak_mib(work: Callable[..., object], *arguments: object) -> float:
+    """Peak memory of a process that does ``work(*arguments)`` and nothing else, MiB: on a GPU, of its tensors there.
+
+    To be asked before this process has grown: a child's peak begins at what its parent held.
+
+    Args:
+        work: a function of a module's top level.
+        *arguments: what can be pickled.
+    """
+    return in_own_process(_peak, work, arguments) / MIB
+
+
+def in_own_process(work: Callable[..., Any], *arguments: object) -> Any:
+    """What ``work(*arguments)`` returns in a new process that does nothing else."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def run_once(make: Callable[..., Work], *arguments: object, threads: int) -> None:
+    """Make a contender and let it work, with so many threads: for :func:`peak_mib`."""
+    torch.set_num_threads(threads)
+    make(*arguments)()
+
+
+def report(out: Path, rows: Sequence[Mapping[str, Any]], device: torch.device, **about: Any) -> None:
+    """Print the rows as a table, and write them with the machine and the versions."""
+    table = pd.DataFrame(rows)
+    with pd.option_context("display.width", 200, "display.max_columns", None, "display.precision", 4):
+        print(table.to_string(index=False, na_rep=""))
+    write_json(out, {"machine": provenance(device), **about, "rows": list(rows)})
+    print(f"written to {out}")
+
+
+def _peak(work: Callable[..., object], arguments: Sequence[object]) -> int:
+    work(*arguments)
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _wait(device: torch.device | None) -> None:
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)

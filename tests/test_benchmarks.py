@@ -1,0 +1,63 @@
+"""The frame of the benchmarks: turns, ratios, memory, reports."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+PEAKS = """
+import operator
+import sys
+sys.path.insert(0, {!r})
+import frame
+if __name__ == "__main__":
+    print(*(frame.peak_mib(operator.mul, b"x", n * 2**20) for n in (1, 400)))
+"""
+
+
+@pytest.fixture
+def frame(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("frame")
+
+
+def test_contenders_go_in_turns_and_the_warm_up_does_not_count(frame):
+    calls = []
+    contenders = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    times = frame.in_turns(contenders, repetitions=2, warm_up=1)
+    assert calls == ["a", "b"] * 3
+    assert {name: len(taken) for name, taken in times.items()} == {"a": 2, "b": 2}
+
+
+def test_the_ratio_is_the_median_of_the_turns_and_not_that_of_the_medians(frame):
+    times = {"a": [1.0, 9.0, 4.0], "b": [1.0, 3.0, 8.0]}  # ratios 1, 3 and 0.5; the medians are 4 and 3
+    assert frame.median_ratio(times, "a", "b") == 1.0
+
+
+def test_peak_memory_is_that_of_the_work(tmp_path):
+    script = tmp_path / "peaks.py"  # in a process of its own, as this one may have held more than the work needs
+    script.write_text(PEAKS.format(str(BENCHMARKS)))
+    small, large = map(float, subprocess.run([sys.executable, script], capture_output=True, check=True).stdout.split())
+    assert 350 < large - small < 450
+
+
+def test_a_report_is_written_with_the_machine(frame, tmp_path, capsys):
+    frame.report(tmp_path / "x.json", [{"what": "a", "seconds": 0.5}], torch.device("cpu"), size=64)
+    written = json.loads((tmp_path / "x.json").read_text())
+    assert written["rows"] == [{"what": "a", "seconds": 0.5}] and written["size"] == 64
+    assert {"cpu", "torch", "git_commit", "threads"} <= written["machine"].keys()
+    assert "seconds" in capsys.readouterr().out
+
+
+def test_each_benchmark_says_how_it_is_run_and_what_its_target_is():
+    for path in sorted(BENCHMARKS.glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if path.name not in ("frame.py", "paper_hours.py", "augment.py"):
+            assert f"python benchmarks/{path.name}" in text and "target" in text.split('"""')[1], path.name
