@@ -15,7 +15,16 @@ import pandas as pd
 import torch
 from torch import nn
 
-from alutils.annotation import NO_AUDIT, WRITING_MODES, Oracle, audit_annotations, combine, human_pixels
+from alutils.annotation import (
+    NO_AUDIT,
+    WRITING_MODES,
+    AnnotationsNeeded,
+    Oracle,
+    audit_annotations,
+    combine,
+    human_pixels,
+)
+from alutils.compute import resolve_device
 from alutils.config import ConfigError, Experiment, did_you_mean
 from alutils.cost import annotation_cost
 from alutils.data import Split, Splits, lesion_area
@@ -35,7 +44,7 @@ from alutils.records import (
     query_table,
 )
 from alutils.seeding import make_generator
-from alutils.training import fit, predict_probabilities, probability_batches, resolve_device
+from alutils.training import fit, predict_probabilities, probability_batches
 
 BASELINES = ("full", "full_cosine", "random_at_once")
 """What ``experiment.strategy`` may name besides the strategies: one training of ``n_training_steps`` steps, no queries.
@@ -53,6 +62,7 @@ def run_active_learning(
     output_dir: str | Path,
     *,
     strategy: Strategy | None = None,
+    oracle: Oracle | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> Iterator[Round]:
@@ -70,10 +80,13 @@ def run_active_learning(
         experiment: every setting; ``strategy`` names one of ``alutils.queries.STRATEGIES`` or of :data:`BASELINES`.
         splits: images of the experiment's ``image_size``; the training split is the pool.
         output_dir: the run's own folder; it takes ``run.json``, ``rounds.csv``, ``queries.csv``, ``test_dice.csv``,
-            ``annotations.csv``, ``audit.csv``, ``timing.csv`` and ``state.pt`` (what a stopped run goes on from).
+            ``annotations.csv``, ``audit.csv``, ``timing.csv`` and ``state.pt`` (what a stopped run goes on from; while
+            it waits for a person, ``trained.pt`` too).
         strategy: a function of your own (see :func:`alutils.queries.select_queries`) in place of the one that the
             experiment names; it is recorded under its own name.
-        device: where to compute: "auto", "cpu", "cuda", "cuda:1", ...; the pictures are moved there.
+        oracle: who annotates, over ``splits.train``: None, the simulated oracle, or a person
+            (:class:`alutils.HumanOracle`), who draws the queried images and not the cold start.
+        device: where to compute: "auto", "cpu", "cuda", "cuda:1", ...; the pictures are moved there if they fit.
         progress: show a progress bar.
 
     Yields:
@@ -83,6 +96,7 @@ def run_active_learning(
         ConfigError: if the settings do not fit the pictures, there is no such strategy or device, or ``output_dir``
             holds another run (the differing settings are listed).
         RecordsError: if the files of a stopped run cannot be read.
+        AnnotationsNeeded: by a person as the oracle: images are to be drawn, then the call is to be made again.
 
     >>> import tempfile
     >>> from alutils.synthetic import make_synthetic
@@ -93,16 +107,16 @@ def run_active_learning(
     >>> [(round.number, round.n_labelled, len(round.queries)) for round in rounds]
     [(0, 4, 2), (1, 6, 0)]
     """
-    _check(experiment, splits, strategy)
+    _check(experiment, splits, strategy, oracle)
     torch_device = resolve_device(device)
-    folder = RunFolder(output_dir, _identity(experiment, splits, strategy))
+    folder = RunFolder(output_dir, _identity(experiment, splits, strategy, oracle))
     plan = _make_plan(experiment, strategy, len(splits.train))
-    splits = splits.to(torch_device)
+    splits = splits.placed(torch_device)
+    oracle = Oracle(splits.train.masks) if oracle is None else oracle.to(torch_device)
     initial = unet_for(experiment).to(torch_device)
     state = folder.load(copy.deepcopy(initial), splits)
-    oracle = Oracle(splits.train.masks)
     if state is None:
-        masks = oracle.annotate(plan.first)
+        masks = oracle.annotate_cold_start(plan.first)
         cold_start = LabelledSet.of(plan.first, masks, torch.ones_like(masks))
         state = RunState(copy.deepcopy(initial), cold_start, rounds=[])
     once = plan.n_queries == 0
@@ -130,17 +144,21 @@ def _loop(
         if not experiment.fine_tune:
             state.model = copy.deepcopy(initial)
 
-        with _timed(seconds, "training"):  # step 4
-            losses = fit(
-                state.model,
-                train.images[labelled.indices],
-                labelled.masks,
-                experiment,
-                make_generator(experiment.seed, TRAINING, k),
-                annotated=labelled.human if experiment.annotation == "human-only" else None,
-                n_steps=plan.n_steps,
-                progress=progress,
-            )
+        kept = folder.kept_training(k, state.model)
+        if kept is not None:  # the round had to wait for a person
+            losses, seconds["training"] = kept
+        else:
+            with _timed(seconds, "training"):  # step 4
+                losses = fit(
+                    state.model,
+                    train.images[labelled.indices],
+                    labelled.masks,
+                    experiment,
+                    make_generator(experiment.seed, TRAINING, k),
+                    annotated=labelled.human if experiment.annotation == "human-only" else None,
+                    n_steps=plan.n_steps,
+                    progress=progress,
+                )
         with _timed(seconds, "evaluation"):  # step 5
             val_dice = evaluate(state.model, splits.val, experiment)
 
@@ -161,7 +179,11 @@ def _loop(
                 )
                 queried, scores = pool[chosen], scores[chosen]
         with _timed(seconds, "annotation"):  # step 3
-            answers = _ask(oracle, state.model, train.images, queried, experiment, k)
+            try:
+                answers = _ask(oracle, state.model, train.images, queried, experiment, k)
+            except AnnotationsNeeded:
+                folder.keep_training(k, state.model, losses, seconds["training"])
+                raise
             n_before = state.rounds[-1].n_labelled if state.rounds else 0
             costs = annotation_cost(state.labelled.masks[n_before:], state.labelled.human[n_before:])
 
@@ -194,7 +216,9 @@ def _ask(
         return LabelledSet.of(queried, masks, torch.ones_like(masks))
     p = predict_probabilities(model, images[queried], experiment)
     human = human_pixels(p, experiment, make_generator(experiment.seed, ANNOTATION, k))
-    return LabelledSet.of(queried, combine(oracle.annotate(queried, human), p, human, experiment.tau_b), human)
+    nothing = torch.zeros_like(human, dtype=torch.uint8)
+    answers = oracle.annotate(queried, human, suggestion=combine(nothing, p, human, experiment.tau_b))
+    return LabelledSet.of(queried, combine(answers, p, human, experiment.tau_b), human)
 
 
 def _review(
@@ -256,8 +280,10 @@ def _make_plan(experiment: Experiment, strategy: Strategy | None, n_train: int) 
     return _Plan(training, order[:n_first], n_queries=0, n_steps=experiment.n_training_steps)
 
 
-def _identity(experiment: Experiment, splits: Splits, strategy: Strategy | None) -> dict[str, Any]:
-    """What makes a run this one: its settings, with the strategy that is used, and its pictures."""
+def _identity(
+    experiment: Experiment, splits: Splits, strategy: Strategy | None, oracle: Oracle | None
+) -> dict[str, Any]:
+    """What makes a run this one: its settings, with the strategy that is used, its pictures, and who annotates them."""
     settings = {**experiment.model_dump(mode="json"), "strategy": strategy_name(experiment, strategy)}
     data = {}
     for name in ("train", "val", "test"):
@@ -270,10 +296,12 @@ def _identity(experiment: Experiment, splits: Splits, strategy: Strategy | None)
             # Synthetic pictures of all seeds have the same ids; eight values at a time, and the sum may wrap around
             "checksum": int(split.images.reshape(-1).view(torch.int64).sum()),
         }
+    if oracle is not None and oracle.name != Oracle.name:  # the records of simulated runs do not say
+        data["oracle"] = oracle.name
     return {"experiment": settings, "data": data}
 
 
-def _check(experiment: Experiment, splits: Splits, strategy: Strategy | None) -> None:
+def _check(experiment: Experiment, splits: Splits, strategy: Strategy | None, oracle: Oracle | None) -> None:
     """What can be seen to go wrong before any work."""
     names = [*STRATEGIES, *BASELINES]
     if strategy is None and experiment.strategy not in names:
@@ -295,6 +323,11 @@ def _check(experiment: Experiment, splits: Splits, strategy: Strategy | None) ->
                 f"image_size: {experiment.image_size} in the experiment, but the {name} images are {height} x {width}; "
                 "load them at the experiment's size"
             )
+    if oracle is not None and oracle.shape != splits.train.masks.shape:
+        raise ConfigError(
+            f"oracle: it knows masks of shape {tuple(oracle.shape)}, the training split has "
+            f"{tuple(splits.train.masks.shape)}; make it from that split"
+        )
     if experiment.cold_start > len(splits.train):
         raise ConfigError(
             f"cold_start: {experiment.cold_start} images, but the training set has only {len(splits.train)}"

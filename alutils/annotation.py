@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import pandas as pd
 import torch
 from scipy import ndimage
@@ -20,15 +23,32 @@ NO_AUDIT = pd.DataFrame(
 """The columns of :func:`audit_annotations`, without a row."""
 
 
+class AnnotationsNeeded(RuntimeError):
+    """A run waits for a person: these images are to be drawn before it can go on.
+
+    Args:
+        folder: where the requests lie and the drawings are to be saved.
+        ids: the images that are not drawn yet.
+    """
+
+    def __init__(self, folder: Path, ids: Sequence[str]) -> None:
+        self.folder, self.ids = folder, tuple(ids)
+        super().__init__(
+            f"{len(self.ids)} images are to be drawn in {folder}: show Annotator(oracle.requests(), oracle.folder) in "
+            "JupyterLab, draw and save each, then call run_active_learning again with the same arguments"
+        )
+
+
 class Oracle:
     """The simulated expert of section IV-E: shows the true labels where it is asked for them, and counts them.
 
-    Nothing else in the loop reads the masks of the pool.
+    Nothing else in the loop reads the masks of the pool. ``alutils.HumanOracle`` is a person in its place.
 
     Args:
         masks: uint8 (N, 1, H, W), 0 and 1, the truth.
 
     Attributes:
+        name: "simulated"; a run's record names another oracle.
         n_images: images asked for so far.
         n_pixels: pixels shown so far.
         n_positive: those of them that are lesion.
@@ -39,16 +59,26 @@ class Oracle:
     ([1, 1, 0, 0], 1, 2)
     """
 
+    name = "simulated"
+
     def __init__(self, masks: torch.Tensor) -> None:
         self._masks = masks
         self.n_images = self.n_pixels = self.n_positive = 0
 
-    def annotate(self, indices: torch.Tensor, where: torch.Tensor | None = None) -> torch.Tensor:
+    def annotate_cold_start(self, indices: torch.Tensor) -> torch.Tensor:
+        """All labels of the images that a run starts with."""
+        return self.annotate(indices)
+
+    def annotate(
+        self, indices: torch.Tensor, where: torch.Tensor | None = None, suggestion: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The true labels of some pixels of some images: step 3 of Fig. 1.
 
         Args:
             indices: int64 (n,), positions of the images.
             where: bool (n, 1, H, W), the pixels asked for; None: all.
+            suggestion: uint8 (n, 1, H, W), the model's labels of the others: a person may see them, a simulation does
+                not look.
 
         Returns:
             uint8 (n, 1, H, W), on the masks' device: the truth where it was asked for, 0 elsewhere.
@@ -56,21 +86,36 @@ class Oracle:
         Raises:
             ValueError: if ``where`` has another shape or type.
         """
+        self._check_where(indices, where)
         masks = self.truth(indices)
         if where is not None:
-            if where.dtype != torch.bool or where.shape != masks.shape:
-                raise ValueError(
-                    f"where must be bool of shape {tuple(masks.shape)}, got {where.dtype} {tuple(where.shape)}"
-                )
             masks = masks * where.to(masks.device)
-        self.n_images += len(masks)
-        self.n_pixels += masks.numel() if where is None else int(where.sum())
-        self.n_positive += int(masks.sum())
+        self._count(masks, where)
         return masks
 
     def truth(self, indices: torch.Tensor) -> torch.Tensor:
         """The whole truth of some images, uint8 (n, 1, H, W), not counted: to measure with, never to train on."""
         return self._masks[indices.to(self._masks.device)]
+
+    def to(self, device: str | torch.device) -> Oracle:
+        """This oracle, its masks moved to ``device``."""
+        self._masks = self._masks.to(device)
+        return self
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the masks: (N, 1, H, W)."""
+        return self._masks.shape
+
+    def _check_where(self, indices: torch.Tensor, where: torch.Tensor | None) -> None:
+        shape = (len(indices), *self.shape[1:])
+        if where is not None and (where.dtype != torch.bool or where.shape != shape):
+            raise ValueError(f"where must be bool of shape {shape}, got {where.dtype} {tuple(where.shape)}")
+
+    def _count(self, masks: torch.Tensor, where: torch.Tensor | None) -> None:
+        self.n_images += len(masks)
+        self.n_pixels += masks.numel() if where is None else int(where.sum())
+        self.n_positive += int(masks.sum())
 
 
 def merge_annotations(

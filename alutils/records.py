@@ -22,6 +22,7 @@ import segmentation_models_pytorch as smp
 import torch
 import torchvision
 
+from alutils.compute import uses_bfloat16
 from alutils.config import ConfigError
 from alutils.cost import average_cost
 from alutils.data import Split, Splits
@@ -147,7 +148,9 @@ class RunFolder:
     """The files of one run.
 
     ``state.pt`` is all that a stopped run goes on from: one file, so that a stop anywhere leaves a consistent one. The
-    tables and ``run.json`` follow it, and are brought up to it when the run goes on.
+    tables and ``run.json`` follow it, and are brought up to it when the run goes on. A round that waits for a person
+    leaves its model in ``trained.pt``: trained again it might ask for other pixels, where training does not repeat to
+    the bit.
 
     Args:
         path: the folder; it need not exist, and nothing is written yet.
@@ -168,7 +171,9 @@ class RunFolder:
         if self.record["status"] == "finished":
             return
         self.record["status"] = "running"
-        self.record["provenance"].append(provenance(next(state.model.parameters()).device))
+        device = next(state.model.parameters()).device
+        bfloat16 = uses_bfloat16(device, self.record["experiment"]["precision"])
+        self.record["provenance"].append({**provenance(device), "bfloat16": bfloat16})
         write_json(self.path / "run.json", self.record)
         if state.rounds:
             self._write_tables(state, splits)
@@ -185,6 +190,31 @@ class RunFolder:
         with replacing(self.path / "state.pt") as temporary:
             torch.save(content, temporary)
         self._write_tables(state, splits)
+        (self.path / "trained.pt").unlink(missing_ok=True)
+
+    def keep_training(self, number: int, model: UNet, losses: torch.Tensor, seconds: float) -> None:
+        """Write what round ``number`` trained to ``trained.pt``: it has to wait for a person before it is over."""
+        weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+        with replacing(self.path / "trained.pt") as temporary:
+            torch.save({"round": number, "model": weights, "losses": losses, "seconds": seconds}, temporary)
+
+    def kept_training(self, number: int, model: UNet) -> tuple[torch.Tensor, float] | None:
+        """The losses and seconds of round ``number``, its weights loaded into ``model``; None if it is yet to train.
+
+        Raises:
+            RecordsError: if the file cannot be read.
+        """
+        path = self.path / "trained.pt"
+        if not path.exists():
+            return None
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            if content["round"] != number:
+                return None
+            model.load_state_dict(content["model"])
+            return content["losses"], content["seconds"]
+        except Exception as error:  # torch raises many kinds for files that are damaged
+            raise RecordsError(f"{path} cannot be read ({error}); delete it to train this round again") from error
 
     def load(self, model: UNet, splits: Splits) -> RunState | None:
         """The state on disk, its weights loaded into ``model``; None where there is none yet.
@@ -298,7 +328,8 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
     """The finished runs below ``folder``, a row a run.
 
     Args:
-        folder: searched with its subfolders for ``run.json`` files.
+        folder: searched with its subfolders for ``run.json`` files. Runs with a person as the oracle are left out, but
+            for one whose own folder it is: they are other experiments than Tables I and II.
 
     Returns:
         Columns: ``run`` (its folder below ``folder``), every setting of the experiment (``strategy`` is the one that
@@ -548,7 +579,9 @@ def _round_table(rounds: Sequence[Round], batch_size: int) -> pd.DataFrame:
 
 
 def _finished_runs(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Those of the simulated oracle; what a person annotated counts where its own folder is given."""
     found = [(path.parent, _read_record(path.parent)) for path in sorted(folder.rglob("run.json"))]
+    found = [(path, record) for path, record in found if path == folder or "oracle" not in record["data"]]
     finished = [(path, record) for path, record in found if record["status"] == "finished"]
     if not finished:
         raise RecordsError(f"there is no finished run below {folder}; {len(found)} are unfinished")

@@ -247,7 +247,7 @@ def test_the_model_learns_from_what_was_annotated_before_and_after_a_stop(tmp_pa
         return torch.ones(1)
 
     class Contrary(Oracle):
-        def annotate(self, indices, where=None):
+        def annotate(self, indices, where=None, suggestion=None):
             return 1 - super().annotate(indices, where)
 
     monkeypatch.setattr(active_learning, "fit", watched)
@@ -290,7 +290,7 @@ def watched(tmp_path_factory):
                 super().__init__(masks)
                 seen.oracle = self
 
-            def annotate(self, indices, where=None):
+            def annotate(self, indices, where=None, suggestion=None):
                 seen.asked.append((indices, where))
                 seen.human[indices] = True if where is None else where
                 return super().annotate(indices, where)

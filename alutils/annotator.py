@@ -1,0 +1,238 @@
+"""A person draws the lesion with the mouse, in JupyterLab; elsewhere the tool is a picture."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import ipywidgets
+import numpy as np
+import torch
+from ipympl.backend_nbagg import Canvas, FigureManager
+from IPython.display import display
+from matplotlib.backend_bases import Event
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.widgets import LassoSelector
+from skimage.segmentation import find_boundaries
+
+from alutils.drawing import Drawing, Request, find_drawing
+from alutils.figures import BLUE, LABELLED_BY, VERMILION, draw_outline, show_figure, someone_is_there
+
+_HELP = (
+    "Hold the mouse button and draw around lesion (add) or around what is none (erase). Only the pixels in colour are "
+    "yours; what you marked is orange. The grey rest is the model's, its lesion lighter."
+)
+
+
+class Annotator:
+    """Draw the images asked for, one after the other; as the last value of a cell it is shown.
+
+    An image saved before is skipped; "back" opens it again, with its strokes. Time counts from the first movement of
+    the mouse over the image (see :class:`alutils.drawing.Drawing`). Where nobody can draw (papermill, nbconvert) it is
+    a picture with alternative text and a line that says so, and no widget is made.
+
+    Args:
+        requests: of :func:`alutils.drawing.make_requests` or :meth:`alutils.HumanOracle.requests`, at least one.
+        folder: where the drawings are saved.
+        clock: seconds, from any beginning.
+
+    Attributes:
+        drawings: one :class:`alutils.drawing.Drawing` a request.
+        done: which of them are saved.
+        position: of the one that is shown.
+        erase: whether the next lasso erases.
+
+    Raises:
+        ValueError: if there is no request.
+        DataError: if a drawing is there and cannot be read.
+
+    >>> import tempfile, torch
+    >>> image, mask = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(1, 8, 8)
+    >>> annotator = Annotator([Request("a", image, mask + 1, mask)], tempfile.mkdtemp())
+    >>> annotator.lasso([(0.5, 0.5), (4.5, 0.5), (4.5, 2.5), (0.5, 2.5)])
+    >>> annotator.save()
+    >>> annotator.status()
+    'image 1 of 1 (saved) | a | 0 s, 1 stroke, 8 pixels changed, 64 to decide | all 1 saved'
+    """
+
+    def __init__(
+        self, requests: Sequence[Request], folder: str | Path, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        if not requests:
+            raise ValueError("requests: there is no image to draw")
+        self.folder = Path(folder)
+        found = [find_drawing(folder, request) for request in requests]
+        self.drawings = [
+            Drawing(request, clock=clock, record=saved and saved[0])
+            for request, saved in zip(requests, found, strict=True)
+        ]
+        self.done = [saved is not None for saved in found]
+        self.position = self.done.index(False) if False in self.done else 0
+        self.erase = False
+        self.figure = Figure((5, 5.2))
+        self._axes = self.figure.add_axes((0.01, 0.01, 0.98, 0.94))
+        self._show_image()
+
+    @property
+    def drawing(self) -> Drawing:
+        """The one that is shown."""
+        return self.drawings[self.position]
+
+    def lasso(self, corners: Sequence[tuple[float, float]]) -> None:
+        """What the mouse drew: see :meth:`alutils.drawing.Drawing.lasso`."""
+        self.drawing.lasso(corners, erase=self.erase)
+        self._show_mask()
+
+    def undo(self) -> None:
+        """Take the last lasso back."""
+        self.drawing.undo()
+        self._show_mask()
+
+    def clear(self) -> None:
+        """Take all lassos of this image back."""
+        self.drawing.clear()
+        self._show_mask()
+
+    def back(self) -> None:
+        """Open the image before this one again, saved or not."""
+        self.drawing.pause()
+        self._go_to((self.position - 1) % len(self.drawings))
+
+    def save(self) -> None:
+        """Save the drawing, and open the next image that is not saved yet."""
+        self.drawing.save(self.folder)
+        self.done[self.position] = True
+        n = len(self.drawings)
+        ahead = [(self.position + step) % n for step in range(1, n)]
+        self._go_to(next((place for place in ahead if not self.done[place]), self.position))
+
+    def status(self) -> str:
+        """A line: which image of how many, what it has taken so far."""
+        drawing, n = self.drawing, len(self.drawings)
+        saved = " (saved)" if self.done[self.position] else ""
+        strokes = f"{drawing.n_strokes} stroke{'s' * (drawing.n_strokes != 1)}"
+        return (
+            f"image {self.position + 1} of {n}{saved} | {drawing.request.id} | {drawing.seconds:.0f} s, {strokes}, "
+            f"{drawing.pixels_changed} pixels changed, {drawing.request.n_decided} to decide | "
+            f"{'all ' * all(self.done)}{sum(self.done)} saved"
+        )
+
+    @cached_property
+    def panel(self) -> Panel:
+        """The widget, made when it is first asked for."""
+        return Panel(self)
+
+    def _go_to(self, position: int) -> None:
+        self.position, self.erase = position, False
+        self.drawing.touch()  # whoever pressed the button looks at it now
+        self._show_image()
+
+    def _show_image(self) -> None:
+        axes, drawing = self._axes, self.drawing
+        axes.clear()
+        self._picture = axes.imshow(_painted(drawing))
+        if drawing.request.mode == "band":
+            draw_outline(axes, torch.from_numpy(drawing.request.where), BLUE, width=1)
+        axes.set_title(drawing.request.id, fontsize=9)
+        axes.set_axis_off()
+        self._update_panel()
+
+    def _show_mask(self) -> None:
+        self._picture.set_data(_painted(self.drawing))
+        self._update_panel()
+
+    def _update_panel(self) -> None:
+        if "panel" in vars(self):
+            self.panel.update()
+
+    def _ipython_display_(self) -> None:
+        if someone_is_there():
+            display(self.panel)
+            return
+        show_figure(
+            self.figure,
+            f"The drawing tool with image {self.drawing.request.id}. In colour, the pixels that the person decides, "
+            f"{self.drawing.request.n_decided} of {self.drawing.mask.size}, with what is marked as lesion in orange; "
+            "the rest is grey, the lesion of the starting mask lighter.",
+        )
+        display({"text/plain": "The drawing tool, as a picture. Run this cell in JupyterLab to draw."}, raw=True)
+
+
+class Panel(ipywidgets.VBox):
+    """The buttons and the figure of an :class:`Annotator`.
+
+    Args:
+        annotator: which does what the buttons say.
+    """
+
+    def __init__(self, annotator: Annotator) -> None:
+        super().__init__()
+        self._annotator, self._shown, self._selector = annotator, None, None
+        self.canvas = Canvas(annotator.figure)  # of this figure alone: those of pyplot stay pictures
+        FigureManager(self.canvas, 0)
+        self.canvas.header_visible = self.canvas.footer_visible = self.canvas.toolbar_visible = False
+        self.canvas.resizable = False
+        self.canvas.mpl_connect("motion_notify_event", self._mouse_moved)
+        self.pen = ipywidgets.ToggleButtons(options=["add", "erase"], style={"button_width": "5em"})
+        self.pen.observe(self._pen_changed, "value")
+        actions = (annotator.undo, annotator.clear, annotator.back, annotator.save)
+        self.undo, self.clear, self.back, self.save = (self._button(act) for act in actions)
+        self.save.description = "save and next"
+        self.line = ipywidgets.Label()
+        tools = ipywidgets.HBox([self.pen, self.undo, self.clear, self.back, self.save])
+        self.children = [ipywidgets.HTML(_HELP), tools, self.line, self.canvas]
+        self.update()
+
+    def update(self) -> None:
+        """Show what has changed."""
+        if self._shown != self._annotator.position:  # the old lasso went with the old image
+            if self._selector is not None:
+                self._selector.disconnect_events()
+            self._selector = LassoSelector(
+                self._annotator.figure.axes[0],
+                self._annotator.lasso,
+                useblit=False,  # ipympl cannot: the line would not be seen while it is drawn
+                props={"color": VERMILION, "linewidth": 1.5},
+                button=1,
+            )
+            self._shown = self._annotator.position
+        self.pen.value = "erase" if self._annotator.erase else "add"
+        self.line.value = self._annotator.status()
+        self.canvas.draw_idle()
+
+    def _pen_changed(self, change: dict) -> None:
+        self._annotator.erase = change["new"] == "erase"
+
+    def _button(self, act: Callable[[], None]) -> ipywidgets.Button:
+        def press(_: ipywidgets.Button) -> None:
+            try:
+                act()
+            except OSError as error:  # JupyterLab puts what a callback raises into a log that few readers open
+                self.line.value = f"Not saved: {error}"
+                raise
+
+        button = ipywidgets.Button(description=act.__name__, layout={"width": "auto"})
+        button.on_click(press)
+        return button
+
+    def _mouse_moved(self, _: Event) -> None:
+        before = int(self._annotator.drawing.seconds)
+        self._annotator.drawing.touch()
+        if int(self._annotator.drawing.seconds) != before:
+            self.line.value = self._annotator.status()
+
+
+def _painted(drawing: Drawing) -> np.ndarray:
+    """The image as the person sees it, (H, W, 3), 0 to 1: what is marked is orange, what is the model's grey."""
+    image, where, lesion = drawing.request.image.transpose(1, 2, 0) / 255, drawing.request.where[0], drawing.mask[0]
+    grey = np.broadcast_to(image.mean(2, keepdims=True), image.shape)
+    colours = {name: np.array(to_rgb(colour)) for name, colour in LABELLED_BY.items()}
+    painted = 0.5 * grey + 0.5 * np.where(lesion[..., None], colours["model: lesion"], colours["model: background"])
+    painted[where] = image[where]
+    marked = lesion & where
+    for pixels, share in ((marked, 0.35), (find_boundaries(marked, mode="inner"), 0.6)):
+        painted[pixels] = (1 - share) * painted[pixels] + share * colours["human: lesion"]
+    return painted

@@ -1,0 +1,434 @@
+"""What a person draws: only in the band, counted, replayed, saved, read again; and the buttons that do it."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from IPython.display import Image
+from matplotlib.backend_bases import MouseEvent
+from matplotlib.path import Path as Polygon
+from PIL import Image as PILImage
+
+from alutils import annotator as annotator_module
+from alutils.annotator import Annotator
+from alutils.data import DataError, Split
+from alutils.drawing import (
+    LONGEST_PAUSE,
+    Drawing,
+    Request,
+    drawing_table,
+    find_drawing,
+    make_requests,
+    read_drawing,
+    replay,
+)
+
+untimed = settings(deadline=None)
+SQUARE = [(1.5, 2.5), (4.5, 2.5), (4.5, 5.5), (1.5, 5.5)]  # columns 2 to 4, rows 3 to 5
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def make_request(id="a", where=None, start=None, size=8, **options):
+    image = np.random.default_rng(0).integers(0, 256, (3, size, size), np.uint8)
+    where = np.ones((1, size, size), bool) if where is None else where
+    return Request(id, image, where, np.zeros((1, size, size), np.uint8) if start is None else start, **options)
+
+
+def left_half(size=8):
+    return np.broadcast_to(np.arange(size) < size // 2, (1, size, size))
+
+
+corners = st.lists(st.tuples(st.floats(-30, 40), st.floats(-30, 40)), min_size=0, max_size=9)
+lassos = st.lists(st.tuples(corners, st.booleans()), max_size=5)
+masks = hnp.arrays(bool, (1, 8, 8))
+
+
+# Strokes
+
+
+def test_a_lasso_marks_the_pixels_whose_centres_it_encloses():
+    drawing = Drawing(make_request())
+    assert drawing.lasso(SQUARE) == 9
+    expected = np.zeros((1, 8, 8), bool)
+    expected[0, 3:6, 2:5] = True
+    np.testing.assert_array_equal(drawing.mask, expected)
+    assert drawing.lasso([(2.5, 0), (9, 0), (9, 9), (2.5, 9)], erase=True) == 6
+    expected[0, :, 3:] = False
+    np.testing.assert_array_equal(drawing.mask, expected)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_lasso_is_matplotlibs_polygon(seed):
+    rng, size = np.random.default_rng(seed), 64
+    angles = np.sort(rng.uniform(0, 2 * np.pi, 12))
+    points = (rng.uniform(20, 44, 2) + rng.uniform(5, 40, (12, 1)) * np.c_[np.cos(angles), np.sin(angles)]).round(2)
+    drawing = Drawing(make_request(size=size))
+    drawing.lasso(points)
+    y, x = np.mgrid[:size, :size]
+    inside = Polygon(np.r_[points, points[:1]], closed=True).contains_points(np.c_[x.ravel(), y.ravel()])
+    assert 0.05 < inside.mean() < 0.95
+    np.testing.assert_array_equal(drawing.mask[0], inside.reshape(size, size))
+
+
+@untimed
+@given(masks, masks, lassos)
+def test_nothing_changes_outside_of_the_band_and_the_strokes_replay_to_the_mask(where, start, strokes):
+    request = make_request(where=where, start=start)
+    drawing = Drawing(request)
+    for points, erase in strokes:
+        before = drawing.mask.copy()
+        changed = drawing.lasso(points, erase=erase)
+        assert changed == (before != drawing.mask).sum()
+        assert not ((drawing.mask != before) & (drawing.mask == erase)).any()  # adding only adds, erasing only erases
+        np.testing.assert_array_equal(drawing.mask[~where], start[~where])
+    np.testing.assert_array_equal(replay(request, drawing.strokes), drawing.mask)
+
+
+def test_a_lasso_outside_of_the_band_does_nothing():
+    drawing = Drawing(make_request(where=left_half()))
+    assert drawing.lasso([(4.5, 0), (7.5, 0), (7.5, 7.5)]) == 0
+    assert not drawing.mask.any() and (drawing.n_strokes, drawing.pixels_changed) == (1, 0)
+
+
+@untimed
+@given(masks, masks, lassos)
+def test_undo_goes_back_stroke_by_stroke_and_clear_to_the_start(where, start, strokes):
+    drawing = Drawing(make_request(where=where, start=start))
+    history = [drawing.mask]
+    for points, erase in strokes:
+        drawing.lasso(points, erase=erase)
+        if len(points) >= 3:
+            history.append(drawing.mask)
+    for mask in [*history[-2::-1], start]:  # one undo more than there are strokes
+        drawing.undo()
+        np.testing.assert_array_equal(drawing.mask, mask)
+    drawing.lasso(SQUARE)
+    drawing.clear()
+    np.testing.assert_array_equal(drawing.mask, start)
+    assert drawing.strokes == []
+
+
+def test_the_effort_of_what_is_taken_back_counts():
+    drawing = Drawing(make_request())
+    drawing.lasso(SQUARE)
+    drawing.undo()
+    drawing.lasso(SQUARE)
+    drawing.lasso(SQUARE[:2])  # a slip of the mouse
+    assert (drawing.n_strokes, drawing.pixels_changed, len(drawing.strokes)) == (2, 18, 1)
+
+
+@pytest.mark.parametrize("points", [[(0, 0), (1, float("nan")), (2, 2)], [(0, 0, 0)] * 3, [(0, float("inf"))] * 3])
+def test_what_is_no_polygon_is_refused(points):
+    with pytest.raises(ValueError, match=r"corners must be pairs \(x, y\) of finite numbers"):
+        Drawing(make_request()).lasso(points)
+
+
+def test_time_counts_while_somebody_is_at_work():
+    clock = Clock()
+    drawing = Drawing(make_request(), clock=clock)
+    clock.now += 500  # nobody has begun
+    drawing.touch()
+    clock.now += 4
+    drawing.lasso(SQUARE)
+    clock.now += 7
+    drawing.undo()
+    assert drawing.seconds == 11
+    clock.now += 3600  # lunch
+    drawing.touch()
+    assert drawing.seconds == 11 + LONGEST_PAUSE
+    clock.now += 2
+    drawing.pause()
+    clock.now += 20  # another image
+    drawing.touch()
+    assert drawing.seconds == 13 + LONGEST_PAUSE
+
+
+# Requests
+
+
+@pytest.mark.parametrize(
+    "id", ["", ".", "..", "../a", "a/b", "/etc/passwd", "a\\b", ".hidden", "a\n", "a\0", "a b", "C:a", "~a$"]
+)
+def test_an_id_that_could_leave_the_folder_is_refused(id, tmp_path):
+    with pytest.raises(ValueError, match="cannot name a file"):
+        make_request(id)
+    with pytest.raises(ValueError, match="cannot name a file"):
+        read_drawing(tmp_path, id)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": torch.zeros(3, 8, 8)}, "image must be uint8 of shape"),
+        ({"where": torch.ones(1, 8, 7)}, r"where must be 0 and 1 of shape \(1, 8, 8\)"),
+        ({"start": torch.full((1, 8, 8), 2)}, "start must be 0 and 1"),
+    ],
+)
+def test_a_request_that_does_not_fit_is_refused(changes, message):
+    fitting = {"image": torch.zeros(3, 8, 8, dtype=torch.uint8), "where": torch.ones(1, 8, 8)}
+    with pytest.raises(ValueError, match=message):
+        Request("a", **{**fitting, "start": torch.zeros(1, 8, 8), **changes})
+
+
+def test_the_models_labels_are_there_outside_of_the_band_and_background_within():
+    images, truth = torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+    split, band = Split(images, truth, ("a", "b", "c")), torch.from_numpy(left_half().copy())[None]
+    (request,) = make_requests(split, torch.tensor([2]), band, torch.ones(1, 1, 8, 8, dtype=torch.uint8), tau_u=0.25)
+    assert (request.id, request.mode, request.n_decided, request.tau_u) == ("c", "band", 32, 0.25)
+    np.testing.assert_array_equal(request.start, ~left_half())
+    (request,) = make_requests(split, torch.tensor([0]))
+    assert request.mode == "full" and request.n_decided == 64 and not request.start.any()
+
+
+# Files
+
+
+def save_one(folder, id="a", **options):
+    clock = Clock()
+    drawing = Drawing(make_request(id, where=left_half(), start=~left_half(), **options), clock=clock)
+    drawing.lasso(SQUARE)
+    clock.now += 3.5
+    drawing.lasso([(2.5, 0), (9, 0), (9, 9), (2.5, 9)], erase=True)
+    drawing.save(folder)
+    return drawing
+
+
+def test_a_drawing_is_a_png_and_a_json_that_anybody_can_read(tmp_path):
+    drawing = save_one(tmp_path, "ISIC_0.1-b", tau_u=0.25)
+    pixels = np.asarray(PILImage.open(tmp_path / "ISIC_0.1-b.png"))
+    assert pixels.dtype == np.uint8
+    expected = np.zeros((8, 8), np.uint8)
+    expected[3:6, 2], expected[:, 4:] = 255, 255
+    np.testing.assert_array_equal(pixels, expected)
+    record = json.loads((tmp_path / "ISIC_0.1-b.json").read_text())
+    assert {key: record[key] for key in ("id", "mode", "height", "width", "seconds", "n_strokes", "tau_u")} == {
+        "id": "ISIC_0.1-b", "mode": "band", "height": 8, "width": 8, "seconds": 3.5, "n_strokes": 2, "tau_u": 0.25,
+    }  # fmt: skip
+    assert (record["pixels_decided"], record["pixels_changed"]) == (32, 9 - 0 - 3 + 3)
+    assert record["strokes"][0] == {"corners": [list(corner) for corner in SQUARE], "erase": False}
+    assert {file.name for file in tmp_path.iterdir()} == {"ISIC_0.1-b.png", "ISIC_0.1-b.json"}
+    found, mask = read_drawing(tmp_path, "ISIC_0.1-b")
+    np.testing.assert_array_equal(mask, drawing.mask)
+    np.testing.assert_array_equal(replay(drawing.request, found.strokes), mask)
+
+
+def test_a_saved_drawing_can_be_gone_on_with(tmp_path):
+    request = save_one(tmp_path).request
+    record, mask = find_drawing(tmp_path, request)
+    clock = Clock()
+    again = Drawing(request, clock=clock, record=record)
+    np.testing.assert_array_equal(again.mask, mask)
+    again.touch()
+    clock.now += 2
+    again.undo()
+    again.save(tmp_path)
+    record, mask = find_drawing(tmp_path, request)
+    assert (record.seconds, record.n_strokes, len(record.strokes)) == (5.5, 2, 1)
+    assert mask[0, 3:6, 2:4].all()
+
+
+def test_a_drawing_for_other_pixels_is_not_the_one_asked_for(tmp_path):
+    save_one(tmp_path)
+    assert find_drawing(tmp_path, make_request(where=left_half(), start=~left_half())) is not None
+    assert find_drawing(tmp_path, make_request()) is None
+    assert find_drawing(tmp_path, make_request("b")) is None
+
+
+def damage(folder, how):
+    png, record = folder / "a.png", folder / "a.json"
+    match how:
+        case "size":
+            PILImage.new("L", (8, 9)).save(png)
+        case "colour":
+            PILImage.new("RGB", (8, 8)).save(png)
+        case "grey":
+            PILImage.new("L", (8, 8), 128).save(png)
+        case "other":
+            PILImage.new("L", (8, 8), 255).save(png)
+        case "half":
+            png.write_bytes(png.read_bytes()[:-30])
+        case "text":
+            png.write_text("no picture")
+        case "gone":
+            png.unlink()
+        case "json":
+            record.write_text(record.read_text()[:40])
+        case "binary":
+            record.write_bytes(b"\xff\xfe")
+        case "list":
+            record.write_text("[]")
+        case "renamed":
+            record.write_text(record.read_text().replace('"id":"a"', '"id":"b"'))
+        case "negative":
+            record.write_text(record.read_text().replace('"seconds":3.5', '"seconds":-1'))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("size", r"a\.png is a picture of shape \(9, 8\), not \(8, 8\)"),
+        ("colour", r"a\.png is a picture of shape \(8, 8, 3\), not \(8, 8\) and grey"),
+        ("grey", r"a\.png is not a mask: it has other values than 0 and 255"),
+        ("other", r"a\.png is not the mask that a\.json was saved with"),
+        ("half", r"a\.png cannot be read"),
+        ("text", r"a\.png cannot be read"),
+        ("gone", r"a\.png cannot be read"),
+        ("json", r"a\.json is not the record of a drawing"),
+        ("binary", r"a\.json cannot be read"),
+        ("list", r"a\.json is not the record of a drawing"),
+        ("renamed", r"a\.json is the record of another image, 'b'"),
+        ("negative", r"a\.json is not the record of a drawing \(seconds: "),
+    ],
+)
+def test_damaged_files_are_refused_by_name_with_the_remedy(tmp_path, how, message):
+    request = save_one(tmp_path).request
+    damage(tmp_path, how)
+    for read in (lambda: read_drawing(tmp_path, "a"), lambda: find_drawing(tmp_path, request)):
+        with pytest.raises(DataError, match=message) as refused:
+            read()
+        assert "draw the image again" in str(refused.value)
+
+
+def test_the_table_has_what_was_recorded_and_dice_where_the_truth_is_known(tmp_path):
+    truth = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    truth[0, 0, 3:6, 2:5] = 1
+    split = Split(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), truth, ("b", "a"))
+    for id, points in (("b", SQUARE), ("c", SQUARE)):
+        drawing = Drawing(make_request(id))
+        drawing.lasso(points)
+        drawing.save(tmp_path)
+    save_one(tmp_path)
+    table = drawing_table(tmp_path, split).set_index("image_id")
+    assert table["mode"].to_dict() == {"a": "band", "b": "full", "c": "full"}
+    assert table["dice"]["b"] == 1 and table["dice"]["a"] == 0 and np.isnan(table["dice"]["c"])
+    assert table["pixels_decided"].to_dict() == {"a": 32, "b": 64, "c": 64}
+    assert table.groupby("mode").mean()["seconds"]["band"] == 3.5
+    assert drawing_table(tmp_path)["dice"].isna().all()
+
+
+# The widget, without a screen
+
+
+def make_annotator(folder, n=3):
+    requests = [make_request(f"image{i}", where=left_half(64), start=~left_half(64), size=64) for i in range(n)]
+    return Annotator(requests, folder, clock=itertools.count().__next__)
+
+
+def drag(annotator, points):
+    """What the mouse does, in pixels of the canvas."""
+    canvas, axes = annotator.panel.canvas, annotator.figure.axes[0]
+    places = axes.transData.transform(points)
+    for kind, (x, y) in zip(["button_press", *["motion_notify"] * (len(places) - 1)], places, strict=True):
+        send(canvas, kind, x, y)
+    send(canvas, "button_release", *places[-1])
+
+
+def send(canvas, kind, x, y):
+    name = f"{kind}_event"
+    button = None if kind == "motion_notify" else 1
+    event = MouseEvent(name, canvas, x, y, button, buttons=[1] if kind == "motion_notify" else None)
+    canvas.callbacks.process(name, event)
+
+
+def test_the_mouse_draws_and_the_buttons_take_back_save_and_open_the_next(tmp_path):
+    annotator = make_annotator(tmp_path)
+    panel = annotator.panel
+    drag(annotator, [(10.5, 10.5), (50.5, 10.5), (50.5, 20.5), (10.5, 20.5)])
+    first = annotator.drawing
+    assert first.n_strokes == 1 and first.mask[0, 11:21, 11:32].all() and first.mask[0, :, :32].sum() == 210
+    assert "image 1 of 3 | image0" in panel.line.value and "1 stroke, 210 pixels changed" in panel.line.value
+    panel.pen.value = "erase"
+    drag(annotator, [(10.5, 10.5), (20.5, 10.5), (20.5, 20.5), (10.5, 20.5)])
+    assert first.mask[0, :, :32].sum() == 110
+    panel.undo.click()
+    assert first.mask[0, :, :32].sum() == 210
+    panel.save.click()
+    np.testing.assert_array_equal(read_drawing(tmp_path, "image0")[1], first.mask)
+    assert annotator.position == 1 and panel.pen.value == "add" and not annotator.drawing.mask[0, :, :32].any()
+    drag(annotator, [(10.5, 10.5), (50.5, 10.5), (50.5, 20.5), (10.5, 20.5)])
+    assert annotator.drawing.n_strokes == 1 and first.n_strokes == 2  # the first image's lasso is gone
+    panel.clear.click()
+    assert not annotator.drawing.mask[0, :, :32].any()
+    panel.back.click()
+    assert annotator.drawing is first and "image 1 of 3 (saved)" in panel.line.value
+    for _ in range(3):
+        panel.save.click()
+    assert "all 3 saved" in panel.line.value
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["image0.png", "image1.png", "image2.png"]
+
+
+def test_the_line_is_seen_while_it_is_drawn(tmp_path):
+    annotator = make_annotator(tmp_path)
+    canvas, axes = annotator.panel.canvas, annotator.figure.axes[0]
+    canvas.draw()
+    before = np.asarray(canvas.buffer_rgba()).copy()
+    for kind, place in (("button_press", (10, 10)), ("motion_notify", (50, 10)), ("motion_notify", (50, 50))):
+        send(canvas, kind, *axes.transData.transform(place))
+    canvas.draw()
+    assert (np.asarray(canvas.buffer_rgba()) != before).any(-1).sum() > 500
+
+
+def test_drawing_that_was_stopped_goes_on_with_the_first_image_not_saved(tmp_path):
+    annotator = make_annotator(tmp_path)
+    annotator.lasso(SQUARE)
+    annotator.save()
+    del annotator
+    resumed = make_annotator(tmp_path)
+    assert resumed.done == [True, False, False] and resumed.position == 1
+    resumed.back()
+    assert resumed.drawing.n_strokes == 1 and resumed.drawing.mask[0, 3:6, 2:5].all()
+
+
+def test_a_folder_that_cannot_be_written_is_said_on_the_line(tmp_path):
+    (tmp_path / "file").touch()
+    annotator = make_annotator(tmp_path / "file" / "drawings")
+    panel = annotator.panel
+    panel.save.click()  # the error itself goes to Jupyter's log
+    assert panel.line.value.startswith("Not saved: ") and annotator.done == [False] * 3
+
+
+def test_outside_of_the_band_the_picture_never_changes(tmp_path):
+    annotator = make_annotator(tmp_path)
+    before = annotator.figure.axes[0].images[0].get_array().copy()
+    annotator.lasso([(-5, -5), (70, -5), (70, 70), (-5, 70)])
+    after = annotator.figure.axes[0].images[0].get_array()
+    np.testing.assert_array_equal(after[:, 32:], before[:, 32:])
+    assert (after[:, :32] != before[:, :32]).any(-1).all()
+
+
+def test_without_somebody_to_draw_it_is_a_picture_with_alternative_text_and_no_widget(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("alutils.figures.display", shown.append)
+    monkeypatch.setattr(annotator_module, "display", lambda content, raw: shown.append(content))
+    annotator = make_annotator(tmp_path)
+    annotator._ipython_display_()
+    picture, sentence = shown
+    assert isinstance(picture, Image) and "image0" in picture.alt and "2048 of 4096" in picture.alt
+    assert "JupyterLab" in sentence["text/plain"]
+    assert "panel" not in vars(annotator) and not list(tmp_path.iterdir())
+
+
+def test_with_somebody_to_draw_it_is_the_panel(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(annotator_module, "display", shown.append)
+    monkeypatch.setattr(annotator_module, "someone_is_there", lambda: True)
+    annotator = make_annotator(tmp_path)
+    annotator._ipython_display_()
+    assert shown == [annotator.panel]
+
+
+def test_an_annotator_needs_something_to_draw(tmp_path):
+    with pytest.raises(ValueError, match="requests: there is no image to draw"):
+        Annotator([], tmp_path)

@@ -1,0 +1,276 @@
+"""A person as the oracle: asked, answered, and in a run what the simulated one would be if they drew the truth."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from test_active_learning import contents, make_experiment, make_partial, make_splits, run
+
+from alutils import active_learning
+from alutils.annotation import AnnotationsNeeded, Oracle
+from alutils.config import ConfigError
+from alutils.data import DataError, Split
+from alutils.drawing import Drawing, drawing_table
+from alutils.human_oracle import HumanOracle
+from alutils.records import RecordsError, load_runs, load_table
+
+INDICES = torch.tensor([3, 0])
+
+
+def make_oracle(folder, **options):
+    return HumanOracle(make_splits().train, folder, **options)
+
+
+def draw_pixels(drawing, mask):
+    """A lasso around each pixel that is to change: the person with the steadiest hand."""
+    for _, y, x in np.argwhere((mask != drawing.mask) & drawing.request.where):
+        corners = [(x - 0.4, y - 0.4), (x + 0.4, y - 0.4), (x + 0.4, y + 0.4), (x - 0.4, y + 0.4)]
+        drawing.lasso(corners, erase=not mask[0, y, x])
+
+
+def true_mask(oracle, id):
+    return oracle.truth(torch.tensor([make_splits().train.ids.index(id)]))[0].numpy().astype(bool)
+
+
+def draw(oracle, limit=None, answer=lambda truth: truth):
+    """The scripted person draws what was asked for, ``answer`` of the truth; ``limit``: goes home after so many."""
+    for request in oracle.requests()[:limit]:
+        drawing = Drawing(request)
+        draw_pixels(drawing, answer(true_mask(oracle, request.id)))
+        drawing.save(oracle.folder)
+
+
+def run_with_a_person(folder, experiment, oracle, splits=None, **options):
+    """Call the run until it needs nobody; the rounds, and how often it stopped to ask."""
+    for n_stops in range(20):
+        try:
+            return run(folder, experiment, splits, oracle=oracle), n_stops
+        except AnnotationsNeeded:
+            draw(oracle, **options)
+    raise AssertionError("the run asks for ever")
+
+
+def some_band():
+    band = torch.zeros(2, 1, 64, 64, dtype=torch.bool)
+    band[:, :, 20:44, 10:60] = True
+    return band
+
+
+# Asking
+
+
+def test_what_is_not_drawn_is_asked_for_and_what_is_drawn_is_the_answer(tmp_path):
+    oracle, band, truth = make_oracle(tmp_path, tau_u=0.25), some_band(), make_splits().train.masks
+    suggestion = torch.ones(2, 1, 64, 64, dtype=torch.uint8)
+    with pytest.raises(
+        AnnotationsNeeded, match="2 images are to be drawn in .*call run_active_learning again"
+    ) as needed:
+        oracle.annotate(INDICES, band, suggestion)
+    assert needed.value.ids == ("train3", "train0") and needed.value.folder == tmp_path
+    assert (oracle.n_images, oracle.n_pixels, oracle.n_positive) == (0, 0, 0)
+    requests = make_oracle(tmp_path).requests()  # after a new start of the kernel
+    assert [request.id for request in requests] == ["train3", "train0"]
+    for request, where, index in zip(requests, band, INDICES, strict=True):
+        np.testing.assert_array_equal(request.where, where)
+        np.testing.assert_array_equal(request.start, ~where)  # the model's lesion, but where the person decides
+        np.testing.assert_array_equal(request.image, make_splits().train.images[index])
+    draw(oracle)
+    answer = oracle.annotate(INDICES, band, suggestion)
+    assert answer.dtype == torch.uint8 and torch.equal(answer, truth[INDICES] * band)
+    assert torch.equal(oracle.annotate(INDICES, band), answer)  # what the model suggests plays no part in the answer
+    assert (oracle.n_images, oracle.n_pixels) == (4, 2 * int(band.sum()))
+    assert oracle.n_positive == 2 * int(answer.sum())
+    assert drawing_table(tmp_path, make_splits().train)["mode"].tolist() == ["band", "band"]
+
+
+def test_only_the_images_not_drawn_yet_are_waited_for_and_all_are_shown(tmp_path):
+    oracle = make_oracle(tmp_path)
+    for n_left in (2, 1):
+        with pytest.raises(AnnotationsNeeded) as needed:
+            oracle.annotate(INDICES, some_band())
+        assert len(needed.value.ids) == n_left and len(oracle.requests()) == 2
+        draw(oracle, limit=1)
+    assert needed.value.ids == ("train0",)
+
+
+def test_a_drawing_for_another_band_is_asked_for_again(tmp_path):
+    oracle, band = make_oracle(tmp_path), some_band()
+    with pytest.raises(AnnotationsNeeded):
+        oracle.annotate(INDICES, band)
+    draw(oracle)
+    other = band.clone()
+    other[1, 0, 0, 0] = True
+    with pytest.raises(AnnotationsNeeded) as needed:
+        oracle.annotate(INDICES, other)
+    assert needed.value.ids == ("train0",)
+    draw(oracle)
+    assert oracle.annotate(INDICES, other).shape == (2, 1, 64, 64)
+
+
+def test_nobody_is_asked_for_no_pixels(tmp_path):
+    oracle = make_oracle(tmp_path / "none")
+    nothing = torch.zeros(2, 1, 64, 64, dtype=torch.bool)
+    assert not oracle.annotate(INDICES, nothing).any()
+    assert oracle.annotate(INDICES[:0]).shape == (0, 1, 64, 64)
+    assert oracle.requests() == [] and not (tmp_path / "none").exists()
+
+
+def test_a_wrong_where_is_refused_and_not_asked_for(tmp_path):
+    oracle = make_oracle(tmp_path)
+    with pytest.raises(ValueError, match=r"where must be bool of shape \(2, 1, 64, 64\), got torch.uint8"):
+        oracle.annotate(INDICES, some_band().byte())
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_id_that_could_leave_the_folder_is_refused_at_once(tmp_path):
+    images, masks = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="id '../a' cannot name a file"):
+        HumanOracle(Split(images, masks, ("../a",)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("requests.json", b"[", "requests.json cannot be used"),
+        ("requests.json", b'{"ids": ["another"]}', "requests.json cannot be used"),
+        ("train3.where.png", b"", "train3.where.png cannot be read"),
+    ],
+)
+def test_damaged_requests_are_refused_by_name(tmp_path, name, content, message):
+    oracle = make_oracle(tmp_path)
+    with pytest.raises(AnnotationsNeeded):
+        oracle.annotate(INDICES)
+    (tmp_path / "requests" / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        oracle.requests()
+    with pytest.raises(AnnotationsNeeded):
+        oracle.annotate(INDICES)  # asks anew
+    assert len(oracle.requests()) == 2
+
+
+# In a run
+
+
+@pytest.mark.parametrize("mode", ["full", "partial", "partial-refreshed", "human-only", "contour-band", "model-only"])
+def test_a_person_who_draws_the_truth_gives_the_simulated_run_to_the_byte(tmp_path, mode):
+    experiment = make_partial(mode, n_queries=2)
+    run(tmp_path / "simulated", experiment)
+    rounds, n_stops = run_with_a_person(tmp_path / "human", experiment, make_oracle(tmp_path / "drawings"))
+    assert contents(tmp_path / "human") == contents(tmp_path / "simulated")
+    assert n_stops == (0 if mode == "model-only" else 2)
+    drawn = {path.stem for path in (tmp_path / "drawings").glob("*.png")}
+    assert drawn == (set() if mode == "model-only" else set(rounds[-1].labelled_ids[4:]))
+
+
+def test_a_run_learns_what_was_drawn_and_is_measured_with_the_truth(tmp_path):
+    experiment, truth = make_experiment(n_queries=1), make_splits().train.masks
+    rounds, _ = run_with_a_person(
+        tmp_path / "run", experiment, make_oracle(tmp_path / "drawings"), answer=lambda truth: ~truth
+    )
+    labels = rounds[-1].labels
+    assert torch.equal(labels.masks[:4], truth[labels.indices[:4]])  # the cold start is the simulated oracle's
+    assert torch.equal(labels.masks[4:], 1 - truth[labels.indices[4:]])
+    queries = pd.read_csv(tmp_path / "run" / "queries.csv")
+    np.testing.assert_allclose(queries["lesion_area_percent"], 100 * truth[labels.indices[4:]].float().mean((1, 2, 3)))
+
+
+def test_a_person_may_draw_the_cold_start_too(tmp_path):
+    oracle = make_oracle(tmp_path / "drawings", draws_cold_start=True)
+    rounds, n_stops = run_with_a_person(tmp_path / "run", make_experiment(n_queries=1), oracle)
+    assert n_stops == 2 and len(drawing_table(tmp_path / "drawings")) == len(rounds[-1].labelled) == 6
+
+
+def test_a_person_who_stops_amid_the_images_is_asked_for_the_others_and_no_more(tmp_path):
+    experiment, drawings = make_partial("partial", n_queries=1), tmp_path / "drawings"
+    simulated = run(tmp_path / "simulated", experiment)
+    for n_left in (2, 1):
+        with pytest.raises(AnnotationsNeeded) as needed:
+            run(tmp_path / "run", experiment, oracle=make_oracle(drawings))
+        assert len(needed.value.ids) == n_left
+        draw(make_oracle(drawings), limit=3 - n_left)
+    again = run(tmp_path / "run", experiment, oracle=make_oracle(drawings))
+    assert again[-1].labelled_ids == simulated[-1].labelled_ids
+    assert contents(tmp_path / "run") == contents(tmp_path / "simulated")
+
+
+def test_a_round_that_waits_is_not_trained_again(tmp_path, monkeypatch):
+    """Else, where training does not repeat to the bit, the run would ask for another band each time."""
+    trained = []
+    real_fit = active_learning.fit
+
+    def never_the_same(model, images, *args, **options):
+        losses = real_fit(model, images, *args, **options)
+        trained.append(len(images))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter *= 1 + 0.001 * len(trained)
+        return losses
+
+    monkeypatch.setattr(active_learning, "fit", never_the_same)
+    oracle = make_oracle(tmp_path / "drawings")
+    rounds, n_stops = run_with_a_person(tmp_path / "run", make_partial("partial", n_queries=2, tau_u=0.1), oracle)
+    assert trained == [4, 6, 8] and n_stops == 2
+    assert len(drawing_table(tmp_path / "drawings")) == 4
+    assert not (tmp_path / "run" / "trained.pt").exists()
+    assert all(one.seconds["training"] > 0 for one in rounds)
+
+
+def test_a_damaged_model_of_a_waiting_round_is_named(tmp_path):
+    oracle = make_oracle(tmp_path / "drawings")
+    with pytest.raises(AnnotationsNeeded):
+        run(tmp_path / "run", oracle=oracle)
+    (tmp_path / "run" / "trained.pt").write_bytes(b"half")
+    with pytest.raises(RecordsError, match="trained.pt cannot be read .*; delete it to train this round again"):
+        run(tmp_path / "run", oracle=oracle)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda png: png.write_bytes(png.read_bytes()[:-30]),
+        lambda png: Image.new("L", (32, 32)).save(png),
+        lambda png: png.with_suffix(".json").write_text("{"),
+    ],
+)
+def test_a_drawing_that_cannot_be_used_ends_the_run_by_its_name(tmp_path, damage):
+    experiment, oracle = make_experiment(n_queries=1), make_oracle(tmp_path / "drawings")
+    with pytest.raises(AnnotationsNeeded):
+        run(tmp_path / "run", experiment, oracle=oracle)
+    draw(oracle)
+    png = next((tmp_path / "drawings").glob("*.png"))
+    damage(png)
+    with pytest.raises(DataError, match=png.stem):
+        run(tmp_path / "run", experiment, oracle=oracle)
+
+
+def test_the_record_tells_a_person_from_a_simulation(tmp_path):
+    experiment = make_experiment(n_queries=1)
+    run_with_a_person(tmp_path / "human", experiment, make_oracle(tmp_path / "drawings"))
+    run(tmp_path / "simulated", experiment)
+    run(tmp_path / "explicit", experiment, oracle=Oracle(make_splits().train.masks))
+    said = {
+        name: json.loads((tmp_path / name / "run.json").read_text())["data"].get("oracle")
+        for name in ("human", "simulated", "explicit")
+    }
+    assert said == {"human": "human", "simulated": None, "explicit": None}
+    with pytest.raises(ConfigError, match=r"data\.oracle: human there, absent here"):
+        run(tmp_path / "human", experiment)
+    with pytest.raises(ConfigError, match=r"data\.oracle: absent there, human here"):
+        run(tmp_path / "simulated", experiment, oracle=make_oracle(tmp_path / "drawings"))
+
+
+def test_an_oracle_over_other_images_is_refused_at_the_call(tmp_path):
+    with pytest.raises(ConfigError, match=r"oracle: it knows masks of shape \(7, 1, 64, 64\)"):
+        run(tmp_path, make_experiment(), oracle=HumanOracle(make_splits(7).train, tmp_path / "drawings"))
+
+
+def test_a_persons_run_does_not_get_among_the_simulated_ones_of_the_tables(tmp_path):
+    experiment = make_partial("partial", n_queries=1)
+    run(tmp_path / "simulated", experiment)
+    run_with_a_person(tmp_path / "person", experiment, make_oracle(tmp_path / "drawn"))
+    assert load_runs(tmp_path)["run"].tolist() == ["simulated"]
+    assert set(load_table(tmp_path, "rounds")["run"]) == {"simulated"}
+    assert load_runs(tmp_path / "person")["run"].tolist() == ["."]
