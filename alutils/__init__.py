@@ -1,11 +1,12 @@
 """Helpers behind the notebooks: active learning for melanoma segmentation (Martin et al., CBMI 2024)."""
 
 from alutils.active_learning import run_active_learning
-from alutils.annotation import Oracle, merge_annotations
+from alutils.annotation import AnnotationsNeeded, Oracle, merge_annotations
 from alutils.config import ConfigError, Experiment
 from alutils.cost import annotation_cost, average_cost
 from alutils.data import DataError, Split, Splits
 from alutils.download import download_isic2018
+from alutils.human_oracle import HumanOracle
 from alutils.isic2018 import isic2018_report, load_isic2018
 from alutils.metrics import dice_score
 from alutils.model import WeightsError, build_unet, unet_for
@@ -17,9 +18,11 @@ from alutils.uncertainty import binary_entropy, image_score, least_confidence, m
 
 __all__ = [
     "STRATEGIES",
+    "AnnotationsNeeded",
     "ConfigError",
     "DataError",
     "Experiment",
+    "HumanOracle",
     "LesionFactors",
     "Oracle",
     "Split",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import PIL.Image
 import torch
+from IPython import get_ipython
 from IPython.display import DisplayHandle, Image, display
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -19,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from alutils.files import replacing
+from alutils.uncertainty import binary_entropy, least_confidence, one_sided_entropy
 
 # Okabe and Ito's palette, told apart by all kinds of colour vision; pair it with line styles or markers for print.
 BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW, BLACK = (
@@ -40,6 +43,7 @@ def show_figure(
     save_as: str | Path | None = None,
     dpi: int = 80,
     update: DisplayHandle | None = None,
+    quick: bool = False,
 ) -> None:
     """Show a figure in the notebook with alternative text, save it, and close it.
 
@@ -49,6 +53,8 @@ def show_figure(
         save_as: a path without suffix; ``.png`` and ``.svg`` files are written there. None: it is only shown.
         dpi: resolution of the picture in the notebook; the files have twice as much.
         update: what ``display(display_id=True)`` returned: the figure takes that one's place.
+        quick: for a figure that follows a slider: its margins are not cut off, which needs a second drawing, and it is
+            a JPEG without a search for the smallest file.
 
     Raises:
         ValueError: if there is no alternative text.
@@ -59,7 +65,7 @@ def show_figure(
     """
     if not alt.strip():
         raise ValueError("alt: describe the figure for readers who cannot see it")
-    shown = _smallest_picture(figure, dpi)
+    shown = _quick_picture(figure, dpi) if quick else _smallest_picture(figure, dpi)
     if save_as is not None:
         with plt.rc_context({"svg.hashsalt": "alutils"}):  # the same figure is the same file, whenever it was drawn
             for suffix, no_date in ((".png", None), (".svg", {"Date": None})):
@@ -73,6 +79,16 @@ def show_figure(
         update.update(image)
 
 
+def someone_is_there() -> bool:
+    """Whether an editor runs this cell: JupyterLab, Notebook and VS Code say which, papermill and nbconvert do not.
+
+    >>> someone_is_there()
+    False
+    """
+    shell = get_ipython()
+    return hasattr(shell, "get_parent") and "cellId" in shell.get_parent().get("metadata", {})
+
+
 def _smallest_picture(figure: Figure, dpi: int) -> bytes:
     """The figure as a PNG of 256 colours, which suits charts, or a JPEG, which suits photographs: the smaller one."""
     drawn = io.BytesIO()
@@ -82,6 +98,13 @@ def _smallest_picture(figure: Figure, dpi: int) -> bytes:
     picture.quantize(256, dither=PIL.Image.Dither.NONE).save(chart, "PNG", optimize=True)
     picture.save(photograph, "JPEG", quality=85, optimize=True)
     return min(chart.getvalue(), photograph.getvalue(), key=len)
+
+
+def _quick_picture(figure: Figure, dpi: int) -> bytes:
+    """The figure as a JPEG of the size that it was laid out for."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="jpeg", dpi=dpi, pil_kwargs={"quality": 85})
+    return drawn.getvalue()
 
 
 def draw_image(axes: Axes, image: torch.Tensor, title: str = "") -> None:
@@ -111,12 +134,22 @@ def draw_labels(axes: Axes, image: torch.Tensor, mask: torch.Tensor, human: torc
         human: which of them came from the human, (1, H, W), bool or 0 and 1.
         title: above the picture.
     """
-    grey = image.detach().cpu().float().mean(0, keepdim=True).permute(1, 2, 0).numpy() / 255
-    whose = (2 * human.detach().cpu().int() + mask.detach().cpu().int()).squeeze(0).numpy()
-    colours = np.array([to_rgb(colour) for colour in LABELLED_BY.values()])[whose]
-    axes.imshow(0.35 * grey + 0.65 * colours)
+    axes.imshow(label_colours(image, mask, human))
     axes.set_title(title, fontsize=9)
     axes.set_axis_off()
+
+
+def label_colours(image: torch.Tensor, mask: torch.Tensor, human: torch.Tensor) -> np.ndarray:
+    """The picture that :func:`draw_labels` draws, from the same arguments: float32 (H, W, 3), 0 to 1.
+
+    >>> image, mask = torch.zeros(3, 1, 1, dtype=torch.uint8), torch.ones(1, 1, 1)
+    >>> label_colours(image, mask, human=1 - mask).round(2).tolist()  # 0.65 of the model's white
+    [[[0.62..., 0.62..., 0.62...]]]
+    """
+    grey = image.detach().cpu().float().mean(0, keepdim=True).permute(1, 2, 0).numpy() / 255
+    whose = (2 * human.detach().cpu().int() + mask.detach().cpu().int()).squeeze(0).numpy()
+    colours = np.array([to_rgb(colour) for colour in LABELLED_BY.values()], dtype=np.float32)[whose]
+    return 0.35 * grey + 0.65 * colours
 
 
 def label_legend(figure: Figure) -> None:
@@ -196,6 +229,26 @@ def draw_unet(shapes: pd.DataFrame) -> Figure:
     ax.set(xlim=(-0.6, len(stages) - 0.4), ylim=(-levels.max() - 0.9, 0.6))
     ax.set_axis_off()
     return figure
+
+
+def draw_measures(axes: Axes, marks: Sequence[float] = (0.5, math.exp(-1), 0.5)) -> None:
+    """Section III-A: eq. 1 (turned over), eq. 2 and the binary entropy over the probability of lesion.
+
+    Args:
+        axes: to draw on.
+        marks: where a dot stands on each of the three curves, 0 to 1; at first at their maxima.
+    """
+    p = torch.linspace(0, 1, 501)
+    measures = {
+        "0.5 - least confidence (eq. 1)": (lambda x: 0.5 - least_confidence(x), BLUE, "solid"),
+        "one-sided entropy (eq. 2)": (one_sided_entropy, VERMILION, "dashed"),
+        "binary entropy": (binary_entropy, BLACK, "dotted"),
+    }
+    for (name, (measure, colour, style)), mark in zip(measures.items(), marks, strict=True):
+        axes.plot(p, measure(p), color=colour, linestyle=style, label=name)
+        axes.plot(mark, measure(torch.tensor([mark])), "o", color=colour)
+    axes.set(xlabel=r"probability of lesion, $\hat y$", ylabel="uncertainty")
+    axes.legend(frameon=False, fontsize=8)
 
 
 ARM_STYLES = {

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from IPython import get_ipython
 
+from alutils.compute import resolve_device
 from alutils.config import PROFILES_DIR, ConfigError, Experiment, did_you_mean, parse_settings
 from alutils.data import Splits
 from alutils.files import replacing
 from alutils.isic2018 import load_isic2018
 from alutils.synthetic import make_synthetic
-from alutils.training import resolve_device
 
 RUNS_DIR = Path(os.environ.get("ALUTILS_RUNS") or PROFILES_DIR.parent / "runs")
 FIGURES_DIR = Path(os.environ.get("ALUTILS_FIGURES") or PROFILES_DIR.parent / "figures")
@@ -85,7 +85,7 @@ def open_workspace(
         splits = load_isic2018(data_root, experiment.image_size)
     else:
         splits = make_synthetic(*experiment.n_synthetic, image_size=experiment.image_size)
-    return Workspace(experiment, splits.to(chosen_device), chosen_device, folder, synthetic=not data_root)
+    return Workspace(experiment, splits.placed(chosen_device), chosen_device, folder, synthetic=not data_root)
 
 
 def show_code(function: Callable[..., Any]) -> None:
