@@ -1,0 +1,511 @@
+"""The exercises: the student's version is the source with gaps, solutions get all points, typical mistakes do not."""
+
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbgrader.api import Gradebook
+from nbgrader.apps.api import NbGraderAPI
+from nbgrader.converters import Autograde
+from nbgrader.preprocessors import Execute, NbGraderPreprocessor
+from traitlets.config import Config, PyFileConfigLoader
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "notebooks" / "exercises"
+EXERCISES = sorted(SOURCE.glob("*.ipynb"))
+STUB = "# YOUR CODE HERE\nraise NotImplementedError()"
+by_name = pytest.mark.parametrize("path", EXERCISES, ids=lambda path: path.stem)
+
+
+def cells_of(path):
+    return nbformat.read(path, as_version=4).cells
+
+
+def kind(cell):
+    """What nbgrader makes of a cell: "solution", "test", "answer" (in writing) or "plain"."""
+    grader = cell.metadata.get("nbgrader", {"grade": False, "solution": False})
+    names = {(False, True): "solution", (True, False): "test", (True, True): "answer", (False, False): "plain"}
+    return names[grader["grade"], grader["solution"]]
+
+
+def grade_id(cell):
+    return cell.metadata.nbgrader.grade_id
+
+
+def with_body(source, body):
+    """The source of a solution cell with ``body`` in place of the solution."""
+    indented = "".join(f"    {line}\n" for line in body.splitlines())
+    return re.sub(r" *### BEGIN SOLUTION\n.*### END SOLUTION", lambda _: indented.rstrip(), source, flags=re.DOTALL)
+
+
+def run_cell(cell, names):
+    exec(compile(cell.source, "a cell", "exec"), names)
+
+
+class ExecuteHere(NbGraderPreprocessor):
+    """Runs the cells in this process, which has long imported torch, in place of a kernel for each notebook."""
+
+    def preprocess(self, nb, resources):
+        names = {"__name__": "__main__"}
+        for cell in (cell for cell in nb.cells if cell.cell_type == "code"):
+            try:
+                run_cell(cell, names)
+            except Exception as error:
+                output = nbformat.v4.new_output("error", ename=type(error).__name__, evalue=str(error), traceback=[])
+                cell.outputs = [output]
+        return nb, resources
+
+
+class Course:
+    """The exercises copied to a folder of their own, with the settings that they come with."""
+
+    def __init__(self, root):
+        self.root = root
+        shutil.copytree(SOURCE, root / "notebooks" / "exercises")
+        self.config = PyFileConfigLoader("nbgrader_config.py", str(root / "notebooks" / "exercises")).load_config()
+        log = self._call("generate_assignment", "exercises")
+        self.released = root / "runs" / "exercises" / "release" / "exercises"
+        assert len(list(self.released.glob("*.ipynb"))) == len(EXERCISES), log
+
+    def grades(self, student, notebooks, *, in_kernel=False):
+        """What nbgrader gives for the submitted ``notebooks`` (by stem): {(stem, grade_id): grade}."""
+        folder = self.root / "runs" / "exercises" / "submitted" / student / "exercises"
+        folder.mkdir(parents=True)
+        for stem, notebook in notebooks.items():
+            nbformat.write(notebook, folder / f"{stem}.ipynb")
+        self._call("autograde", "exercises", student, in_kernel=in_kernel)
+        with Gradebook(self.config.CourseDirectory.db_url) as book:
+            submission = book.find_submission("exercises", student)
+            return {
+                (notebook.name, grade.name): (grade.auto_score, grade.max_score, grade.needs_manual_grade)
+                for notebook in submission.notebooks
+                for grade in notebook.grades
+                if notebook.name in notebooks
+            }
+
+    def _call(self, name, *arguments, in_kernel=False):
+        config = Config(self.config)
+        if not in_kernel:
+            usual = Autograde.autograde_preprocessors.default()
+            config.Autograde.autograde_preprocessors = [ExecuteHere if one is Execute else one for one in usual]
+        done = getattr(NbGraderAPI(config=config), name)(*arguments)
+        assert done["success"], done.get("error") or done["log"]
+        return done["log"]
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    return Course(tmp_path_factory.mktemp("course"))
+
+
+def solved(path, released):
+    """The student's version with the solutions put into the gaps."""
+    notebook, source = nbformat.read(released / path.name, as_version=4), cells_of(path)
+    for cell, original in zip(notebook.cells, source, strict=True):
+        if kind(cell) in ("solution", "answer"):
+            cell.source = original.source
+    return notebook
+
+
+@by_name
+def test_the_students_version_is_the_source_with_gaps(path, course):
+    source, released = cells_of(path), cells_of(course.released / path.name)
+    for original, cell in zip(source, released, strict=True):
+        assert cell.cell_type == original.cell_type and kind(cell) == kind(original)
+        expected = original.source
+        if kind(original) == "solution":
+            expected = with_body(expected, STUB)
+        elif kind(original) == "answer":
+            expected = "YOUR ANSWER HERE"
+        elif kind(original) == "test":
+            expected = re.sub(r"\n### BEGIN HIDDEN TESTS\n.*### END HIDDEN TESTS", "", expected, flags=re.DOTALL)
+        assert cell.source == expected
+        assert not cell.get("outputs")
+
+
+@by_name
+def test_the_students_version_holds_no_line_of_a_solution_or_a_hidden_test(path, course):
+    released = "\n".join(cell.source for cell in cells_of(course.released / path.name))
+    assert not re.search("(BEGIN|END) (SOLUTION|HIDDEN)", released)
+    secrets = []
+    for cell in cells_of(path):
+        if kind(cell) == "answer":
+            secrets += cell.source.split(". ")
+        for region in re.findall(r"### BEGIN .*?\n(.*?)### END ", cell.source, flags=re.DOTALL):
+            secrets += [line.strip() for line in region.splitlines()]
+    secrets = [secret for secret in secrets if len(secret) > 25]
+    assert len(secrets) > 10
+    assert [secret for secret in secrets if secret in released] == []
+
+
+def test_making_it_leaves_everything_below_runs_and_keeps_the_teachers_files_back(course):
+    assert {path.name for path in course.root.iterdir()} == {"notebooks", "runs"}
+    assert [path.name for path in sorted(course.released.iterdir())] == [path.name for path in EXERCISES]
+
+
+def test_solutions_get_all_points(course):
+    notebooks = {path.stem: solved(path, course.released) for path in EXERCISES}
+    grades = course.grades("solved", notebooks)
+    by_tests = {name: grade for name, grade in grades.items() if name[1].endswith("-tests")}
+    assert len(by_tests) >= 24 and len(grades) - len(by_tests) == 12
+    assert {name: grade for name, grade in by_tests.items() if grade[0] != grade[1]} == {}
+    assert all(grades[name][2] for name in grades.keys() - by_tests.keys())  # an answer waits for the teacher
+
+
+def test_untouched_gaps_get_no_point(course):
+    notebooks = {path.stem: nbformat.read(course.released / path.name, as_version=4) for path in EXERCISES}
+    grades = course.grades("untouched", notebooks)
+    assert len(grades) >= 36
+    assert {name: grade for name, grade in grades.items() if grade[0] != 0} == {}
+
+
+def test_a_kernel_gives_the_same_grades_and_brings_the_locked_tests_back(course):
+    path = EXERCISES[0]
+    notebook = solved(path, course.released)
+    first, second = [cell for cell in notebook.cells if kind(cell) == "test"][:2]
+    first.source = second.source = "pass  # a student's shortcut"
+    (gap,) = [cell for cell in notebook.cells if kind(cell) == "solution" and grade_id(cell) == "e1-least-confidence"]
+    gap.source = gap.source.replace("(0.5 - p).abs()", "0.5 - p")
+    grades = course.grades("in-a-kernel", {path.stem: notebook}, in_kernel=True)
+    scores = [grades[path.stem, f"e1-{name}-tests"][0] for name in ("least-confidence", "one-sided-entropy")]
+    assert scores == [0, 2]
+
+
+WRONG_ANSWERS = {
+    "1_pixel_uncertainty": {
+        "least-confidence": [
+            ("return 0.5 - (0.5 - p).abs()", "Do not turn it over"),
+            ("return 0.5 - p", "absolute value"),
+            ("return (0.5 - p).abs().sum()", "nothing is summed"),
+        ],
+        "one-sided-entropy": [
+            ("return p * torch.log2(p.clamp(min=1e-9))", "minus sign"),
+            ("return -torch.special.xlogy(p, p)", "natural logarithm"),
+            ("return -p * torch.log2(p)", "0 \\* log"),
+            ("q = p.clamp(1e-9, 1 - 1e-7)\nreturn -q * q.log2() - (1 - q) * (1 - q).log2()", "first term only"),
+        ],
+        "binary-entropy": [
+            ("return -torch.special.xlogy(p, p) - torch.special.xlogy(1 - p, 1 - p)", "natural logarithm"),
+            ("return one_sided_entropy(p)", "background's term"),
+            ("return -p * torch.log2(p) - (1 - p) * torch.log2(1 - p)", "0 log 0"),
+        ],
+        "most-unsure-first": [
+            ("return values.argsort(descending=True)", "smallest comes first"),
+            ("return values.argsort(descending=small_is_unsure)", "largest comes first"),
+            ("return values.sort(descending=not small_is_unsure).values", "Return positions"),
+        ],
+    },
+    "2_dice_calibration": {
+        "dice": [
+            ("return (predicted & truth).sum().item() / (predicted | truth).sum().item()", "intersection over union"),
+            ("return (predicted & truth).sum().item() / (predicted.sum() + truth.sum()).item()", "counts twice"),
+            (
+                "total = (predicted.sum() + truth.sum())\nreturn (2 * (predicted & truth).sum() / total).item()",
+                "division by 0",
+            ),
+            (
+                "if not predicted.any() or not truth.any():\n    return 1.0\n"
+                "return 2 * (predicted & truth).sum().item() / (predicted.sum() + truth.sum()).item()",
+                "disagree",
+            ),
+        ],
+        "mean-dice": [
+            ("return dice(probabilities >= threshold, masks == 1)", "one pot"),
+            ("return sum(dice(p > threshold, m == 1) for p, m in zip(probabilities, masks)) / len(masks)", ">="),
+            ("return sum(dice(p >= 0.5, m == 1) for p, m in zip(probabilities, masks)) / len(masks)", "threshold"),
+        ],
+        "which-bin": [
+            ("return (p * n_bins).long()", "no bin 4"),
+            ("return (p * n_bins).ceil().long().sub(1).clamp(min=0)", "lower edge"),
+            ("return (p * n_bins).floor().clamp(max=n_bins - 1)", "whole numbers"),
+        ],
+        "calibration-error": [
+            (
+                "bins, found = which_bin(p, n_bins), []\nfor b in bins.unique():\n    i = bins == b\n"
+                "    found.append((p[i].mean() - masks[i].float().mean()).abs().item())\n"
+                "return sum(found) / len(found)",
+                "same weight",
+            ),
+            ("return (p.mean() - masks.float().mean()).item()", "absolute value"),
+            (
+                "bins, error = which_bin(p, n_bins), 0.0\nfor b in range(n_bins):\n    i = bins == b\n"
+                "    error += i.float().mean().item() * (p[i].mean() - masks[i].float().mean()).abs().item()\n"
+                "return error",
+                "without pixels",
+            ),
+        ],
+    },
+    "3_mc_dropout": {
+        "stack-std": [
+            ("return samples.std(0)", "N - 1"),
+            ("return samples.var(0, correction=0)", "square root"),
+            ("return samples.std(-1, correction=0)", "first dimension"),
+        ],
+        "running-std": [
+            ("return torch.stack(list(stream)).std(0, correction=0)", "at once"),
+            (
+                "a = b = 0.0\nfor n, y in enumerate(stream, start=1):\n    a, b = a + y, b + y**2\n"
+                "return (b / n - (a / n) ** 2).clamp(min=0).sqrt()",
+                "rounding",
+            ),
+            (
+                "m = s = 0.0\nfor n, y in enumerate(stream, start=1):\n    d = y - m\n    m = m + d / n\n"
+                "    s = s + d * (y - m)\nreturn (s / (n - 1)).sqrt()",
+                "not by N - 1",
+            ),
+            (
+                "m = s = 0.0\nfor n, y in enumerate(stream, start=1):\n    d = y - m\n    m = m + d / n\n"
+                "    s = s + d * d\nreturn (s / n).sqrt()",
+                "new mean",
+            ),
+        ],
+        "dropout-only": [
+            ("model.train()", "call eval"),
+            ("model.eval()", "not switched on"),
+            (
+                "for m in model.modules():\n    if isinstance(m, nn.Dropout | nn.Dropout2d):\n        m.train()",
+                "call eval",
+            ),
+            (
+                "model.eval()\nfor m in model.modules():\n    if isinstance(m, nn.Dropout):\n        m.train()",
+                "two kinds",
+            ),
+            (
+                "model.eval()\nfor m in model.children():\n"
+                "    if isinstance(m, nn.Dropout | nn.Dropout2d):\n        m.train()",
+                "inside another",
+            ),
+        ],
+        "mc-std": [
+            (
+                "dropout_only(model)\nwith torch.no_grad():\n"
+                "    return running_std(model(x) for _ in range(n_samples))",
+                "sigmoid",
+            ),
+            ("dropout_only(model)\nreturn running_std(model(x).sigmoid() for _ in range(n_samples))", "no_grad"),
+            ("model.eval()\nreturn running_std(model(x).sigmoid() for _ in range(n_samples))", "is the dropout on"),
+            (
+                "model.train()\nwith torch.no_grad():\n"
+                "    return running_std(model(x).sigmoid() for _ in range(n_samples))",
+                "stay still",
+            ),
+        ],
+    },
+    "4_image_queries": {
+        "summed": [
+            ("return maps.sum()", "within each image"),
+            ("return maps.sum(0)", "within each image"),
+            ("return maps.sum((2, 3))", "within each image"),
+        ],
+        "band-mean": [
+            ("band = (0.5 - p).abs() < tau\nreturn summed(maps * band) / summed(band).clamp(min=1)", "<=, not <"),
+            ("return summed(maps * ((0.5 - p).abs() <= tau)) / maps[0].numel()", "not by all four"),
+            (
+                "band = (0.5 - p).abs() > tau\nreturn summed(maps * band) / summed(band).clamp(min=1)",
+                "outside of the band",
+            ),
+            ("band = (0.5 - p).abs() <= tau\nreturn summed(maps * band) / summed(band)", "NaN"),
+            ("band = (0.5 - p).abs() <= tau\nreturn summed(maps * band) / band.sum().clamp(min=1)", "its own band"),
+        ],
+        "select": [
+            ("return scores.argsort(descending=True, stable=True)[:n]", "small means unsure"),
+            ("return scores.argsort(descending=small_is_unsure, stable=True)[:n]", "two highest"),
+            ("return scores.argsort(stable=True).flip(0)[:n]", "first one comes first"),
+            ("return scores.sort(descending=not small_is_unsure).values[:n]", "not their scores"),
+        ],
+        "move": [
+            ("return torch.cat([labelled, chosen]), pool[~torch.isin(pool, chosen)]", "positions in the pool"),
+            ("return torch.cat([labelled, pool[chosen]]), pool", "stay in the pool"),
+        ],
+    },
+    "5_partial_annotation": {
+        "human-pixels": [
+            ("return (0.5 - p).abs() < tau_u", "<=, not <"),
+            ("return (0.5 - p).abs() > tau_u", "certain pixels"),
+        ],
+        "merge": [
+            ("return torch.where(human_pixels(p, tau_u), (p >= tau_b).to(torch.uint8), truth)", "Turned about"),
+            ("return torch.where(human_pixels(p, tau_u), truth, (p > tau_b).to(torch.uint8))", ">=, not >"),
+            ("return torch.where(human_pixels(p, tau_u), truth, (p >= 0.5).to(torch.uint8))", "tau_b"),
+            ("return torch.where(human_pixels(p, tau_u), truth.float(), (p >= tau_b).float())", "uint8"),
+        ],
+        "cost": [
+            (
+                "both = human & (truth == 1)\nn = human.flatten(1).sum(1)\n"
+                "return 100 * human.flatten(1).float().mean(1), 100 * both.flatten(1).sum(1) / n",
+                "of all pixels",
+            ),
+            (
+                "both = human & (truth == 1)\nreturn human.flatten(1).float().mean(1), both.flatten(1).float().mean(1)",
+                "times 100",
+            ),
+            ("return 100 * human.float().mean(), 100 * (human & (truth == 1)).float().mean()", "within each image"),
+            (
+                "return 100 * human.flatten(1).float().mean(1), 100 * truth.flatten(1).float().mean(1)",
+                "all lesion pixels",
+            ),
+        ],
+        "same-experiment": [
+            ("return row == other", "no certain pixel"),
+            ("return row[0] == other[0]", "p = 0.3 is certain"),
+            (
+                "inside = all(abs(0.5 - b) < row[0] for b in (row[1], other[1]))\n"
+                "return row[0] == other[0] and (inside or row[1] == other[1])",
+                "ends of the band",
+            ),
+            ("return all(abs(0.5 - b) <= u for u, b in (row, other)) or row == other", "Another tau_u"),
+        ],
+    },
+    "6_your_strategy": {
+        "batch-scores": [
+            (
+                "s = torch.empty_like(doubt)\nfor b in torch.randperm(len(doubt)).split(batch_size):\n"
+                "    s[b] = doubt[b].mean()\nreturn s",
+                "generator=generator",
+            ),
+            (
+                "s = torch.empty_like(doubt)\nfor b in torch.arange(len(doubt)).split(batch_size):\n"
+                "    s[b] = doubt[b].mean()\nreturn s",
+                "not in the pool's order",
+            ),
+            (
+                "s = torch.empty_like(doubt)\n"
+                "for b in torch.randperm(len(doubt), generator=generator).split(batch_size):\n"
+                "    s[b] = doubt[b].sum()\nreturn s",
+                "MEAN",
+            ),
+            ("return doubt * torch.rand(len(doubt), generator=generator)", "each with one score"),
+        ],
+        "my-strategy": [
+            ("return torch.rand(len(images), generator=generator)", "chance alone gives 1"),
+            ("return -doubt_and_area(model, images, experiment)[0]", "point the right way"),
+            ("return doubt_and_area(model, images, experiment)[0] * torch.rand(len(images))", "same state"),
+            ("return doubt_and_area(model, images, experiment)[0].mean()", "sixteen scores"),
+            (
+                "from alutils.augment import normalize\nmodel.train()\nwith torch.no_grad():\n"
+                "    p = model(normalize(images, experiment)).sigmoid()\n"
+                "model.eval()\nreturn doubt_and_area(model, images, experiment)[0] + 0 * p.sum()",
+                "global one|changed the model",
+            ),
+        ],
+        "paired-interval": [
+            (
+                "d = pd.Series(mine) - pd.Series(theirs)\nh = 1.96 * d.std() / len(d)**0.5\n"
+                "return d.mean(), d.mean() - h, d.mean() + h",
+                "1.96",
+            ),
+            (
+                "d = pd.Series(mine) - pd.Series(theirs)\nn = len(d)\n"
+                "h = student_t.ppf(0.975, n - 1) * d.std(ddof=0) / n**0.5\n"
+                "return d.mean(), d.mean() - h, d.mean() + h",
+                "has n - 1",
+            ),
+            (
+                "d = pd.Series(mine) - pd.Series(theirs)\nh = student_t.ppf(0.975, len(d) - 1) * d.std()\n"
+                "return d.mean(), d.mean() - h, d.mean() + h",
+                "square root of n",
+            ),
+            (
+                "a, b = pd.Series(mine), pd.Series(theirs)\n"
+                "h = student_t.ppf(0.975, 2) * (a.var() / 3 + b.var() / 3) ** 0.5\n"
+                "return (a - b).mean(), (a - b).mean() - h, (a - b).mean() + h",
+                "paired",
+            ),
+            (
+                "d = pd.Series(theirs) - pd.Series(mine)\nreturn d.mean(), d.mean() - 2.484, d.mean() + 2.484",
+                "mine minus",
+            ),
+        ],
+        "verdict": [
+            ('return "better" if low + high > 0 else "worse"', "not enough"),
+            ('return "better" if low >= 0 else "worse" if high < 0 else "undecided"', "still holds 0"),
+        ],
+    },
+}
+
+
+def wrong_answers():
+    for stem, exercises in WRONG_ANSWERS.items():
+        for name, answers in exercises.items():
+            for i, (body, message) in enumerate(answers):
+                yield pytest.param(stem, f"e{stem[0]}-{name}", body, message, id=f"{stem[0]}-{name}-{i}")
+
+
+@pytest.mark.parametrize(("stem", "name", "body", "message"), list(wrong_answers()))
+def test_a_wrong_answer_loses_its_points_and_is_told_why(stem, name, body, message):
+    names = {"__name__": "__main__"}
+    for cell in cells_of(SOURCE / f"{stem}.ipynb"):
+        if kind(cell) == "solution" and grade_id(cell) == name:
+            cell.source = with_body(cell.source, body)
+        if kind(cell) == "test" and grade_id(cell) == f"{name}-tests":
+            with pytest.raises(AssertionError, match=message):
+                run_cell(cell, names)
+            return
+        needed = kind(cell) == "solution" or (
+            kind(cell) == "plain" and re.search(r"^(import|from|def|class) ", cell.source, re.M)
+        )
+        if cell.cell_type == "code" and needed:
+            run_cell(cell, names)
+    pytest.fail(f"{stem} has no test of {name}")
+
+
+def test_every_gap_has_wrong_answers_to_be_told_from():
+    gaps = {
+        path.stem: {grade_id(cell)[3:] for cell in cells_of(path) if kind(cell) == "solution"} for path in EXERCISES
+    }
+    assert gaps == {stem: set(exercises) for stem, exercises in WRONG_ANSWERS.items()}
+
+
+@by_name
+def test_it_says_goal_time_points_what_to_read_and_gives_a_hint_for_each_gap(path):
+    cells = cells_of(path)
+    title, prose = cells[0].source, "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    points = stated_points(title)
+    assert title.startswith(f"# Exercise {path.stem[0]} · ") and "**Goal:**" in title and "**Read first:**" in title
+    assert 20 <= int(re.search(r"\*\*Time:\*\* (\d+) minutes", title)[1]) <= 40
+    assert points == real_points(cells)
+    n_gaps = sum(kind(cell) == "solution" for cell in cells)
+    assert len(re.findall(r"\*\*Hint\*\* \(.*?eq\. \d", prose)) >= 1
+    assert prose.count("**Hint**") + prose.count("**Hint:**") == n_gaps
+    assert prose.count("**Expected") >= n_gaps - 1
+    assert re.search(r"eq\. \d|Table I", title) and cells[-1].source.startswith("## What you have seen")
+
+
+def stated_points(title):
+    return tuple(map(int, re.search(r"\*\*Points:\*\* (\d+) \((\d+) by tests, (\d+) by", title).groups()))
+
+
+def real_points(cells):
+    by_tests, by_teacher = (
+        sum(cell.metadata.nbgrader.points for cell in cells if kind(cell) == of) for of in ("test", "answer")
+    )
+    return by_tests + by_teacher, by_tests, by_teacher
+
+
+def test_the_readme_lists_the_exercises_with_their_time_and_points():
+    rows = re.findall(
+        r"^\| \[(\w+)\]\((\w+)\.ipynb\) .*\| (\d+) \| (\d+) \| (\d+) \|", (SOURCE / "README.md").read_text(), re.M
+    )
+    listed = {stem: tuple(map(int, numbers)) for stem, _, *numbers in rows}
+    found = {}
+    for path in EXERCISES:
+        cells = cells_of(path)
+        minutes = int(re.search(r"\*\*Time:\*\* (\d+)", cells[0].source)[1])
+        found[path.stem] = (minutes, *real_points(cells)[1:])
+    assert listed == found
+    total = re.search(r"^\| all .*\| (\d+) \| (\d+) \| (\d+) \|", (SOURCE / "README.md").read_text(), re.M).groups()
+    assert tuple(map(int, total)) == tuple(map(sum, zip(*found.values(), strict=True)))
+
+
+@by_name
+def test_it_is_committed_executed_with_solutions_and_its_pictures_have_alternative_text(path):
+    cells = [cell for cell in cells_of(path) if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    for output in outputs:
+        for picture in set(output.get("data", {})) & {"image/png", "image/jpeg"}:
+            assert len(output.metadata[picture]["alt"]) > 40
+    assert str(ROOT) not in path.read_text()
