@@ -2,7 +2,10 @@
 # make plan        what make reproduce would run
 # make test        set up, then run all tests
 # make lab         set up, then open the notebooks in JupyterLab
-# make notebooks   run the committed notebooks in place, at default parameters
+# make bench       run all benchmarks, for half an hour on a quiet machine; writes results/bench/; DATA= as well
+# make notebooks   run the committed notebooks in place, at default parameters, and the exercises with their solutions
+# make exercises   the exercises with gaps, for students; writes runs/exercises/release/exercises/
+# make site        set up, then build the website from the notebooks as they are; writes runs/site/html/
 # make clean       remove what the above made
 #
 # The paper's settings on GPUs:  make reproduce PROFILE=paper DATA=/path/to/isic2018 SEEDS="0 1 2"
@@ -16,10 +19,11 @@ CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 
 BIN := .venv/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/0*.ipynb))
+EXERCISES := $(sort $(wildcard notebooks/exercises/*.ipynb))
 SNAKEMAKE = $(BIN)/snakemake --profile workflow/local --cores $(CORES)
 CONFIG = --config profile="$(PROFILE)" data="$(DATA)" seeds="$(SEEDS)"
 
-.PHONY: reproduce plan test lab notebooks clean
+.PHONY: reproduce plan test lab bench notebooks exercises site clean
 
 reproduce: .venv/installed
 	$(SNAKEMAKE) $(CONFIG)
@@ -32,13 +36,28 @@ test: .venv/installed
 	$(BIN)/ruff format --check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal
 	ALUTILS_RUNS=$$(mktemp -d) ALUTILS_FIGURES=$$(mktemp -d) OMP_NUM_THREADS=1 \
-	  $(BIN)/python -m pytest -n $(CORES) --dist loadfile --nbval-lax --nbval-current-env notebooks
+	  $(BIN)/python -m pytest -n $(CORES) --dist loadfile --nbval-lax --nbval-current-env $(NOTEBOOKS)
 
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks
 
+bench: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[bench]'
+	for one in allocator annotation augment batch_overhead explorers mc_dropout round_overhead scoring; do \
+	  $(BIN)/python benchmarks/$$one.py || exit 1; done
+	$(BIN)/python benchmarks/training.py $(if $(DATA),--data "$(DATA)")
+	$(if $(DATA),$(BIN)/python benchmarks/open_data.py --data "$(DATA)",@echo "open_data.py needs a folder: make bench DATA=...")
+
 notebooks: .venv/installed
-	ALUTILS_RUNS=$$(mktemp -d) $(BIN)/jupyter nbconvert --to notebook --execute --inplace $(NOTEBOOKS)
+	ALUTILS_RUNS=$$(mktemp -d) $(BIN)/jupyter nbconvert --to notebook --execute --inplace $(NOTEBOOKS) $(EXERCISES)
+
+exercises: .venv/installed
+	cd notebooks/exercises && ../../$(BIN)/nbgrader generate_assignment exercises --force
+
+site: .venv/installed
+	rm -rf runs/site
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c website -d runs/site/doctrees . runs/site/html
+	@echo "Open runs/site/html/index.html"
 
 # Built once, and again whenever the list of packages changes.
 .venv/installed: pyproject.toml

@@ -1,0 +1,227 @@
+"""The website: builds without warnings, no link is broken, every picture is described, nothing comes from elsewhere."""
+
+import base64
+import io
+import json
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from PIL import Image
+
+import alutils
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("0*.ipynb"))
+
+
+class Page(HTMLParser):
+    """What a page links to, loads and can be linked at, and the text of its article."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links, self.loaded, self.anchors, self.images, self.words = [], [], set(), [], []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        its = dict(attributes)
+        self.anchors |= {its[name] for name in ("id", "name") if its.get(name)}
+        if tag == "a" and its.get("href"):
+            self.links.append(its["href"])
+        if tag == "link" and its.get("href"):
+            self.loaded.append(its["href"])
+        self.loaded += [its[name] for name in ("src", "data", "poster", "srcset") if its.get(name)]
+        self.loaded += re.findall(r"url\(['\"]?([^'\")]+)", its.get("style") or "")
+        if tag == "img":
+            self.images.append(its)
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def slider_notebook() -> dict:
+    """A notebook with what a slider leaves, and with two pictures in one cell."""
+    pixel = io.BytesIO()
+    Image.new("L", (1, 1), 255).save(pixel, "PNG")
+    picture = base64.b64encode(pixel.getvalue()).decode()
+    widget = {"model_id": "0", "version_major": 2, "version_minor": 0}
+    outputs = [
+        {"data": {"application/vnd.jupyter.widget-view+json": widget, "text/plain": "interactive(children=())"}},
+        {"data": {"image/png": picture}, "metadata": {"image/png": {"alt": "a single white pixel"}}},
+        {"data": {"image/png": picture}, "metadata": {"image/png": {"alt": "the same pixel once more"}}},
+    ]
+    outputs = [{"output_type": "display_data", "metadata": {}, **output} for output in outputs]
+    code = {"cell_type": "code", "id": "b", "metadata": {}, "execution_count": 1, "source": "1", "outputs": outputs}
+    title = {"cell_type": "markdown", "id": "a", "metadata": {}, "source": "# A slider"}
+    about = {"language_info": {"name": "python"}}
+    return {"nbformat": 4, "nbformat_minor": 5, "metadata": about, "cells": [title, code]}
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """The folder of the site, built from a copy of the repository with one more exercise; warnings are errors."""
+    folder = tmp_path_factory.mktemp("site")
+    source = folder / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "runs", "data", "__pycache__"))
+    (source / "notebooks" / "exercises").mkdir(exist_ok=True)
+    (source / "notebooks" / "exercises" / "slider.ipynb").write_text(json.dumps(slider_notebook()))
+    command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going", "-c", "website"]
+    places = ["-d", folder / "doctrees", ".", folder / "html"]
+    built = subprocess.run([*command, *places], cwd=source, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return folder / "html"
+
+
+@pytest.fixture(scope="session")
+def pages(site):
+    return {path: Page(path) for path in sorted(site.rglob("*.html")) if "_static" not in path.parts}
+
+
+def leaves(link: str) -> bool:
+    return bool(urlsplit(link).scheme) or link.startswith("//")
+
+
+def target(page: Path, link: str) -> tuple[Path, str]:
+    """The file and the anchor in it that a relative link of a page leads to."""
+    parts = urlsplit(link)
+    return (page.parent / unquote(parts.path)).resolve() if parts.path else page, unquote(parts.fragment)
+
+
+def broken(page: Path, link: str, pages: dict[Path, Page]) -> bool:
+    file, anchor = target(page, link)
+    return not file.is_file() or (bool(anchor) and file in pages and anchor not in pages[file].anchors)
+
+
+def test_the_front_page_is_the_readme_and_every_notebook_has_a_page(site, pages):
+    assert "a reproduction and course in notebooks" in " ".join(pages[site / "index.html"].words)
+    assert all((site / "notebooks" / f"{name}.html").is_file() for name in NOTEBOOKS)
+
+
+def test_every_link_and_anchor_within_the_site_resolves(pages):
+    links = [(page, link) for page, its in pages.items() for link in its.links + its.loaded if not leaves(link)]
+    assert len(links) > 1000
+    assert [(page.name, link) for page, link in links if broken(page, link, pages)] == []
+
+
+def test_relative_links_of_the_sources_are_links_in_the_site(site, pages):
+    for source in ("README.md", "results/README.md"):
+        linked = {target(site / source, link)[0] for link in pages[(site / source).with_suffix(".html")].links}
+        names = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / source).read_text())
+        for name in names:
+            path = (ROOT / source).parent / name
+            if path.suffix in (".md", ".ipynb"):
+                assert (site / path.relative_to(ROOT)).with_suffix(".html") in linked, name
+            elif path.is_file() and path.suffix != ".png":
+                assert [file for file in linked if file.name == path.name], name
+
+
+def test_links_to_folders_lead_to_the_pages_about_them(site, pages):
+    linked = {target(site / "README.md", link)[0] for link in pages[site / "README.html"].links}
+    assert "(profiles)" in (ROOT / "README.md").read_text()
+    assert site / "website" / "profiles.html" in linked
+
+
+def test_scripts_styles_pictures_and_fonts_come_from_the_site_itself(site, pages):
+    loaded = [link for its in pages.values() for link in its.loaded]
+    assert [link for link in loaded if leaves(link) and not link.startswith("data:")] == []
+    for style in site.rglob("*.css"):
+        used = re.findall(r"url\(\s*['\"]?([^'\")]+)|@import\s+['\"]([^'\"]+)", style.read_text(encoding="utf-8"))
+        urls = [url or imported for url, imported in used]
+        assert [url for url in urls if leaves(url) and not url.startswith("data:")] == [], style
+        files = [unquote(urlsplit(url).path) for url in urls if not leaves(url) and not url.startswith("#")]
+        assert [file for file in files if not (style.parent / file).is_file()] == [], style
+
+
+def test_every_picture_of_a_notebook_has_its_alternative_text(site, pages):
+    for name in NOTEBOOKS:
+        cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        written = [
+            about["alt"]
+            for output in outputs
+            for kind, about in output.get("metadata", {}).items()
+            if kind.startswith("image/")
+        ]
+        shown = [image.get("alt") or "" for image in pages[site / "notebooks" / f"{name}.html"].images]
+        assert written
+        assert [alt for alt in written if alt not in shown] == [], name
+
+
+def test_every_picture_of_any_page_is_described_in_words(pages):
+    alts = [(page.name, image.get("alt") or "") for page, its in pages.items() for image in its.images]
+    assert len(alts) > 20
+    assert [(name, alt) for name, alt in alts if len(alt.split()) < 4] == []
+
+
+def test_every_public_name_has_an_api_entry(site, pages):
+    anchors = set().union(*(its.anchors for page, its in pages.items() if page.parent == site / "website" / "api"))
+    for name in set(alutils.__all__) - {"STRATEGIES"}:
+        assert f"{getattr(alutils, name).__module__}.{name}" in anchors
+    assert "alutils.queries.STRATEGIES" in anchors
+    assert {f"alutils.config.Experiment.{setting}" for setting in alutils.Experiment.model_fields} <= anchors
+    assert {f"module-alutils.{module.name}" for module in pkgutil.iter_modules(alutils.__path__)} <= anchors
+
+
+def test_names_in_a_notebook_are_links_to_their_api_entries(site, pages):
+    links = pages[site / "notebooks" / "03_uncertainty.html"].links
+    assert "../website/api/uncertainty.html#alutils.uncertainty.one_sided_entropy" in links
+    assert "../website/api/uncertainty.html#alutils.uncertainty.image_score" in links
+    links = pages[site / "index.html"].links
+    assert "website/api/annotation.html#alutils.annotation.merge_annotations" in links
+    assert "website/api/data.html#alutils.data.Split" in links
+
+
+def test_the_map_has_each_equation_table_figure_and_section_of_the_paper(site, pages):
+    html = (site / "website" / "paper.html").read_text(encoding="utf-8")
+    rows = {
+        re.sub(r"<[^>]+>", "", row.split("</td>")[0]).strip(): row
+        for row in re.findall(r"<tr.*?</tr>", html, re.DOTALL)
+        if "<td" in row
+    }
+    items = [f"Eq. {n}," for n in range(1, 5)] + [f"Fig. {n}," for n in range(1, 6)] + ["Table I,", "Table II,"]
+    items += ["III-A,", "III-B,", "IV-A,", "IV-B,", "IV-C,", "IV-D,", "IV-E,", "V-A,", "V-B,", "VI,", "VII,"]
+    for item in items:
+        its = [row for name, row in rows.items() if name.startswith(item)]
+        assert its, item
+        assert all("/notebooks/0" in row and "#alutils." in row for row in its), item
+
+
+def test_the_map_names_no_function_or_setting_that_does_not_exist(site):
+    html = (site / "website" / "paper.html").read_text(encoding="utf-8")
+    article = html[html.index("<article") : html.index("</article")]
+    named = re.findall(r'<code class="docutils literal notranslate"><span class="pre">([^<]+)</span></code>', article)
+    linked = re.findall(r'href="[^"]*#alutils[^"]*"[^>]*>\s*<code[^>]*><span class="pre">([^<]+)</span>', article)
+    assert len(named) > 60
+    assert sorted(named) == sorted(linked)
+
+
+def test_the_search_index_holds_words_of_the_notebooks(site):
+    index = json.loads(
+        (site / "searchindex.js").read_text(encoding="utf-8").removeprefix("Search.setIndex(").rstrip(")")
+    )
+    found = index["terms"]["photograph"]
+    files = {index["docnames"][number] for number in (found if isinstance(found, list) else [found])}
+    assert "notebooks/01_data" in files
+    assert any(name.endswith("dropout") for name in index["terms"])
+
+
+def test_equations_are_mathml(site):
+    html = (site / "notebooks" / "03_uncertainty.html").read_text(encoding="utf-8")
+    shown = re.findall(r'<div class="math"><math.*?</math></div>', html, re.DOTALL)
+    assert len(shown) == 3
+    assert "<mfrac>" in shown[2] and "<msqrt>" in shown[2]
+
+
+def test_a_slider_becomes_a_sentence_and_two_pictures_of_a_cell_keep_their_own_descriptions(site, pages):
+    page = pages[site / "notebooks" / "exercises" / "slider.html"]
+    assert [image["alt"] for image in page.images] == ["a single white pixel", "the same pixel once more"]
+    text = " ".join(page.words)
+    assert "Run the notebook" in text
+    assert "interactive(" not in text and "jupyter.widget" not in text
+    assert "notebooks/exercises/slider.html" in pages[site / "index.html"].links

@@ -1,0 +1,212 @@
+"""The website, built by ``make site``: README, notebooks as executed, API. It reads nothing from another host."""
+
+import inspect
+import re
+import shutil
+from pathlib import PurePosixPath
+
+from docutils import nodes
+from latex2mathml.converter import convert
+from myst_nb.core.render import NbElementRenderer
+from sphinx import addnodes
+from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util.nodes import make_refnode
+
+import alutils
+
+project = "Active learning for melanoma segmentation"
+html_title = project
+root_doc = "README"
+# The source folder is the repository itself, so that relative links hold here as they do there.
+include_patterns = [
+    "README.md",
+    "website/**.md",
+    "notebooks/*.ipynb",
+    "notebooks/exercises/*.ipynb",
+    "notebooks/exercises/README.md",
+    "results/README.md",
+    "figures/recorded/summary.md",
+]
+exclude_patterns = [".*", "runs", "data"]
+CONTENTS = """
+```{toctree}
+:hidden:
+:caption: Notebooks
+:glob:
+
+notebooks/**
+```
+
+```{toctree}
+:hidden:
+:caption: Reference
+
+website/paper
+website/profiles
+results/README
+figures/recorded/summary
+website/api/index
+```
+"""
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+nb_execution_mode = "off"
+nb_ipywidgets_js = {}
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+autodoc_member_order = "bysource"
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+python_maximum_signature_line_length = 100
+highlight_language = "none"
+nitpicky = True
+nitpick_ignore_regex = [("py:.*", r"(?!alutils\b).*")]  # the pages of other packages are on other hosts
+
+html_theme = "sphinx_book_theme"
+html_theme_options = {
+    "show_toc_level": 2,
+    "navbar_persistent": [],  # one search field is enough
+    "footer_content_items": [],
+}
+html_context = {"default_mode": "auto"}
+html_domain_indices = False
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+
+
+def mathml(latex, display):
+    """An equation that a browser shows by itself; a bar is a bracket here, not an operator with space around it."""
+    bar = '<mo stretchy="false">&#x0007C;</mo>'
+    return convert(latex, display=display).replace(bar, bar.replace("<mo", '<mo lspace="0" rspace="0"'))
+
+
+def render_inline_math(translator, node):
+    translator.body.append(mathml(node.astext(), "inline"))
+    raise nodes.SkipNode
+
+
+def render_display_math(translator, node):
+    translator.body.append(f'<div class="math">{mathml(node.astext(), "block")}</div>')
+    raise nodes.SkipNode
+
+
+def render_image(self, data, render=NbElementRenderer.render_image):
+    """A notebook's picture, with the alternative text that its output carries."""
+    (image,) = render(self, data)
+    image["alt"] = data.output_metadata.get(data.mime_type, {}).get("alt", "")
+    return [image]
+
+
+def render_widget_view(self, data):
+    """What stands for a slider, which needs a running notebook."""
+    return [nodes.paragraph("", "", nodes.emphasis(text="Run the notebook to use the controls of this cell."))]
+
+
+NbElementRenderer.render_image = render_image
+NbElementRenderer.render_widget_view = render_widget_view
+
+
+def complete_source(app, docname, source):
+    """The table of contents for the front page, and one title for the tables, a file of several titles."""
+    if docname == root_doc:
+        source[0] += CONTENTS
+    if docname == "figures/recorded/summary":
+        source[0] = "# Tables of the recorded runs\n\n" + re.sub("^#", "##", source[0], flags=re.MULTILINE)
+
+
+def skip_plain_fields(app, what, name, obj, skip, options):
+    """A named tuple's fields say no more than its own docstring."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
+
+
+def shorten_signature(app, what, name, obj, options, signature, returns):
+    """An experiment's settings are listed one by one below."""
+    return ("(**settings)", None) if name == "alutils.config.Experiment" else None
+
+
+def list_settings(app, what, name, obj, options, lines):
+    """Each setting of an experiment as an attribute: its default and description."""
+    if name == "alutils.config.Experiment":
+        for setting, field in obj.model_fields.items():
+            description = (field.description or "").replace("|", r"\|")
+            lines += [f".. py:attribute:: {setting}", f"   :value: {field.default!r}", "", f"   {description}", ""]
+
+
+def api_name(env, text):
+    """The full name of what ``text`` names, such as ``alutils.fit``, ``fit()`` or ``tau_u``; None: nothing."""
+    documented = env.domains.python_domain.objects
+    name = text.split("(")[0].removeprefix("alutils.")
+    if name in alutils.Experiment.model_fields:
+        name = f"Experiment.{name}"
+    head, *rest = name.split(".")
+    exported = getattr(alutils, head, None) if head in alutils.__all__ else None
+    if inspect.isfunction(exported) or inspect.isclass(exported):
+        name = ".".join([exported.__module__.removeprefix("alutils."), exported.__qualname__, *rest])
+    if f"alutils.{name}" in documented and (rest or text.startswith("alutils.") or exported):
+        return f"alutils.{name}"
+    defined = [full for full in documented if full.count(".") == 2 and full.endswith(f".{name}")]
+    return defined[0] if len(defined) == 1 else None
+
+
+def link_to_api(app, env, node, content):
+    """Where a name is documented under the module that defines it, not under ``alutils``."""
+    name = api_name(env, node["reftarget"]) if node.get("refdomain") == "py" else None
+    if name is not None:
+        entry = env.domains.python_domain.objects[name]
+        return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, content, name)
+    return None
+
+
+def outer_nodes(node):
+    while node := node.parent:
+        yield node
+
+
+class LinkedCode(SphinxPostTransform):
+    """Inline code that names something of alutils becomes a link to it; docstrings have links of their own."""
+
+    default_priority = 5
+    left_alone = (nodes.title, nodes.reference, addnodes.pending_xref, addnodes.desc_content)
+
+    def run(self, **kwargs):
+        for code in list(self.document.findall(nodes.literal)):
+            name = api_name(self.env, code.astext())
+            if name and not any(isinstance(outer, self.left_alone) for outer in outer_nodes(code)):
+                entry = self.env.domains.python_domain.objects[name]
+                link = make_refnode(self.app.builder, self.env.docname, entry.docname, entry.node_id, code.deepcopy())
+                code.replace_self(link)
+
+
+class LinkedFolders(SphinxPostTransform):
+    """A link to a folder leads to the page about it: its README, or a page here of its name, or its parent's."""
+
+    default_priority = 5
+
+    def run(self, **kwargs):
+        for link in list(self.document.findall(addnodes.pending_xref)):
+            folder = (self.app.srcdir / self.env.docname).parent / link["reftarget"]
+            if link["reftype"] == "myst" and link["refdomain"] is None and folder.is_dir():
+                folder = PurePosixPath(folder.resolve().relative_to(self.app.srcdir).as_posix())
+                pages = [page for f in (folder, *folder.parents) for page in (f"{f}/README", f"website/{f}")]
+                link["refdomain"] = "doc"
+                link["reftarget"] = next((page for page in pages if page in self.env.all_docs), root_doc)
+                link["reftargetid"] = None
+
+
+def add_front_page(app, exception):
+    """Readers and servers open ``index.html`` first."""
+    if exception is None:
+        shutil.copyfile(app.outdir / f"{root_doc}.html", app.outdir / "index.html")
+
+
+def setup(app):
+    app.add_html_math_renderer("mathml", (render_inline_math, None), (render_display_math, None))
+    app.add_post_transform(LinkedFolders)
+    app.add_post_transform(LinkedCode)
+    app.connect("source-read", complete_source)
+    app.connect("autodoc-skip-member", skip_plain_fields)
+    app.connect("autodoc-process-signature", shorten_signature)
+    app.connect("autodoc-process-docstring", list_settings)
+    app.connect("missing-reference", link_to_api)
+    app.connect("build-finished", add_front_page)
