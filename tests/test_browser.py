@@ -3,6 +3,7 @@
 Screenshots are left in ``runs/browser/`` to be looked at.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -100,14 +101,34 @@ def page(browser, lab):
     page.goto(f"{address}/lab/tree/{NOTEBOOK}.ipynb?reset")
     prompts = page.locator(".jp-CodeCell .jp-InputPrompt")
     expect(prompts.first).to_be_attached(timeout=120 * SECONDS)
-    # Before the kernel is connected JupyterLab forgets what it is asked to run, or asks which kernel to take
-    connected = page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
-    expect(connected).to_be_attached(timeout=240 * SECONDS)
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    wait_for_kernel(address)
+    run_all_cells(page, prompts.first)
     expect(prompts.last).to_have_text(DONE, timeout=400 * SECONDS)
     yield page
     page.close()
+
+
+def wait_for_kernel(address):
+    """Until the notebook's kernel is at rest: asked before, JupyterLab forgets what to run or asks for a kernel."""
+    for _ in range(480):
+        with urllib.request.urlopen(f"{address}/api/sessions") as answer:
+            sessions = json.load(answer)
+        if sessions and sessions[0]["kernel"]["execution_state"] == "idle":
+            return
+        time.sleep(0.25)
+    raise AssertionError(f"the notebook's kernel did not start: {sessions}")
+
+
+def run_all_cells(page, first_prompt):
+    """Until the first one has run: the page may hear of the kernel later than the server."""
+    for _ in range(5):
+        assert page.locator(".jp-Dialog").all_text_contents() == []
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        with contextlib.suppress(AssertionError):
+            expect(first_prompt).to_have_text(DONE, timeout=40 * SECONDS)
+            return
+    raise AssertionError("the notebook does not run")
 
 
 def cell_with(page, text):
