@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from alutils.annotation import (
     NO_AUDIT,
@@ -44,7 +46,7 @@ from alutils.records import (
     query_table,
 )
 from alutils.seeding import make_generator
-from alutils.training import fit, predict_probabilities, probability_batches
+from alutils.training import TrainingDiverged, fit, predict_probabilities, probability_batches
 
 BASELINES = ("full", "full_cosine", "random_at_once")
 """What ``experiment.strategy`` may name besides the strategies: one training of ``n_training_steps`` steps, no queries.
@@ -95,7 +97,10 @@ def run_active_learning(
     Raises:
         ConfigError: if the settings do not fit the pictures, there is no such strategy or device, or ``output_dir``
             holds another run (the differing settings are listed).
-        RecordsError: if the files of a stopped run cannot be read.
+        RecordsError: if the files of a stopped run cannot be read, or another process is at work in ``output_dir``.
+        CannotWrite: if a file cannot be written; the rounds before are safe.
+        TrainingDiverged: if the loss or the weights stop being numbers: the run has ended and its record says so.
+        OutOfMemory: if the device cannot hold a batch; the message names a batch size that fits.
         AnnotationsNeeded: by a person as the oracle: images are to be drawn, then the call is to be made again.
 
     >>> import tempfile
@@ -135,76 +140,95 @@ def _loop(
     progress: bool,
 ) -> Iterator[Round]:
     """Fig. 1, entered at step 4 with the cold start."""
-    experiment, train = plan.experiment, splits.train
     folder.begin(state, splits)
     yield from state.rounds
     while not state.finished:
-        k, labelled, pool = len(state.rounds), state.labelled, state.labelled.pool(len(train))
-        seconds: dict[str, float] = {}
-        if not experiment.fine_tune:
-            state.model = copy.deepcopy(initial)
-
-        kept = folder.kept_training(k, state.model)
-        if kept is not None:  # the round had to wait for a person
-            losses, seconds["training"] = kept
-        else:
-            with _timed(seconds, "training"):  # step 4
-                losses = fit(
-                    state.model,
-                    train.images[labelled.indices],
-                    labelled.masks,
-                    experiment,
-                    make_generator(experiment.seed, TRAINING, k),
-                    annotated=labelled.human if experiment.annotation == "human-only" else None,
-                    n_steps=plan.n_steps,
-                    progress=progress,
-                )
-        with _timed(seconds, "evaluation"):  # step 5
-            val_dice = evaluate(state.model, splits.val, experiment)
-
-        audit = audit_table(k, [], NO_AUDIT)
-        if experiment.annotation in WRITING_MODES:
-            with _timed(seconds, "audit"):
-                audit, labelled = _review(state, train.images, oracle, experiment)
-
-        test_dice, queried, scores = None, pool[:0], torch.zeros(0)
-        if k == plan.n_queries or len(pool) == 0:
-            with _timed(seconds, "test"):
-                test_dice = evaluate(state.model, splits.test, experiment)
-        else:
-            with _timed(seconds, "query"):  # steps 1 and 2
-                images, generator = train.images[pool], make_generator(experiment.seed, QUERY, k)
-                chosen, scores = select_queries(
-                    state.model, images, experiment.query_size, experiment, generator, strategy
-                )
-                queried, scores = pool[chosen], scores[chosen]
-        with _timed(seconds, "annotation"):  # step 3
-            try:
-                answers = _ask(oracle, state.model, train.images, queried, experiment, k)
-            except AnnotationsNeeded:
-                folder.keep_training(k, state.model, losses, seconds["training"])
-                raise
-            n_before = state.rounds[-1].n_labelled if state.rounds else 0
-            costs = annotation_cost(state.labelled.masks[n_before:], state.labelled.human[n_before:])
-
-        done = Round(
-            number=k,
-            labelled=labelled.indices,
-            labelled_ids=ids_at(train, labelled.indices),
-            losses=losses,
-            val_dice_per_image=val_dice,
-            test_dice_per_image=test_dice,
-            queries=query_table(k, ids_at(train, queried), scores, 100 * lesion_area(oracle.truth(queried))),
-            annotations=annotation_table(k, ids_at(train, labelled.indices[n_before:]), costs),
-            audit=audit,
-            seconds=seconds,
-            model=state.model,
-            labels=labelled.plus(answers),
-        )
-        state.labelled = done.labels
-        state.rounds.append(replace(done, model=None, labels=None))
-        folder.save(state, splits)
+        try:
+            done = _one_round(plan, splits, oracle, initial, state, folder, strategy, progress)
+            state.labelled = done.labels
+            state.rounds.append(replace(done, model=None, labels=None))
+            folder.save(state, splits)
+        except TrainingDiverged as error:
+            folder.note_divergence(len(state.rounds), error)
+            raise
+        except KeyboardInterrupt:
+            tqdm.write(f"stopped; called again it goes on from its last round in {folder.path}", file=sys.stderr)
+            raise
         yield done
+
+
+def _one_round(
+    plan: _Plan,
+    splits: Splits,
+    oracle: Oracle,
+    initial: UNet,
+    state: RunState,
+    folder: RunFolder,
+    strategy: Strategy | None,
+    progress: bool,
+) -> Round:
+    """Steps 4, 5, 1, 2 and 3 of Fig. 1; of ``state`` it changes the model alone."""
+    experiment, train = plan.experiment, splits.train
+    k, labelled, pool = len(state.rounds), state.labelled, state.labelled.pool(len(train))
+    seconds: dict[str, float] = {}
+    if not experiment.fine_tune:
+        state.model = copy.deepcopy(initial)
+
+    kept = folder.kept_training(k, state.model)
+    if kept is not None:  # the round had to wait for a person
+        losses, seconds["training"] = kept
+    else:
+        with _timed(seconds, "training"):  # step 4
+            losses = fit(
+                state.model,
+                train.images[labelled.indices],
+                labelled.masks,
+                experiment,
+                make_generator(experiment.seed, TRAINING, k),
+                annotated=labelled.human if experiment.annotation == "human-only" else None,
+                n_steps=plan.n_steps,
+                progress=progress,
+            )
+    with _timed(seconds, "evaluation"):  # step 5
+        val_dice = evaluate(state.model, splits.val, experiment)
+
+    audit = audit_table(k, [], NO_AUDIT)
+    if experiment.annotation in WRITING_MODES:
+        with _timed(seconds, "audit"):
+            audit, labelled = _review(state, train.images, oracle, experiment)
+
+    test_dice, queried, scores = None, pool[:0], torch.zeros(0)
+    if k == plan.n_queries or len(pool) == 0:
+        with _timed(seconds, "test"):
+            test_dice = evaluate(state.model, splits.test, experiment)
+    else:
+        with _timed(seconds, "query"):  # steps 1 and 2
+            images, generator = train.images[pool], make_generator(experiment.seed, QUERY, k)
+            chosen, scores = select_queries(state.model, images, experiment.query_size, experiment, generator, strategy)
+            queried, scores = pool[chosen], scores[chosen]
+    with _timed(seconds, "annotation"):  # step 3
+        try:
+            answers = _ask(oracle, state.model, train.images, queried, experiment, k)
+        except AnnotationsNeeded:
+            folder.keep_training(k, state.model, losses, seconds["training"])
+            raise
+        n_before = state.rounds[-1].n_labelled if state.rounds else 0
+        costs = annotation_cost(state.labelled.masks[n_before:], state.labelled.human[n_before:])
+
+    return Round(
+        number=k,
+        labelled=labelled.indices,
+        labelled_ids=ids_at(train, labelled.indices),
+        losses=losses,
+        val_dice_per_image=val_dice,
+        test_dice_per_image=test_dice,
+        queries=query_table(k, ids_at(train, queried), scores, 100 * lesion_area(oracle.truth(queried))),
+        annotations=annotation_table(k, ids_at(train, labelled.indices[n_before:]), costs),
+        audit=audit,
+        seconds=seconds,
+        model=state.model,
+        labels=labelled.plus(answers),
+    )
 
 
 def _ask(
@@ -250,13 +274,20 @@ def evaluate(model: nn.Module, split: Split, experiment: Experiment) -> torch.Te
         split: images with their masks.
         experiment: normalization, precision and batch size.
 
+    Raises:
+        TrainingDiverged: if a prediction is not a number.
+
     >>> model = unet_for(Experiment(encoder_weights=None))
     >>> images, masks = torch.zeros(3, 3, 64, 64, dtype=torch.uint8), torch.zeros(3, 1, 64, 64, dtype=torch.uint8)
     >>> evaluate(model, Split(images, masks, ("a", "b", "c")), Experiment()).shape
     torch.Size([3])
     """
-    batches = probability_batches(model, split.images, experiment)
-    return torch.cat([dice_score(p, split.masks[chosen].to(p.device)) for chosen, p in batches]).cpu()
+    dice = []
+    for chosen, p in probability_batches(model, split.images, experiment):
+        if not p.isfinite().all():
+            raise TrainingDiverged(f"the predictions for images {chosen.start} to {chosen.stop - 1} are not numbers")
+        dice.append(dice_score(p, split.masks[chosen].to(p.device)))
+    return torch.cat(dice).cpu()
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,12 +5,19 @@ from __future__ import annotations
 import ctypes
 import functools
 import platform
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
 from alutils.config import ConfigError, Experiment
+
+_T = TypeVar("_T")
+
+
+class OutOfMemory(RuntimeError):
+    """A device cannot hold a batch; the message names a batch size that it can."""
 
 
 class Compute(NamedTuple):
@@ -113,3 +120,46 @@ def to_device(batch: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and batch.device.type == "cpu":
         batch = batch.pin_memory()
     return batch.to(device, non_blocking=True)
+
+
+def within_memory(work: Callable[[int], _T], n: int, setting: str, device: torch.device) -> _T:
+    """What ``work(n)`` returns, where the device's memory is large enough for it.
+
+    Args:
+        work: does its work for so many images.
+        n: images.
+        setting: what to change where they are too many.
+        device: where.
+
+    Raises:
+        OutOfMemory: naming the largest of n/2, n/4, ... that was tried and fits.
+
+    >>> within_memory(lambda n: 2 * n, 8, "batch_size", torch.device("cpu"))
+    16
+    """
+    try:
+        return work(n)
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+    fitting = n // 2  # by now that error is gone, and the memory that it held
+    while fitting and not _fits(work, fitting, device):
+        fitting //= 2
+    remedy = f"{fitting} fit" if fitting else "not even one fits: take a smaller image_size or another device"
+    raise OutOfMemory(f"{setting}: the memory of {device} is too small for {n} images at a time; {remedy}")
+
+
+def _fits(work: Callable[[int], object], n: int, device: torch.device) -> bool:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    try:
+        work(n)
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        return False
+    return True
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # the latter on a CPU

@@ -1,14 +1,20 @@
 """What a run leaves on disk: small JSON and CSV files that pandas reads in one line, and a state to go on from.
 
-Each file is there whole or not at all, and its numbers read back exactly equal.
+Each file is there whole or not at all, its numbers read back exactly equal, and a bit that the disk flips is noticed.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
 import platform
+import socket
 import subprocess
+import warnings
+import weakref
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -21,21 +27,26 @@ import pandas as pd
 import segmentation_models_pytorch as smp
 import torch
 import torchvision
+from filelock import FileLock, Timeout
 
 from alutils.compute import uses_bfloat16
 from alutils.config import ConfigError
 from alutils.cost import average_cost
 from alutils.data import Split, Splits
-from alutils.files import replacing
+from alutils.files import cannot_write, remove_leftovers, replacing, sha256
 from alutils.model import UNet
 from alutils.packed import PackedMasks
+from alutils.training import TrainingDiverged
 
 TABLES = ("rounds", "queries", "annotations", "audit", "test_dice", "timing")
 """The tables of a run, each a CSV file of that name."""
 
+CHECKSUMS = "SHA256SUMS"
+"""The file beside collected tables that says what each should be, in the format of ``sha256sum``."""
+
 
 class RecordsError(RuntimeError):
-    """A run's files cannot be read; the message names the file and the remedy."""
+    """A run's files cannot be read, or another process is at work on them; the message names them and the remedy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,55 +159,64 @@ class RunFolder:
     """The files of one run.
 
     ``state.pt`` is all that a stopped run goes on from: one file, so that a stop anywhere leaves a consistent one. The
-    tables and ``run.json`` follow it, and are brought up to it when the run goes on. A round that waits for a person
-    leaves its model in ``trained.pt``: trained again it might ask for other pixels, where training does not repeat to
-    the bit.
+    state of the round before is kept in ``state.previous.pt``, for when the disk damages the last one. The tables and
+    ``run.json`` follow the state, and are brought up to it when the run goes on. A round that waits for a person leaves
+    its model in ``trained.pt``: trained again it might ask for other pixels, where training does not repeat to the bit.
+
+    A run that is not finished belongs to one process: the first that asks, as long as it lives and holds this object.
 
     Args:
-        path: the folder; it need not exist, and nothing is written yet.
+        path: the folder; it need not exist.
         identity: what makes the run this one, plain values for JSON: its "experiment" and its "data".
 
     Raises:
         ConfigError: if the folder holds another run (each differing field is listed with both values), or the files of
             a run that cannot be told.
-        RecordsError: if its ``run.json`` cannot be read.
+        RecordsError: if its ``run.json`` cannot be read or was changed, or another process is at work in the folder.
+        TrainingDiverged: if the run has ended so.
+        CannotWrite: if the folder cannot be written.
     """
 
     def __init__(self, path: str | Path, identity: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.record = _open_record(self.path, identity)
+        if self.record["status"] != "finished":
+            self._take()
+            self.record = _open_record(self.path, identity)  # another process may just have finished it
+        if self.record["status"] == "diverged":
+            raise TrainingDiverged(f"{self.record['diverged']['message']} (recorded in {self.path / 'run.json'})")
 
     def begin(self, state: RunState, splits: Splits) -> None:
         """Note that the run is under way, and bring the tables up to the state. A finished run stays as it is."""
         if self.record["status"] == "finished":
-            return
+            if state.finished:
+                return
+            self._take()  # its last state was damaged, and is made again
         self.record["status"] = "running"
         device = next(state.model.parameters()).device
         bfloat16 = uses_bfloat16(device, self.record["experiment"]["precision"])
         self.record["provenance"].append({**provenance(device), "bfloat16": bfloat16})
-        write_json(self.path / "run.json", self.record)
+        self._write_record()
         if state.rounds:
             self._write_tables(state, splits)
 
     def save(self, state: RunState, splits: Splits) -> None:
         """Write the state, then what follows from it."""
         content = {
-            "model": {name: tensor.cpu() for name, tensor in state.model.state_dict().items()},
+            "model": _weights(state.model),
             "labelled": state.labelled.indices,
             "masks": state.labelled.masks.bits.cpu(),
             "human": state.labelled.human.bits.cpu(),
             "rounds": [_plain(one) for one in state.rounds],
         }
-        with replacing(self.path / "state.pt") as temporary:
-            torch.save(content, temporary)
+        _write_tensors(self.path / "state.pt", content, keep=self.path / "state.previous.pt")
         self._write_tables(state, splits)
         (self.path / "trained.pt").unlink(missing_ok=True)
 
     def keep_training(self, number: int, model: UNet, losses: torch.Tensor, seconds: float) -> None:
         """Write what round ``number`` trained to ``trained.pt``: it has to wait for a person before it is over."""
-        weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-        with replacing(self.path / "trained.pt") as temporary:
-            torch.save({"round": number, "model": weights, "losses": losses, "seconds": seconds}, temporary)
+        content = {"round": number, "model": _weights(model), "losses": losses, "seconds": seconds}
+        _write_tensors(self.path / "trained.pt", content)
 
     def kept_training(self, number: int, model: UNet) -> tuple[torch.Tensor, float] | None:
         """The losses and seconds of round ``number``, its weights loaded into ``model``; None if it is yet to train.
@@ -208,7 +228,7 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = _read_tensors(path)
             if content["round"] != number:
                 return None
             model.load_state_dict(content["model"])
@@ -219,23 +239,51 @@ class RunFolder:
     def load(self, model: UNet, splits: Splits) -> RunState | None:
         """The state on disk, its weights loaded into ``model``; None where there is none yet.
 
+        Where the last state is damaged, a warning says so, and the run goes on from the one before.
+
         Raises:
-            RecordsError: if it cannot be read.
+            RecordsError: if no state can be read.
         """
-        path, train = self.path / "state.pt", splits.train
-        if not path.exists():
-            return None
+        damaged = []
+        for path in (self.path / "state.pt", self.path / "state.previous.pt"):
+            if not path.exists():
+                continue
+            try:
+                state = _state_from(_read_tensors(path), model, splits.train)
+            except Exception as error:  # torch raises many kinds for files that are damaged
+                damaged.append(f"{path} cannot be read ({error})")
+                continue
+            if damaged:
+                warnings.warn(f"{damaged[0]}: going on from round {len(state.rounds) - 1}, in {path}", stacklevel=3)
+            return state
+        if damaged:
+            raise RecordsError(f"{'; '.join(damaged)}; delete {self.path} to run it anew")
+        return None
+
+    def note_divergence(self, number: int, error: TrainingDiverged) -> None:
+        """Write that the training of round ``number`` diverged: the run has ended, without a result."""
+        self.record |= {"status": "diverged", "diverged": {"round": number, "message": str(error)}}
+        self._write_record()
+
+    def _take(self) -> None:
+        """Make this process the one at work here, and clear away what killed ones left half-written."""
+        # The same process may ask again: a cell that is run anew finds the lock of its stopped generator
+        lock = FileLock(self.path / ".lock", timeout=0, is_singleton=True, thread_local=False)
+        holder = self.path / ".holder"
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            model.load_state_dict(content["model"])
-            indices = content["labelled"]
-            planes = [PackedMasks(content[name].to(train.masks.device)) for name in ("masks", "human")]
-            rounds = [_from_plain(k, plain, indices, train) for k, plain in enumerate(content["rounds"])]
-        except Exception as error:  # torch raises many kinds for files that are damaged
-            raise RecordsError(f"{path} cannot be read ({error}); delete {self.path} to run it anew") from error
-        labelled = LabelledSet(indices, *planes)
-        rounds[-1] = replace(rounds[-1], model=model, labels=labelled)
-        return RunState(model, labelled, rounds)
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+            raise RecordsError(
+                f"{self.path} is in use by {who}: wait until it ends, stop it, or give another folder"
+            ) from None
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
+        weakref.finalize(self, lock.release)
+        remove_leftovers(self.path)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        write_text(holder, f"process {os.getpid()} on {socket.gethostname()}, since {now}")
 
     def _write_tables(self, state: RunState, splits: Splits) -> None:
         rounds = state.rounds
@@ -248,9 +296,13 @@ class RunFolder:
         if state.finished:
             dice = rounds[-1].test_dice_per_image.double().numpy()
             write_csv(self.path / "test_dice.csv", pd.DataFrame({"image_id": splits.test.ids, "dice": dice}))
+            self.record["sha256"] = {name: sha256((self.path / f"{name}.csv").read_bytes()) for name in TABLES}
             self.record["status"] = "finished"
         self.record["seconds"] = sum(seconds for _, _, seconds in timing)
-        write_json(self.path / "run.json", self.record)
+        self._write_record()
+
+    def _write_record(self) -> None:
+        write_json(self.path / "run.json", {**self.record, "checksum": _record_checksum(self.record)})
 
 
 def query_table(number: int, ids: Sequence[str], scores: torch.Tensor, lesion_areas: torch.Tensor) -> pd.DataFrame:
@@ -344,8 +396,10 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
     """
     rows = []
     for path, record in _finished_runs(Path(folder)):
-        rounds, test_dice = _read_table(path, "rounds"), _read_table(path, "test_dice")
-        cost = average_cost(_read_table(path, "annotations")).loc["queries (without cold start)"]
+        rounds, test_dice, annotations = (
+            _read_table(path, name, record["sha256"][name]) for name in ("rounds", "test_dice", "annotations")
+        )
+        cost = average_cost(annotations).loc["queries (without cold start)"]
         # Lists do not group: as tuples they do
         settings = {key: tuple(v) if isinstance(v, list) else v for key, v in record["experiment"].items()}
         rows.append(
@@ -383,7 +437,7 @@ def load_table(folder: str | Path, name: str) -> pd.DataFrame:
         raise ValueError(f"name must be one of {', '.join(TABLES)}, got {name!r}")
     tables = []
     for path, record in _finished_runs(Path(folder)):
-        table = _read_table(path, name)
+        table = _read_table(path, name, record["sha256"][name])
         table.insert(0, "run", path.relative_to(folder).as_posix())
         table.insert(1, "strategy", record["experiment"]["strategy"])
         table.insert(2, "seed", record["experiment"]["seed"])
@@ -395,15 +449,60 @@ def load_results(folder: str | Path) -> dict[str, pd.DataFrame]:
     """Everything about the finished runs of a folder: ``runs`` and each of :data:`TABLES`, by name.
 
     Args:
-        folder: either CSV files of those names, as in ``results/``, or folders of runs.
+        folder: either CSV files of those names, as :func:`write_results` leaves them, or folders of runs.
 
     Raises:
-        RecordsError: if there is no finished run, or a file cannot be read.
+        RecordsError: if there is no finished run, or a file cannot be read or was changed.
     """
     folder = Path(folder)
     if not (folder / "runs.csv").exists():
         return {"runs": load_runs(folder), **{name: load_table(folder, name) for name in TABLES}}
-    return {name: _read_table(folder, name) for name in ("runs", *TABLES)}
+    sums = folder / CHECKSUMS
+    lines = sums.read_text(encoding="utf-8").splitlines() if sums.exists() else []
+    checksums = {name: checksum for checksum, name in map(str.split, lines)}
+    return {name: _read_table(folder, name, checksums.get(f"{name}.csv")) for name in ("runs", *TABLES)}
+
+
+def write_results(folder: Path, results: Mapping[str, pd.DataFrame]) -> None:
+    """Write what :func:`load_results` returned as a CSV file each, and their checksums for ``sha256sum --check``.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> write_results(folder, {"runs": pd.DataFrame({"run": ["a"]})})
+    >>> (folder / CHECKSUMS).read_text().split()[1]
+    'runs.csv'
+    """
+    for name, table in results.items():
+        write_csv(folder / f"{name}.csv", table)
+    sums = [f"{sha256((folder / f'{name}.csv').read_bytes())}  {name}.csv\n" for name in results]
+    write_text(folder / CHECKSUMS, "".join(sums))
+
+
+def load_diverged(folder: str | Path) -> pd.DataFrame:
+    """The runs below ``folder`` whose training diverged, and which so have no result: a row a run.
+
+    Args:
+        folder: searched with its subfolders for ``run.json`` files.
+
+    Returns:
+        Columns ``run``, ``strategy``, ``annotation``, ``seed``, ``round`` (whose training it was) and ``message``.
+
+    Raises:
+        RecordsError: if a ``run.json`` cannot be read.
+
+    >>> load_diverged("nowhere").empty
+    True
+    """
+    rows = [
+        {
+            "run": path.relative_to(folder).as_posix(),
+            **{key: record["experiment"][key] for key in ("strategy", "annotation", "seed")},
+            **record["diverged"],
+        }
+        for path, record in _runs(Path(folder))
+        if record["status"] == "diverged"
+    ]
+    return pd.DataFrame(rows, columns=["run", "strategy", "annotation", "seed", "round", "message"])
 
 
 def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -494,8 +593,9 @@ def _open_record(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     """What ``run.json`` says if it is of the run with this identity; a new record where there is none."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir: {folder} is a file; give a folder")
+    states = [folder / "state.pt", folder / "state.previous.pt"]
     if not (folder / "run.json").exists():
-        if (folder / "state.pt").exists():
+        if any(state.exists() for state in states):
             raise ConfigError(
                 f"output_dir: {folder} has a state.pt but no run.json that tells of which run; delete it or give "
                 "another folder"
@@ -513,12 +613,49 @@ def _open_record(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
             f"output_dir: {folder} holds another run; delete it or give another folder. They differ in\n"
             + "\n".join(lines)
         )
-    if record["status"] == "finished" and not (folder / "state.pt").exists():
+    if record["status"] == "finished" and not any(state.exists() for state in states):
         raise ConfigError(
             f"output_dir: the run in {folder} is finished but its state.pt is gone: its tables can still be read "
             "(load_runs, load_table); delete it to run it anew"
         )
     return record
+
+
+def _weights(model: UNet) -> dict[str, torch.Tensor]:
+    return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+
+
+def _write_tensors(path: Path, content: Mapping[str, Any], *, keep: Path | None = None) -> None:
+    with replacing(path, keep=keep) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's own, raised while it handles the system's
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
+def _read_tensors(path: Path) -> dict[str, Any]:
+    """What :func:`_write_tensors` wrote; nothing in the file is executed.
+
+    Raises:
+        ValueError: if a part of the file differs from its checksum. Other errors, of torch and of zip files, if it
+            cannot be read at all.
+    """
+    with zipfile.ZipFile(path) as parts:  # torch writes checksums of all parts, but does not look at them
+        damaged = parts.testzip()
+    if damaged:
+        raise ValueError(f"its part {damaged} differs from its checksum")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _state_from(content: Mapping[str, Any], model: UNet, train: Split) -> RunState:
+    model.load_state_dict(content["model"])
+    indices = content["labelled"]
+    labelled = LabelledSet(indices, *(PackedMasks(content[name].to(train.masks.device)) for name in ("masks", "human")))
+    rounds = [_from_plain(k, plain, indices, train) for k, plain in enumerate(content["rounds"])]
+    rounds[-1] = replace(rounds[-1], model=model, labels=labelled)
+    return RunState(model, labelled, rounds)
 
 
 def _plain(one: Round) -> dict[str, Any]:
@@ -578,10 +715,14 @@ def _round_table(rounds: Sequence[Round], batch_size: int) -> pd.DataFrame:
     )
 
 
-def _finished_runs(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+def _runs(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Those of the simulated oracle; what a person annotated counts where its own folder is given."""
     found = [(path.parent, _read_record(path.parent)) for path in sorted(folder.rglob("run.json"))]
-    found = [(path, record) for path, record in found if path == folder or "oracle" not in record["data"]]
+    return [(path, record) for path, record in found if path == folder or "oracle" not in record["data"]]
+
+
+def _finished_runs(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    found = _runs(folder)
     finished = [(path, record) for path, record in found if record["status"] == "finished"]
     if not finished:
         raise RecordsError(f"there is no finished run below {folder}; {len(found)} are unfinished")
@@ -592,20 +733,36 @@ def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"status", "experiment", "data", "seconds", "provenance"} - set(record)
+        missing = {"status", "experiment", "data", "seconds", "provenance", "checksum"} - set(record)
     except (OSError, ValueError, TypeError) as error:
         raise RecordsError(f"{path} cannot be read ({error}); delete {folder} to run it anew") from None
     if missing:
         raise RecordsError(f"{path} is not the record of a run: it lacks {', '.join(sorted(missing))}")
+    if record.pop("checksum") != _record_checksum(record):
+        raise RecordsError(f"{path} was changed since the run wrote it; restore it, or delete {folder} to run it anew")
     return record
 
 
-def _read_table(folder: Path, name: str) -> pd.DataFrame:
+def _record_checksum(record: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(record, sort_keys=True).encode())
+
+
+def _read_table(folder: Path, name: str, checksum: str | None) -> pd.DataFrame:
+    """The table ``name``, if it is as it was written.
+
+    Args:
+        folder: of the run, or of collected tables.
+        name: of the file, without its suffix.
+        checksum: the SHA-256 it must have; None: nothing is known.
+    """
     path = folder / f"{name}.csv"
     try:
-        return pd.read_csv(path, dtype={"image_id": str}, keep_default_na=False, na_values=[""])
+        content = path.read_bytes()
+        if checksum not in (None, sha256(content)):
+            raise ValueError("it was changed since it was written")
+        return pd.read_csv(io.BytesIO(content), dtype={"image_id": str}, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
-        raise RecordsError(f"{path} cannot be read ({error}); delete {folder} to run it anew") from None
+        raise RecordsError(f"{path} cannot be read ({error}); restore it, or delete {folder} to run it anew") from None
 
 
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from segmentation_models_pytorch.losses import BINARY_MODE, DiceLoss
 from torch import nn
 
 from alutils.augment import augment, normalize
-from alutils.compute import prepare, to_device
+from alutils.compute import prepare, to_device, within_memory
 from alutils.config import Experiment
 from alutils.packed import PackedMasks
 from alutils.progress import progress_bar
@@ -19,7 +20,7 @@ from alutils.seeding import seeded
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss is not a number any more; the message says at which step and what to try."""
+    """The loss or the weights are not numbers any more; the message says at which step and what to try."""
 
 
 def fit(
@@ -51,7 +52,9 @@ def fit(
 
     Raises:
         ValueError: if there are no images, or images, masks and ``annotated`` do not belong together.
-        TrainingDiverged: if the loss stops being a finite number (looked at after each epoch).
+        TrainingDiverged: if the loss stops being a finite number (looked at after each epoch), or a weight at the end.
+        OutOfMemory: if the device cannot hold a batch; the message names a batch size that fits. ``model`` is then
+            half trained.
 
     >>> from alutils.model import build_unet
     >>> model = build_unet(encoder_weights=None, decoder_channels=(16, 16, 16, 16, 16))
@@ -77,33 +80,44 @@ def fit(
         else None
     )
     losses = torch.zeros(n_steps, device=device)
+
+    def step(index: torch.Tensor, n: int) -> torch.Tensor:
+        index = index[:n]
+        x, y = images[index.to(images.device)], masks[index.to(masks.device)]
+        if annotated is not None:
+            y = torch.cat([y, annotated[index.to(annotated.device)].to(y.device)], 1)
+        x, y = augment(to_device(x, device), to_device(y, device), experiment, generator)
+        y, known = y[:, :1], None if annotated is None else y[:, 1:]
+        with compute.autocast():
+            logits = model(x.contiguous(memory_format=compute.layout))
+        loss = segmentation_loss(logits.float(), y.float(), experiment.loss, known)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
     batches = _shuffled_batches(len(images), experiment.batch_size, n_steps, generator)
     with seeded(generator, device), progress_bar("training", n_steps, "step", shown=progress) as bar:
-        for step, index in enumerate(batches):
-            x, y = images[index.to(images.device)], masks[index.to(masks.device)]
-            if annotated is not None:
-                y = torch.cat([y, annotated[index.to(annotated.device)].to(y.device)], 1)
-            x, y = augment(to_device(x, device), to_device(y, device), experiment, generator)
-            y, known = y[:, :1], None if annotated is None else y[:, 1:]
-            with compute.autocast():
-                logits = model(x.contiguous(memory_format=compute.layout))
-            loss = segmentation_loss(logits.float(), y.float(), experiment.loss, known)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+        for number, index in enumerate(batches, 1):
+            losses[number - 1] = within_memory(partial(step, index), len(index), "batch_size", device)
             if scheduler:
                 scheduler.step()
-            losses[step] = loss.detach()
             bar.update()
-            if (step + 1) % batches_an_epoch == 0 or step + 1 == n_steps:  # the only waits for the device
-                epoch = losses[: step + 1][-batches_an_epoch:].mean().item()
+            if number % batches_an_epoch == 0 or number == n_steps:  # the only waits for the device
+                epoch = losses[:number][-batches_an_epoch:].mean().item()
                 bar.set_postfix(loss=f"{epoch:.3f}")
                 if not math.isfinite(epoch):
-                    raise TrainingDiverged(
-                        f"the loss was {epoch} in the epoch that ended at step {step + 1} of {n_steps}; "
-                        f"a learning_rate below {experiment.learning_rate} or precision=float32 may help"
+                    raise _diverged(
+                        f"the loss was {epoch} in the epoch that ended at step {number} of {n_steps}", experiment
                     )
+    if not torch.stack([tensor.isfinite().all() for tensor in model.state_dict().values()]).all():
+        raise _diverged(f"the weights were not finite after step {n_steps}", experiment)
     return losses.cpu()
+
+
+def _diverged(what: str, experiment: Experiment) -> TrainingDiverged:
+    remedy = f"a learning_rate below {experiment.learning_rate} or precision=float32 may help"
+    return TrainingDiverged(f"{what}; {remedy}")
 
 
 def segmentation_loss(
@@ -153,11 +167,16 @@ def probability_batches(
     """
     compute = prepare(model.eval(), experiment)
     batch_size = batch_size or 2 * experiment.batch_size
+
+    def predict(start: int, n: int) -> torch.Tensor:
+        with torch.inference_mode(), compute.autocast():
+            x = normalize(to_device(images[start : start + n], compute.device), experiment)
+            return model(x.contiguous(memory_format=compute.layout))
+
     for start in range(0, len(images), batch_size):
         chosen = slice(start, min(start + batch_size, len(images)))
-        with torch.inference_mode(), compute.autocast():
-            x = normalize(to_device(images[chosen], compute.device), experiment)
-            logits = model(x.contiguous(memory_format=compute.layout))
+        setting = "batch_size (a prediction takes twice as many)"
+        logits = within_memory(partial(predict, start), chosen.stop - start, setting, compute.device)
         yield chosen, logits.float().sigmoid()
 
 

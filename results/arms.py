@@ -9,7 +9,7 @@ from typing import Any
 
 from alutils.active_learning import run_active_learning
 from alutils.notebook import RUNS_DIR, open_workspace
-from alutils.records import TABLES, load_runs, load_table, write_csv
+from alutils.records import load_results, write_results
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
@@ -35,6 +35,4 @@ def run_arms(options: argparse.Namespace, arms: Mapping[str, Mapping[str, Any]])
             folder = runs / f"{name}-seed{seed}"
             *_, last = run_active_learning(experiment, work.splits, folder, device=options.device, progress=False)
             print(f"{folder.name}: validation Dice {last.val_dice:.3f}, test Dice {last.test_dice:.3f}", flush=True)
-    write_csv(options.results / "runs.csv", load_runs(runs))
-    for table in TABLES:
-        write_csv(options.results / f"{table}.csv", load_table(runs, table))
+    write_results(options.results, load_results(runs))

@@ -1,5 +1,6 @@
 """The files of a run: numbers come back exactly, files are whole or absent, and finished runs are found and read."""
 
+import hashlib
 import json
 import subprocess
 from datetime import UTC, datetime, timedelta
@@ -37,7 +38,6 @@ def make_run(
         "seconds": 12.5,
         "provenance": [{"device": "first"}, {"device": "second", "cpu": "x", "torch": "2", "git_commit": None}],
     }
-    (folder / "run.json").write_text(json.dumps(record))
     rounds = "".join(f"{k},{4 + 2 * k},{k + 1},0.5,{dice}\n" for k, dice in enumerate(val))
     (folder / "rounds.csv").write_text("round,n_labelled,steps,loss,val_dice\n" + rounds)
     dice = "".join(f"{name},{value}\n" for name, value in zip(("007", "NA"), test, strict=True))
@@ -47,6 +47,9 @@ def make_run(
     (folder / "annotations.csv").write_text(columns + "".join(f"{line},14.5,1,8,9\n" for line in annotations))
     (folder / "audit.csv").write_text("round,cohort,images,wrong_pixels,mask_dice\n1,1,2,12,0.75\n")
     (folder / "timing.csv").write_text("round,phase,seconds\n0,training,2.5\n1,training,10.0\n")
+    record["sha256"] = {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.csv")}
+    checksum = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    (folder / "run.json").write_text(json.dumps({**record, "checksum": checksum}))
 
 
 def test_csv_numbers_read_back_exactly_in_one_line(tmp_path):
@@ -164,13 +167,15 @@ def test_what_cannot_be_read_is_named(tmp_path):
         load_table(tmp_path, "rounds")
     make_run(tmp_path / "b")
     (tmp_path / "b" / "test_dice.csv").unlink()
-    with pytest.raises(RecordsError, match=r"b/test_dice.csv cannot be read .*; delete .*b to run it anew"):
+    with pytest.raises(RecordsError, match=r"b/test_dice.csv cannot be read .*; restore it, or delete .*b to run it"):
         load_runs(tmp_path)
     (tmp_path / "a" / "run.json").write_text('{"status": "fini')
     with pytest.raises(RecordsError, match=r"a/run.json cannot be read"):
         load_runs(tmp_path)
     (tmp_path / "a" / "run.json").write_text('{"status": "finished"}')
-    with pytest.raises(RecordsError, match=r"a/run.json is not the record of a run: it lacks data, experiment"):
+    with pytest.raises(
+        RecordsError, match=r"a/run.json is not the record of a run: it lacks checksum, data, experiment"
+    ):
         load_runs(tmp_path)
     (tmp_path / "a" / "run.json").write_text("3")
     with pytest.raises(RecordsError, match=r"a/run.json cannot be read"):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from alutils.augment import normalize
+from alutils.compute import OutOfMemory
 from alutils.config import Experiment
 from alutils.metrics import dice_score
 from alutils.model import build_unet
@@ -270,6 +271,69 @@ def test_divergence_is_named():
     wild = Experiment(image_size=64, batch_size=4, learning_rate=1e30, precision="float32")
     with pytest.raises(TrainingDiverged, match="learning_rate below 1e\\+30"):
         fit(unet(), images, masks, wild, make_generator(0), n_steps=4, **QUIET)
+
+
+def test_weights_that_are_not_numbers_after_the_last_step_are_divergence_too():
+    images, masks = squares(4)
+    model = unet()
+    model.segmentation_head[0].bias.register_hook(lambda gradient: gradient * math.nan)  # the loss before it is sound
+    with pytest.raises(TrainingDiverged, match=r"weights were not finite after step 1; a learning_rate below 0\.01"):
+        fit(model, images, masks, SMALL, make_generator(0), n_steps=1, **QUIET)
+
+
+class Cramped(nn.Module):
+    """A network on a device whose memory holds so many images."""
+
+    def __init__(self, holds, error):
+        super().__init__()
+        self.network, self.holds, self.error = unet(), holds, error
+
+    def forward(self, images):
+        if len(images) > self.holds:
+            raise self.error
+        return self.network(images)
+
+
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+@pytest.mark.parametrize(("holds", "remedy"), [(3, "2 fit"), (4, "4 fit"), (1, "1 fit"), (0, "not even one fits")])
+def test_a_batch_that_the_memory_does_not_hold_is_named_with_one_that_fits(error, holds, remedy):
+    images, masks = squares(8)
+    experiment = SMALL.model_copy(update={"batch_size": 8})
+    with pytest.raises(
+        OutOfMemory, match=f"^batch_size: the memory of cpu is too small for 8 images at a time; {remedy}"
+    ):
+        fit(Cramped(holds, error), images, masks, experiment, make_generator(0), **QUIET)
+    with pytest.raises(OutOfMemory, match=f"batch_size .* is too small for 8 images at a time; {remedy}"):
+        predict_probabilities(Cramped(holds, error), images, SMALL)
+
+
+def test_other_errors_of_a_step_stay_what_they_are():
+    images, masks = squares(4)
+    with pytest.raises(RuntimeError, match="^something else$"):
+        fit(Cramped(0, RuntimeError("something else")), images, masks, SMALL, make_generator(0), **QUIET)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_whose_memory_is_really_too_small_is_named_and_goes_on_working():
+    images, masks = (tensor.cuda() for tensor in squares(64, size=256))
+    model = unet().cuda()
+    fit(model, images[:1], masks[:1], SMALL, make_generator(0), n_steps=1, **QUIET)
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**29) / total)
+    try:
+        with pytest.raises(
+            OutOfMemory, match=r"batch_size: the memory of cuda:0 is too small for 64 images at a time; \d+ fit"
+        ):
+            fit(model, images, masks, SMALL.model_copy(update={"batch_size": 64}), make_generator(0), **QUIET)
+        fit(model, images[:1], masks[:1], SMALL, make_generator(0), n_steps=1, **QUIET)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 @pytest.mark.parametrize(

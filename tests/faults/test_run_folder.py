@@ -1,0 +1,301 @@
+"""A run's folder under faults of the disk and of its neighbours: nothing lost, nothing silently wrong."""
+
+import random
+import shutil
+import subprocess
+import sys
+import textwrap
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from alutils.active_learning import run_active_learning
+from alutils.config import Experiment
+from alutils.files import CannotWrite
+from alutils.records import TABLES, RecordsError, load_results
+from alutils.synthetic import make_synthetic
+
+TABLE_FILES = [f"{name}.csv" for name in TABLES if name != "timing"]  # the others do not depend on the clock
+EXPERIMENT = Experiment(
+    image_size=64, encoder_weights=None, decoder_channels=(16, 16, 16, 16, 16), batch_size=4, epochs=1, cold_start=4,
+    query_size=2, n_queries=2, annotation="partial-refreshed", tau_u=0.025, tau_b=0.46, precision="float32",
+)  # fmt: skip
+
+
+def run(folder, n_rounds=None):
+    """All rounds, or the first ones, after which the process is as if it had been stopped."""
+    rounds = run_active_learning(
+        EXPERIMENT, make_synthetic(10, 3, 3, image_size=64), folder, device="cpu", progress=False
+    )
+    return list(rounds) if n_rounds is None else [next(rounds) for _ in range(n_rounds)]
+
+
+def tables(folder):
+    return {name: (folder / name).read_bytes() for name in TABLE_FILES}
+
+
+def flip_a_bit(path, rng, content):
+    """In a copy of ``content``, at ``path``."""
+    flipped = bytearray(content)
+    flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
+    path.write_bytes(flipped)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    run(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """After two of three rounds."""
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    run(folder, 2)
+    return folder
+
+
+def parameters(content):
+    return [(name, tensor.clone()) for name, tensor in sorted(content["model"].items())]
+
+
+# Bits that flip
+
+
+def test_a_flipped_bit_in_a_state_never_gives_another_number(stopped, tmp_path, times, tally):
+    """Each flip is noticed, or is in bytes that mean nothing: then all that is read is as it was written."""
+    from alutils.records import _read_tensors
+
+    rng, n = random.Random(0), times(60, 1000)
+    content, path = (stopped / "state.pt").read_bytes(), tmp_path / "state.pt"
+    expected = parameters(torch.load(stopped / "state.pt", weights_only=True))
+    n_noticed = 0
+    for _ in range(n):
+        flip_a_bit(path, rng, content)
+        try:
+            found = _read_tensors(path)
+        except Exception:
+            n_noticed += 1
+        else:
+            assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in zip(parameters(found), expected, strict=True))
+            assert len(found["rounds"]) == 2
+    assert n_noticed > 0.9 * n  # the file is nearly all weights
+    tally("bit flipped in a state file", n)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "zeros", "gone"])
+def test_a_damaged_state_is_named_and_the_round_before_is_used(damage, stopped, finished, tmp_path, tally):
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    state = folder / "state.pt"
+    content = state.read_bytes()
+    changed = {
+        "flip": content[:200_000] + bytes([content[200_000] ^ 1]) + content[200_001:],
+        "cut": content[: len(content) // 2],
+        "empty": b"",
+        "zeros": bytes(len(content)),
+    }
+    if damage == "gone":  # a power cut between two renames
+        state.unlink()
+        rounds = run(folder)
+    else:
+        state.write_bytes(changed[damage])
+        with pytest.warns(
+            UserWarning, match=r"state.pt cannot be read .*: going on from round 0, in .*state.previous.pt"
+        ):
+            rounds = run(folder)
+    assert [one.number for one in rounds] == [0, 1, 2] and tables(folder) == tables(finished)
+    tally("state file damaged, cut or gone", 1)
+
+
+def test_a_finished_run_whose_last_state_is_damaged_makes_its_last_round_again(finished, tmp_path, tally):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "state.pt").write_bytes(b"")
+    with pytest.warns(UserWarning, match="going on from round 1"):
+        assert len(run(folder)) == 3
+    assert tables(folder) == tables(finished)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(run(folder)) == 3
+    tally("state file damaged, cut or gone", 1)
+
+
+def test_where_both_states_are_damaged_the_error_names_them(stopped, tmp_path, tally):
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    for name in ("state.pt", "state.previous.pt"):
+        (folder / name).write_bytes(b"damaged")
+    with pytest.raises(
+        RecordsError, match=r"state.pt cannot be read .*state.previous.pt cannot be read .*; delete .*run"
+    ):
+        run(folder)
+    tally("state file damaged, cut or gone", 1)
+
+
+def test_a_flipped_bit_in_a_result_file_is_named(finished, tmp_path, times, tally):
+    rng, n = random.Random(1), times(40, 600)
+    folder = shutil.copytree(finished, tmp_path / "run")
+    before = load_results(folder)
+    files = [folder / name for name in (*TABLE_FILES, "timing.csv", "run.json")]
+    for i in range(n):
+        path = files[i % len(files)]
+        content = path.read_bytes()
+        flip_a_bit(path, rng, content)
+        try:
+            found = load_results(folder)
+        except RecordsError as error:
+            assert str(path) in str(error) or "there is no finished run" in str(error)
+        else:  # of the JSON's spaces and line ends some may be others
+            assert path.name == "run.json" and all(found[name].equals(before[name]) for name in found)
+        path.write_bytes(content)
+    tally("bit flipped in a result file", n)
+
+
+def test_a_changed_number_in_collected_tables_is_named(tmp_path, finished, tally):
+    from alutils.records import write_results
+
+    write_results(tmp_path, load_results(finished))
+    sums = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=tmp_path, capture_output=True, text=True)
+    assert sums.returncode == 0 and sums.stdout.count(": OK") == len(TABLES) + 1
+    path = tmp_path / "test_dice.csv"
+    path.write_text(path.read_text().replace("0.", "0.9", 1))
+    with pytest.raises(RecordsError, match=r"test_dice.csv cannot be read \(it was changed since it was written\)"):
+        load_results(tmp_path)
+    tally("bit flipped in a result file", 1)
+
+
+# Disks
+
+
+@contextmanager
+def small_disk(folder, n_bytes):
+    """A file system of so many bytes at ``folder``."""
+    folder.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", f"size={n_bytes}", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mounting, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full_at_any_file_stops_the_run_and_more_room_lets_it_go_on(finished, tmp_path, times, tally):
+    size = sum(path.stat().st_size for path in finished.iterdir())
+    rng, n, n_full = random.Random(2), times(4, 30), 0
+    for attempt in range(n):
+        with small_disk(tmp_path / str(attempt), rng.randrange(2**16, int(1.6 * size))) as disk:
+            folder = disk / "run"
+            try:
+                run(folder)
+            except CannotWrite as error:
+                n_full += 1
+                assert (
+                    "No space left on device" in str(error) and str(folder) in str(error) and "make room" in str(error)
+                )
+            subprocess.run(["mount", "-o", f"remount,size={3 * size}", str(disk)], check=True)
+            assert len(run(folder)) == 3 and tables(folder) == tables(finished)
+            assert not list(folder.glob(".*.tmp"))
+    assert n_full > n // 2
+    tally("disk full while a run writes", n_full)
+
+
+def test_a_read_only_disk_is_named_before_any_work_and_a_finished_run_can_be_read_there(finished, tmp_path, tally):
+    with small_disk(tmp_path / "disk", 2**28) as disk:
+        shutil.copytree(finished, disk / "finished")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(CannotWrite, match=r"new cannot be written \(Read-only file system\)"):
+            run(disk / "new")
+        assert len(run(disk / "finished")) == 3
+        assert len(load_results(disk / "finished")["runs"]) == 1
+    tally("read-only disk", 2)
+
+
+# Two processes
+
+HOLDER = textwrap.dedent(
+    """
+    import sys
+    sys.path.insert(0, sys.argv[1])
+    from pathlib import Path
+    import test_run_folder
+    from alutils.active_learning import run_active_learning
+    from alutils.synthetic import make_synthetic
+
+    splits = make_synthetic(10, 3, 3, image_size=64)
+    rounds = run_active_learning(test_run_folder.EXPERIMENT, splits, sys.argv[2], device="cpu", progress=False)
+    next(rounds)
+    print("one round is done", flush=True)
+    sys.stdin.readline()
+    print(len(list(rounds)), flush=True)
+    """
+)
+
+
+def test_of_two_processes_on_one_folder_one_works_and_the_other_is_told_who(finished, tmp_path, tally):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", HOLDER, str(Path(__file__).parent), str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "one round is done\n"
+        with pytest.raises(
+            RecordsError, match=rf"run is in use by process {holder.pid} on .*, since 2\d{{3}}-.*: wait until"
+        ):
+            run(folder)
+        print(file=holder.stdin, flush=True)
+        assert holder.stdout.readline() == "2\n"
+    assert len(run(folder)) == 3 and tables(folder) == tables(finished)
+    tally("two processes on one run folder", 1)
+
+
+def test_a_killed_process_leaves_its_folder_to_the_next(finished, tmp_path, tally):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", HOLDER, str(Path(__file__).parent), str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        holder.stdout.readline()
+        holder.kill()
+    (folder / f".state.pt.{holder.pid}.tmp").write_bytes(b"half")
+    assert len(run(folder)) == 3 and tables(folder) == tables(finished)
+    assert not list(folder.glob(".*.tmp"))
+    tally("two processes on one run folder", 1)
+
+
+def test_the_same_process_may_start_again_what_it_left_in_the_middle(finished, tmp_path):
+    rounds = run_active_learning(
+        EXPERIMENT, make_synthetic(10, 3, 3, image_size=64), tmp_path, device="cpu", progress=False
+    )
+    next(rounds)
+    assert len(run(tmp_path)) == 3 and tables(tmp_path) == tables(finished)
+    rounds.close()
+
+
+# Trainings that end badly
+
+
+def test_a_run_that_diverges_says_so_in_its_record_and_is_not_trained_again(tmp_path, monkeypatch, tally):
+    from alutils import active_learning
+    from alutils.records import load_diverged, load_runs
+    from alutils.training import TrainingDiverged, fit
+
+    def diverging(model, *arguments, **more):
+        losses = fit(model, *arguments, **more)
+        if diverging.calls == 1:
+            raise TrainingDiverged("the loss was nan in the epoch that ended at step 2 of 2")
+        diverging.calls += 1
+        return losses
+
+    diverging.calls = 0
+    monkeypatch.setattr(active_learning, "fit", diverging)
+    with pytest.raises(TrainingDiverged):
+        run(tmp_path / "bad")
+    monkeypatch.setattr(active_learning, "fit", None)
+    with pytest.raises(TrainingDiverged, match=r"the loss was nan .* \(recorded in .*bad/run.json\)"):
+        run(tmp_path / "bad")
+    with pytest.raises(RecordsError, match="no finished run"):
+        load_runs(tmp_path)
+    row = load_diverged(tmp_path).iloc[0]
+    assert (row["run"], row["round"], row["seed"]) == ("bad", 1, 0) and "the loss was nan" in row["message"]
+    assert len(pd.read_csv(tmp_path / "bad" / "rounds.csv")) == 1  # the round before it is kept
+    tally("training diverged", 1)
