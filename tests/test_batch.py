@@ -276,6 +276,26 @@ def test_a_failing_notebook_leaves_its_traceback_and_the_others_finish(project):
     assert jobs_to_run(project, project=project, **config) == {"03_uncertainty": 1}
 
 
+def test_a_training_that_diverges_is_an_outcome_and_the_results_follow(project):
+    code = """
+from pathlib import Path
+class TrainingDiverged(RuntimeError): pass
+Path(output_dir, 'run').mkdir(parents=True)
+Path(output_dir, 'run', 'run.json').write_text('{"status": "diverged"}')
+raise TrainingDiverged('the loss was nan')
+"""
+    edit(project, "04_image_al", "code", code)
+    env = {"CUDA_VISIBLE_DEVICES": "5,6", "TMPDIR": str(project)}
+    config = {**ONE_OF_EACH, "runs": "runs", "figures": "figures"}
+    status, said = snakemake(project, project=project, cores=2, env=env, **config)
+    assert status == 0, said
+    assert "DIVERGED 04_image_al/random-seed0: TrainingDiverged: the loss was nan" in said
+    done = json.loads((project / "runs" / "04_image_al" / "random-seed0" / "done.json").read_text())
+    assert done["outcome"] == "diverged"
+    assert json.loads((project / "runs" / "01_data" / "done.json").read_text())["outcome"] == "finished"
+    assert (project / "figures" / "summary.md").exists()
+
+
 def kill_all(process):
     """SIGKILL for a process and all that it started, as at a power cut."""
     family = [process, *process.children(recursive=True)]

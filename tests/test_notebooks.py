@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from alutils import Experiment, make_synthetic, run_active_learning
+from alutils.training import TrainingDiverged
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
@@ -143,6 +144,20 @@ def test_the_results_of_runs_are_tables_figures_and_a_summary(tmp_path):
     assert (tmp_path / "files" / "summary.md").read_text().startswith("# this run, profile quick")
     table = pd.read_csv(tmp_path / "files" / "table1.csv", index_col="arm")
     assert table.loc["random", "seeds"] == 1 and table.loc["random", "images"] == 8
+
+
+def test_a_run_that_diverged_is_listed_beside_the_results_of_the_others(tmp_path):
+    splits = make_synthetic(8, 2, 2, image_size=64)
+    experiment = Experiment.from_profile("quick", cold_start=4, query_size=4, n_queries=1, epochs=1)
+    list(run_active_learning(experiment, splits, tmp_path / "runs" / "good", progress=False))
+    wild = experiment.model_copy(update={"seed": 7, "learning_rate": 1e30})
+    with pytest.raises(TrainingDiverged):
+        list(run_active_learning(wild, splits, tmp_path / "runs" / "wild", progress=False))
+    notebook = run(RESULTS, tmp_path, runs=str(tmp_path / "runs"))
+    (cell,) = [cell for cell in notebook.cells if "load_diverged(runs)" in cell.source]
+    assert "wild" in json.dumps(cell.outputs)
+    summary = (tmp_path / "files" / "summary.md").read_text()
+    assert "# Runs without a result: their training diverged" in summary and "| wild " in summary
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 JOB is what ``Batch.job`` returns, RUNS the folder of all runs, PLACES how many jobs share a GPU, 0 for a job without.
 
 A job that was stopped goes on in its folder. A folder that other code or other parameters began is put aside: it goes
-from ``RUNS/...`` to ``RUNS.stale/...``, in place of what was there. ``done.json`` is written when all went well.
+from ``RUNS/...`` to ``RUNS.stale/...``, in place of what was there. ``done.json`` is written when all went well, and
+when a training diverged: that is an outcome, which notebook 06 lists, and the other runs go on.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ def main() -> None:
         begin(folder, Path(f"{runs}.stale", job["name"]), job)
         with one_device(places) if places else nullcontext({"CUDA_VISIBLE_DEVICES": ""}) as device:
             os.environ.update(device)
-            execute(job, folder)
-        write_json(folder / "done.json", {**job, "finished": datetime.now(UTC).isoformat(timespec="seconds")})
+            outcome = execute(job, folder)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(folder / "done.json", {**job, "outcome": outcome, "finished": now})
 
 
 def begin(folder: Path, aside: Path, job: dict[str, Any]) -> None:
@@ -46,8 +48,12 @@ def begin(folder: Path, aside: Path, job: dict[str, Any]) -> None:
     write_json(note, job)
 
 
-def execute(job: dict[str, Any], folder: Path) -> None:
-    """Run the notebook; exit with a message that names the executed copy if a cell fails."""
+def execute(job: dict[str, Any], folder: Path) -> str:
+    """Run the notebook; exit with a message that names the executed copy if a cell fails.
+
+    Returns:
+        "finished", or "diverged" where that is what the run's record says.
+    """
     # jsonschema would import it for a check that notebooks have no use for; to build its grammar takes a second
     sys.modules["rfc3987_syntax"] = None
     import papermill  # takes half a second: after the waiting
@@ -60,7 +66,14 @@ def execute(job: dict[str, Any], folder: Path) -> None:
         )
     except Exception as error:  # a failing cell, a dead kernel, a notebook that cannot be read or written
         found = f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else f"{type(error).__name__}: {error}"
+        if any(
+            json.loads(record.read_text(encoding="utf-8"))["status"] == "diverged"
+            for record in folder.rglob("run.json")
+        ):
+            print(f"DIVERGED {job['name']}: {found}", file=sys.stderr)
+            return "diverged"
         sys.exit(f"FAILED {job['name']}: {found}\n  the traceback is in {executed}")
+    return "finished"
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
