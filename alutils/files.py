@@ -10,7 +10,21 @@ from pathlib import Path
 
 
 class CannotWrite(OSError):
-    """A file or folder cannot be written; the message names it, the reason and the remedy."""
+    """A file or folder cannot be written; the message names it, the reason and the remedy.
+
+    Args:
+        path: what could not be written.
+        error: of the system.
+
+    >>> raise CannotWrite(Path("run.json"), OSError(28, "No space left on device"))
+    Traceback (most recent call last):
+    alutils.files.CannotWrite: [Errno 28] run.json cannot be written (No space left on device): ...
+    """
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        self.reason = error.strerror or str(error)
+        remedy = "what was there is unchanged; make room, check the permissions or give another folder, and start again"
+        super().__init__(error.errno, f"{path} cannot be written ({self.reason}): {remedy}")
 
 
 @contextmanager
@@ -45,22 +59,10 @@ def replacing(path: str | Path, *, keep: Path | None = None) -> Iterator[Path]:
             path.replace(keep)
         temporary.replace(path)
     except OSError as error:
-        raise cannot_write(path, error) from None
+        raise CannotWrite(path, error) from None
     finally:
         with suppress(OSError):  # not there, or on a disk that has become read-only
             temporary.unlink()
-
-
-def cannot_write(path: Path, error: OSError) -> CannotWrite:
-    """The error to raise where ``path`` could not be written because of ``error``.
-
-    >>> raise cannot_write(Path("run.json"), OSError(28, "No space left on device"))
-    Traceback (most recent call last):
-    alutils.files.CannotWrite: [Errno 28] run.json cannot be written (No space left on device): ...
-    """
-    reason = error.strerror or error
-    remedy = "what was there is unchanged; make room, check the permissions or give another folder, and start again"
-    return CannotWrite(error.errno, f"{path} cannot be written ({reason}): {remedy}")
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:

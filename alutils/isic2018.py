@@ -24,7 +24,8 @@ from filelock import FileLock, Timeout
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from alutils.data import DataError, Split, Splits
+from alutils.data import DataError, Split, Splits, identical_pictures
+from alutils.files import CannotWrite, remove_leftovers, replacing
 from alutils.progress import progress_bar
 
 OFFICIAL_COUNTS = {"train": 2594, "val": 100, "test": 1000}
@@ -37,7 +38,7 @@ FOLDERS = {
 }
 """The folders of the images and of the masks of each split, as in the official archives."""
 
-_FORMAT_VERSION = 1  # of the cache; raise it when the decoding or the layout of the file changes
+_FORMAT_VERSION = 2  # of the cache; raise it when the decoding or the layout of the file changes
 _EXTENSIONS = {".jpg", ".jpeg", ".png"}
 _FORMATS = ("JPEG", "PNG")  # Pillow is not to try its other decoders on a mislabelled file
 _MASK_SUFFIX = "_segmentation"
@@ -85,9 +86,9 @@ def load_isic2018(
 ) -> Splits:
     """The images and masks of ISIC 2018 Task 1, squashed to squares as in section IV-D.
 
-    The first call decodes every file and writes a cache; later calls map the cache into memory. It is made anew when a
-    file changes, and can be deleted at any time. A subset of the official files works too: :func:`isic2018_report`
-    says how much is there.
+    The first call decodes every file and writes a cache; later calls map the cache into memory and hold it against its
+    checksum. It is made anew when a file changes or a bit of it did, and can be deleted at any time. A subset of the
+    official files works too: :func:`isic2018_report` says how much is there.
 
     Args:
         root: the folder with the six official folders (:data:`FOLDERS`), as :func:`alutils.download.download_isic2018`
@@ -108,6 +109,9 @@ def load_isic2018(
         ValueError: if a parameter is out of range.
         DataError: if a folder is missing, or any file is missing, broken or not what it should be. One message lists
             them all with the remedies, and no cache is written.
+
+    Warns:
+        UserWarning: if an image lies in two splits under different ids, or a damaged cache is made anew.
 
     >>> load_isic2018("no/such/folder")
     Traceback (most recent call last):
@@ -135,16 +139,16 @@ def load_isic2018(
     path = _cache_folder(cache_dir) / f"isic2018-{image_size}-{key}.npy"
     n_bytes = sum(len(pairs) for pairs in listing.values()) * 4 * image_size**2
 
-    flat = _open_cache(path, n_bytes)
-    if flat is None:
+    splits = _open_cache(path, n_bytes, listing, image_size)
+    if splits is None:
         with _one_process_at_a_time(path):
-            flat = _open_cache(path, n_bytes, warn=True)  # by now another process may have written it
-            if flat is None:
-                problems = _write_cache(path, n_bytes, decode)
-                if problems:
-                    raise _data_error(root, problems)
-                flat = np.lib.format.open_memmap(path, mode="c")
-    return _as_splits(flat, listing, image_size)
+            splits = _open_cache(path, n_bytes, listing, image_size, warn=True)  # another process may have written it
+            if splits is None:
+                remove_leftovers(path.parent, path.name)
+                _write_cache(path, n_bytes, listing, image_size, root, decode)
+                splits = _open_cache(path, n_bytes, listing, image_size)
+    _warn_of_identical_pictures(splits)
+    return splits
 
 
 def isic2018_report(splits: Splits) -> pd.DataFrame:
@@ -403,54 +407,81 @@ def _cache_folder(cache_dir: str | Path | None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _cannot_write(folder, error) from None
+        raise _cannot_write(folder, error.strerror) from None
     return folder
 
 
-def _cannot_write(path: Path, error: OSError) -> DataError:
+def _cannot_write(path: Path, reason: str) -> DataError:
     return DataError(
-        f"the decode cache {path} cannot be written ({error.strerror}): pass another cache_dir, or set ALUTILS_CACHE"
+        f"the decode cache {path} cannot be written ({reason}): pass another cache_dir, or set ALUTILS_CACHE"
     )
 
 
-def _open_cache(path: Path, n_bytes: int, *, warn: bool = False) -> np.memmap | None:
+def _checksum(splits: Splits) -> bytes:
+    """What the file of the cache ends with."""
+    return "".join(split.checksum for split in (splits.train, splits.val, splits.test)).encode()
+
+
+def _open_cache(path: Path, n_bytes: int, listing: _Listing, image_size: int, *, warn: bool = False) -> Splits | None:
     """The cache mapped into memory (writes go to private pages), or None if there is none or it is damaged."""
     if not path.exists():
         return None
     try:
         flat = np.lib.format.open_memmap(path, mode="c")  # never unpickles: the header is a literal, the rest bytes
-        if flat.dtype != np.uint8 or flat.shape != (n_bytes,) or flat.offset + n_bytes != path.stat().st_size:
+        if flat.dtype != np.uint8 or flat.shape != (n_bytes,) or path.stat().st_size < flat.offset + n_bytes:
             raise ValueError(f"holds {flat.dtype} {flat.shape}, not {n_bytes} bytes")
+        splits = _as_splits(flat, listing, image_size)
+        with path.open("rb") as file:
+            file.seek(flat.offset + n_bytes)
+            if file.read() != _checksum(splits):
+                raise ValueError("differs from its checksum")
     except Exception as error:  # NumPy raises several types on a damaged header
         if warn:
             warnings.warn(f"the decode cache {path} is damaged and is made anew: {error}", stacklevel=3)
         return None
-    return flat
+    return splits
 
 
-def _write_cache(path: Path, n_bytes: int, decode: Callable[[BinaryIO], list[_Problem]]) -> list[_Problem]:
-    """Decode into a file beside ``path`` and rename it, unless there are problems."""
+def _write_cache(
+    path: Path,
+    n_bytes: int,
+    listing: _Listing,
+    image_size: int,
+    root: Path,
+    decode: Callable[[BinaryIO], list[_Problem]],
+) -> None:
+    """Decode into the file, unless there are problems; its checksum follows."""
     free = shutil.disk_usage(path.parent).free
     if free < n_bytes:
         raise DataError(
             f"the decode cache needs {n_bytes / 1e9:.1f} GB in {path.parent}, where {free / 1e9:.1f} GB are free: "
             "make room, pass another cache_dir or a smaller image_size, or set ALUTILS_CACHE"
         )
-    unfinished = path.with_suffix(".part")  # the lock is held, so a file of this name is a killed process's leftover
     try:
-        with unfinished.open("wb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (n_bytes,)}
-            np.lib.format.write_array_header_1_0(file, header)
-            problems = decode(file)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave the right name on missing bytes
-        if not problems:
-            unfinished.replace(path)
-        return problems
-    except OSError as error:
-        raise _cannot_write(path, error) from None
-    finally:
-        unfinished.unlink(missing_ok=True)
+        with replacing(path) as unfinished:
+            with unfinished.open("wb") as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (n_bytes,)}
+                np.lib.format.write_array_header_1_0(file, header)
+                problems = decode(file)
+            if problems:
+                raise _data_error(root, problems)
+            flat = np.lib.format.open_memmap(unfinished, mode="c")
+            with unfinished.open("ab") as file:
+                file.write(_checksum(_as_splits(flat, listing, image_size)))
+    except CannotWrite as error:
+        raise _cannot_write(path, error.reason) from None
+
+
+def _warn_of_identical_pictures(splits: Splits) -> None:
+    pairs = identical_pictures(splits)
+    if len(pairs):
+        shown = "; ".join(f"{a} {b} and {c} {d}" for a, b, c, d in pairs.head(10).itertuples(index=False))
+        more = f"; ... ({len(pairs)} pairs)" if len(pairs) > 10 else ""
+        warnings.warn(
+            f"the same image lies in two splits: {shown}{more}; take one of each out, or the model is evaluated on "
+            "what it was trained on",
+            stacklevel=3,
+        )
 
 
 @contextmanager
@@ -462,7 +493,7 @@ def _one_process_at_a_time(path: Path) -> Iterator[None]:
         tqdm.write(f"waiting for the process that decodes into {path}", file=sys.stderr)
         lock.acquire()
     except OSError as error:
-        raise _cannot_write(path, error) from None
+        raise _cannot_write(path, error.strerror) from None
     try:
         yield
     finally:

@@ -33,7 +33,7 @@ from alutils.compute import uses_bfloat16
 from alutils.config import ConfigError
 from alutils.cost import average_cost
 from alutils.data import Split, Splits
-from alutils.files import cannot_write, remove_leftovers, replacing, sha256
+from alutils.files import CannotWrite, remove_leftovers, replacing, sha256
 from alutils.model import UNet
 from alutils.packed import PackedMasks
 from alutils.training import TrainingDiverged
@@ -279,7 +279,7 @@ class RunFolder:
                 f"{self.path} is in use by {who}: wait until it ends, stop it, or give another folder"
             ) from None
         except OSError as error:
-            raise cannot_write(self.path, error) from None
+            raise CannotWrite(self.path, error) from None
         weakref.finalize(self, lock.release)
         remove_leftovers(self.path)
         now = datetime.now(UTC).isoformat(timespec="seconds")
