@@ -2,15 +2,18 @@
 
 from alutils.active_learning import run_active_learning
 from alutils.annotation import AnnotationsNeeded, Oracle, merge_annotations
+from alutils.compute import OutOfMemory
 from alutils.config import ConfigError, Experiment
 from alutils.cost import annotation_cost, average_cost
-from alutils.data import DataError, Split, Splits
+from alutils.data import DataError, Split, Splits, identical_pictures
 from alutils.download import download_isic2018
+from alutils.files import CannotWrite
 from alutils.human_oracle import HumanOracle
 from alutils.isic2018 import isic2018_report, load_isic2018
 from alutils.metrics import dice_score
 from alutils.model import WeightsError, build_unet, unet_for
 from alutils.queries import STRATEGIES, select_queries
+from alutils.records import RecordsError
 from alutils.seeding import make_generator
 from alutils.synthetic import LesionFactors, make_synthetic, render_lesion
 from alutils.training import TrainingDiverged, fit, predict_probabilities
@@ -19,12 +22,15 @@ from alutils.uncertainty import binary_entropy, image_score, least_confidence, m
 __all__ = [
     "STRATEGIES",
     "AnnotationsNeeded",
+    "CannotWrite",
     "ConfigError",
     "DataError",
     "Experiment",
     "HumanOracle",
     "LesionFactors",
     "Oracle",
+    "OutOfMemory",
+    "RecordsError",
     "Split",
     "Splits",
     "TrainingDiverged",
@@ -36,6 +42,7 @@ __all__ = [
     "dice_score",
     "download_isic2018",
     "fit",
+    "identical_pictures",
     "image_score",
     "isic2018_report",
     "least_confidence",
