@@ -6,14 +6,12 @@ import ctypes
 import functools
 import platform
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from alutils.config import ConfigError, Experiment
-
-_T = TypeVar("_T")
 
 
 class OutOfMemory(RuntimeError):
@@ -122,7 +120,7 @@ def to_device(batch: torch.Tensor, device: torch.device) -> torch.Tensor:
     return batch.to(device, non_blocking=True)
 
 
-def within_memory(work: Callable[[int], _T], n: int, setting: str, device: torch.device) -> _T:
+def within_memory(work: Callable[[int], torch.Tensor], n: int, setting: str, device: torch.device) -> torch.Tensor:
     """What ``work(n)`` returns, where the device's memory is large enough for it.
 
     Args:
@@ -134,8 +132,8 @@ def within_memory(work: Callable[[int], _T], n: int, setting: str, device: torch
     Raises:
         OutOfMemory: naming the largest of n/2, n/4, ... that was tried and fits.
 
-    >>> within_memory(lambda n: 2 * n, 8, "batch_size", torch.device("cpu"))
-    16
+    >>> within_memory(torch.ones, 2, "batch_size", torch.device("cpu"))
+    tensor([1., 1.])
     """
     try:
         return work(n)
