@@ -341,6 +341,11 @@ def _check(experiment: Experiment, splits: Splits, strategy: Strategy | None, or
             f"annotation: '{experiment.annotation}' is about queried images, and strategy '{experiment.strategy}' "
             "queries none; take annotation 'full' or another strategy"
         )
+    if oracle is not None and oracle.name != Oracle.name and strategy is None and experiment.strategy in BASELINES:
+        raise ConfigError(
+            f"oracle: strategy '{experiment.strategy}' queries no images, so that a person has nothing to draw; take "
+            "another strategy, or leave the oracle out"
+        )
     for name in ("train", "val", "test"):
         split: Split = getattr(splits, name)
         height, width = split.images.shape[2:]

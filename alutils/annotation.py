@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 
 from alutils.config import Experiment
-from alutils.metrics import check_probabilities, dice_score
+from alutils.metrics import check_mask, check_planes, check_probabilities, dice_score, is_number
 from alutils.uncertainty import least_confidence
 
 WRITING_MODES = ("partial", "model-only", "partial-refreshed", "contour-band")
@@ -47,6 +47,9 @@ class Oracle:
     Args:
         masks: uint8 (N, 1, H, W), 0 and 1, the truth.
 
+    Raises:
+        ValueError: if the masks are of another type or shape.
+
     Attributes:
         name: "simulated"; a run's record names another oracle.
         n_images: images asked for so far.
@@ -62,6 +65,9 @@ class Oracle:
     name = "simulated"
 
     def __init__(self, masks: torch.Tensor) -> None:
+        check_planes(masks=masks)
+        if masks.dtype != torch.uint8:
+            raise ValueError(f"masks must be uint8, got {masks.dtype}")
         self._masks = masks
         self.n_images = self.n_pixels = self.n_positive = 0
 
@@ -84,9 +90,9 @@ class Oracle:
             uint8 (n, 1, H, W), on the masks' device: the truth where it was asked for, 0 elsewhere.
 
         Raises:
-            ValueError: if ``where`` has another shape or type.
+            ValueError: if ``where`` has another shape or type, or an index is of no image.
         """
-        self._check_where(indices, where)
+        self._check_asked(indices, where)
         masks = self.truth(indices)
         if where is not None:
             masks = masks * where.to(masks.device)
@@ -94,7 +100,12 @@ class Oracle:
         return masks
 
     def truth(self, indices: torch.Tensor) -> torch.Tensor:
-        """The whole truth of some images, uint8 (n, 1, H, W), not counted: to measure with, never to train on."""
+        """The whole truth of some images, uint8 (n, 1, H, W), not counted: to measure with, never to train on.
+
+        Raises:
+            ValueError: if an index is of no image.
+        """
+        self._check_asked(indices, None)
         return self._masks[indices.to(self._masks.device)]
 
     def to(self, device: str | torch.device) -> Oracle:
@@ -107,7 +118,12 @@ class Oracle:
         """Of the masks: (N, 1, H, W)."""
         return self._masks.shape
 
-    def _check_where(self, indices: torch.Tensor, where: torch.Tensor | None) -> None:
+    def _check_asked(self, indices: torch.Tensor, where: torch.Tensor | None) -> None:
+        n = len(self._masks)
+        if not isinstance(indices, torch.Tensor) or indices.dtype != torch.int64 or indices.ndim != 1:
+            raise ValueError(f"indices must be an int64 tensor of shape (n,), got {indices!r}")
+        if ((indices < 0) | (indices >= n)).any():
+            raise ValueError(f"indices must be from 0 to {n - 1}, the oracle's {n} images, got {indices.tolist()}")
         shape = (len(indices), *self.shape[1:])
         if where is not None and (where.dtype != torch.bool or where.shape != shape):
             raise ValueError(f"where must be bool of shape {shape}, got {where.dtype} {tuple(where.shape)}")
@@ -155,10 +171,14 @@ def merge_annotations(
 def combine(human_labels: torch.Tensor, probabilities: torch.Tensor, human: torch.Tensor, tau_b: float) -> torch.Tensor:
     """The human's labels where ``human`` is true, elsewhere lesion where ``p >= tau_b``: uint8 (N, 1, H, W).
 
+    Raises:
+        ValueError: if the shapes differ, the labels are not uint8, ``human`` is not bool, or ``tau_b`` is out of range.
+
     >>> p, human = torch.tensor([0.9, 0.9]).view(1, 1, 1, 2), torch.tensor([True, False]).view(1, 1, 1, 2)
     >>> combine(torch.zeros(1, 1, 1, 2, dtype=torch.uint8), p, human, 0.5).flatten().tolist()
     [0, 1]
     """
+    _check_labels(human_labels, probabilities, human, tau_b)
     return torch.where(human, human_labels, (probabilities >= tau_b).to(torch.uint8))
 
 
@@ -174,13 +194,17 @@ def human_pixels(probabilities: torch.Tensor, experiment: Experiment, generator:
         experiment: ``annotation`` and ``tau_u``.
         generator: of the CPU; the control draws which of equally near pixels it takes.
 
+    Raises:
+        ValueError: if the probabilities are of another shape or type or, on a CPU, not from 0 to 1.
+
     >>> p = torch.tensor([0.1, 0.4, 0.9]).view(1, 1, 1, 3)
     >>> human_pixels(p, Experiment(annotation="partial", tau_u=0.25), torch.Generator()).tolist()
     [[[[False, True, False]]]]
     """
-    if experiment.annotation in ("full", "model-only"):
-        return torch.full_like(probabilities, experiment.annotation == "full", dtype=torch.bool)
+    check_planes(probabilities=probabilities)
     uncertain = least_confidence(probabilities) <= experiment.tau_u
+    if experiment.annotation in ("full", "model-only"):
+        return torch.full_like(uncertain, experiment.annotation == "full")
     if experiment.annotation == "contour-band":
         return _nearest_to_contour(probabilities >= 0.5, uncertain.flatten(1).sum(1), generator)
     return uncertain
@@ -206,12 +230,20 @@ def audit_annotations(
         today would write wrong again; ``mask_dice`` and ``model_dice``, eq. 4 of the training mask and of today's
         prediction (p >= 0.5), 0 to 1.
 
+    Raises:
+        ValueError: if the shapes differ or are others, a mask holds anything but 0 and 1, or ``tau_b`` or a probability
+            is out of range.
+
     >>> truth = torch.tensor([1, 1, 0, 0], dtype=torch.uint8).view(1, 1, 1, 4)
     >>> written = torch.tensor([1, 0, 1, 0], dtype=torch.uint8).view(1, 1, 1, 4)
     >>> p = torch.tensor([0.9, 0.8, 0.7, 0.1]).view(1, 1, 1, 4)
     >>> audit_annotations(truth, written, torch.zeros_like(truth), p, 0.5).iloc[0, :4].to_dict()
     {'model_pixels': 4, 'wrong_pixels': 2, 'missed_pixels': 1, 'repeated_pixels': 1}
     """
+    check_planes(truth=truth, masks=masks, human=human, probabilities=probabilities)
+    _check_tau_b(tau_b)
+    for name, mask in (("truth", truth), ("masks", masks), ("human", human)):
+        check_mask(name, mask)
     by_model = human == 0
     wrong = by_model & (masks != truth)
     again = (probabilities >= tau_b) == masks.bool()
@@ -230,19 +262,38 @@ def audit_annotations(
 
 
 def _check_merge(truth: torch.Tensor, probabilities: torch.Tensor, tau_u: float, tau_b: float) -> None:
-    if not 0 <= tau_u <= 0.5:
-        raise ValueError(f"tau_u must be from 0 to 0.5, got {tau_u}: it is a distance from p = 0.5")
-    if not 0 < tau_b < 1:
-        raise ValueError(f"tau_b must be above 0 and below 1, got {tau_b}: it is a probability")
+    if not is_number(tau_u) or not 0 <= tau_u <= 0.5:
+        raise ValueError(f"tau_u must be from 0 to 0.5, got {tau_u!r}: it is a distance from p = 0.5")
+    _check_tau_b(tau_b)
+    check_planes(probabilities=probabilities)
+    if not isinstance(truth, torch.Tensor):
+        raise ValueError(f"truth must be a uint8 tensor, got {type(truth).__name__}")
     if truth.dtype != torch.uint8 or truth.shape != probabilities.shape:
         raise ValueError(
             f"truth must be uint8 of the probabilities' shape {tuple(probabilities.shape)}, "
             f"got {truth.dtype} {tuple(truth.shape)}"
         )
-    if probabilities.numel():
-        check_probabilities(probabilities)
-        if truth.max() > 1:
-            raise ValueError(f"truth must be 0 and 1, got {truth.max()}")
+    check_probabilities(probabilities)
+    if truth.numel() and truth.max() > 1:
+        raise ValueError(f"truth must be 0 and 1, got {truth.max()}")
+
+
+def _check_labels(human_labels: torch.Tensor, probabilities: torch.Tensor, human: torch.Tensor, tau_b: float) -> None:
+    """By shape and type alone: a run calls it for each query, and looking at values would wait for the device."""
+    check_planes(human_labels=human_labels, probabilities=probabilities, human=human)
+    _check_tau_b(tau_b)
+    for name, plane, dtype in (("human_labels", human_labels, torch.uint8), ("human", human, torch.bool)):
+        if plane.dtype != dtype:
+            raise ValueError(f"{name} must be {dtype}, got {plane.dtype}")
+    if not probabilities.is_floating_point():
+        raise ValueError(
+            f"probabilities must be floating point, got {probabilities.dtype}; a mask is not a probability"
+        )
+
+
+def _check_tau_b(tau_b: float) -> None:
+    if not is_number(tau_b) or not 0 < tau_b < 1:
+        raise ValueError(f"tau_b must be above 0 and below 1, got {tau_b!r}: it is a probability")
 
 
 def _nearest_to_contour(predicted: torch.Tensor, counts: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

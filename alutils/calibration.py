@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import torch
 
-from alutils.metrics import check_probabilities
+from alutils.metrics import check_mask, check_probabilities, is_number
 
 _PIXELS_AT_A_TIME = 2**22  # bounds the float64 copies: 100 MB, whatever the size of the set
 
@@ -18,7 +18,7 @@ def reliability(probabilities: torch.Tensor, masks: torch.Tensor, n_bins: int = 
     Args:
         probabilities: of the lesion, floating point, 0 to 1, any shape; on whatever device, counted on the CPU.
         masks: 0 and 1, the same shape.
-        n_bins: number of ranges.
+        n_bins: number of ranges, 1 to 10 000.
 
     Returns:
         A row a range: ``low`` and ``high`` (its edges), ``confidence`` (mean probability of its pixels),
@@ -27,14 +27,19 @@ def reliability(probabilities: torch.Tensor, masks: torch.Tensor, n_bins: int = 
 
     Raises:
         ValueError: if the shapes differ, there are no pixels, a probability is not a number from 0 to 1, a mask holds
-            anything but 0 and 1, or ``n_bins`` is below 1.
+            anything but 0 and 1, or ``n_bins`` is out of range.
 
     >>> table = reliability(torch.tensor([0.1, 0.1, 0.9, 0.9]), torch.tensor([0, 1, 1, 1]), n_bins=2)
     >>> table.lesion_share.tolist(), table.pixels.tolist()
     ([0.5, 1.0], [2, 2])
     """
-    if n_bins < 1:
-        raise ValueError(f"n_bins: must be at least 1, got {n_bins}")
+    if not is_number(n_bins, whole=True) or not 1 <= n_bins <= 10_000:
+        raise ValueError(f"n_bins: must be a whole number from 1 to 10000, got {n_bins!r}")
+    for name, values in (("probabilities", probabilities), ("masks", masks)):
+        if not isinstance(values, torch.Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(values).__name__}; torch.as_tensor makes one")
+    if not probabilities.is_floating_point():
+        raise ValueError(f"probabilities must be floating point, got {probabilities.dtype}")
     if probabilities.shape != masks.shape:
         raise ValueError(
             f"probabilities have shape {tuple(probabilities.shape)} and masks {tuple(masks.shape)}; they must agree"
@@ -48,7 +53,7 @@ def reliability(probabilities: torch.Tensor, masks: torch.Tensor, n_bins: int = 
     for p, truth in zip(*parts, strict=True):
         p, truth = p.cpu().double(), truth.cpu().double()
         check_probabilities(p)
-        _check_masks(truth)
+        check_mask("masks", truth)
         index = torch.bucketize(p, edges[1:-1], right=True)
         pixels += index.bincount(minlength=n_bins)
         probability_sums += index.bincount(p, minlength=n_bins)
@@ -81,9 +86,3 @@ def expected_calibration_error(probabilities: torch.Tensor, masks: torch.Tensor,
     table = reliability(probabilities, masks, n_bins)
     distance = (table["confidence"] - table["lesion_share"]).abs()
     return float((table["pixels"] / table["pixels"].sum() * distance).sum())  # sum() passes over the NaN of no pixels
-
-
-def _check_masks(masks: torch.Tensor) -> None:
-    other = masks[(masks != 0) & (masks != 1)]
-    if len(other):
-        raise ValueError(f"masks must be of 0 and 1, got {other[0].item():g}")

@@ -99,6 +99,8 @@ def resolve_device(name: str = "auto") -> torch.device:
     >>> resolve_device("cpu")
     device(type='cpu')
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"device: must be a name such as 'auto', 'cpu' or 'cuda:1', got {name!r}")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -18,6 +20,9 @@ _Counts = Annotated[tuple[int, int, int], _from_list]
 _Colour = Annotated[tuple[float, float, float], _from_list]
 _Filters = Annotated[tuple[int, int, int, int, int], _from_list]
 _Share = Annotated[float, Field(ge=0, le=1)]
+
+_MOST = 1_000_000
+"""Of images, rounds, epochs: more is a slip of the pen, and would fill the memory with lists of numbers."""
 
 
 class ConfigError(ValueError):
@@ -50,9 +55,11 @@ class Experiment(BaseModel):
     )
 
     # Active learning (section IV-D; 36 queries because 10 epochs x sum of 4..40 batches = 8140 steps, footnote 6)
-    cold_start: int = Field(128, ge=1, description="images drawn at random and fully annotated before the first round")
-    query_size: int = Field(32, ge=1, description="images queried after each training")
-    n_queries: int = Field(36, ge=0, description="queries after the cold start (Table I: 36; Table II: 20)")
+    cold_start: int = Field(
+        128, ge=1, le=_MOST, description="images drawn at random and fully annotated before the first round"
+    )
+    query_size: int = Field(32, ge=1, le=_MOST, description="images queried after each training")
+    n_queries: int = Field(36, ge=0, le=_MOST, description="queries after the cold start (Table I: 36; Table II: 20)")
     strategy: str = Field("least_confidence", min_length=1, description="how images are queried, see alutils.queries")
     reduction: Literal["sum", "mean", "median", "top_k", "band_mean"] = Field(
         "sum", description="from the pixels' uncertainty to the image's score"
@@ -62,7 +69,7 @@ class Experiment(BaseModel):
     )
     tau_u: float = Field(0.25, ge=0, le=0.5, description="a pixel is uncertain where |0.5 - p| <= tau_u, see III-B")
     tau_b: float = Field(0.25, gt=0, lt=1, description="the model labels a pixel lesion where p >= tau_b, see III-B")
-    mc_samples: int = Field(20, ge=2, description="N of eq. 3, Monte Carlo dropout samples; [24] takes 20")
+    mc_samples: int = Field(20, ge=2, le=_MOST, description="N of eq. 3, Monte Carlo dropout samples; [24] takes 20")
     seed: int = Field(
         0, ge=0, lt=2**32, description="seed of the cold start, the initial weights, the batches and the dropout"
     )
@@ -77,8 +84,8 @@ class Experiment(BaseModel):
     dropout: float = Field(0.5, ge=0, lt=1, description="share of the bottleneck's activations dropped")
 
     # Training (section IV-D)
-    batch_size: int = Field(32, ge=1)
-    epochs: int = Field(10, ge=1, description="passes over the labelled set in each round")
+    batch_size: int = Field(32, ge=1, le=_MOST)
+    epochs: int = Field(10, ge=1, le=_MOST, description="passes over the labelled set in each round")
     learning_rate: float = Field(0.01, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(0.0001, ge=0)
@@ -98,12 +105,12 @@ class Experiment(BaseModel):
     contrast: _Share = Field(0.2, description="largest relative change")
     saturation: _Share = Field(0.2, description="largest relative change")
     blur_kernel: int = Field(5, ge=1, le=31, description="side of the Gaussian kernel, pixels, odd")
-    blur_sigma_min: float = Field(0.01, gt=0, description="pixels")
+    blur_sigma_min: float = Field(0.01, ge=1e-6, description="pixels")  # float32 would make 0 of much less
     blur_sigma_max: float = Field(0.2, gt=0, description="pixels")
     normalize_mean: _Colour = Field((0.485, 0.456, 0.406), description="red, green, blue, of values in 0..1")
     normalize_std: _Colour = Field((0.229, 0.224, 0.225), description="red, green, blue, of values in 0..1")
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -119,13 +126,14 @@ class Experiment(BaseModel):
             )
         if min(self.normalize_std) <= 0:
             raise ValueError(f"normalize_std: each must be above 0, got {self.normalize_std}")
-        for name in ("decoder_channels", "n_synthetic"):
-            if min(getattr(self, name)) < 1:
-                raise ValueError(f"{name}: each must be at least 1, got {getattr(self, name)}")
+        for name, most in (("decoder_channels", 4096), ("n_synthetic", _MOST)):
+            counts = getattr(self, name)
+            if min(counts) < 1 or max(counts) > most:
+                raise ValueError(f"{name}: each must be at least 1 and at most {most}, got {_shown(counts)}")
         return self
 
     @classmethod
-    def from_profile(cls, profile: str | Path = "paper", **overrides: Any) -> Experiment:
+    def from_profile(cls, profile: str | Path = "paper", /, **overrides: Any) -> Experiment:
         """The settings of a profile, some of them changed.
 
         Args:
@@ -180,23 +188,35 @@ def same_run(tau_u: float, tau_b: float) -> tuple[float, float]:
     return (tau_u, 0.5) if abs(0.5 - tau_b) <= tau_u else (tau_u, tau_b)
 
 
-def parse_settings(text: str, *, source: str = "overrides") -> dict[str, Any]:
+class _SettingsLoader(yaml.SafeLoader):
+    """Plain values alone, and no name twice: YAML would take the last one without a word."""
+
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def parse_settings(given: str | Mapping[str, Any], *, source: str = "overrides") -> dict[str, Any]:
     """Settings written as a YAML mapping, as in a profile file or in papermill's ``-p overrides "{epochs: 3}"``.
 
+    Args:
+        given: YAML text, or a mapping, which is taken as it is.
+        source: what to call it in an error.
+
     Raises:
-        ConfigError: if the text is not a YAML mapping with text keys.
+        ConfigError: if it is neither a mapping with text keys nor YAML text of one, or a name stands twice.
 
     >>> parse_settings("{epochs: 3, loss: dice}")
     {'epochs': 3, 'loss': 'dice'}
     """
-    try:
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not valid YAML: {error}") from None
-    if settings is None:
-        return {}
+    settings = _parse_yaml(given, source) if isinstance(given, str) else given
     if not isinstance(settings, Mapping) or not all(isinstance(key, str) for key in settings):
-        raise ConfigError(f'{source} must be a mapping such as "{{epochs: 3}}", got {text.strip()[:80]!r}')
+        raise ConfigError(f'{source} must be a mapping such as "{{epochs: 3}}", got {_shown(given)}')
     return dict(settings)
 
 
@@ -206,11 +226,33 @@ def did_you_mean(name: str, valid: list[str]) -> str:
     >>> did_you_mean("entorpy", ["entropy", "random"])
     "did you mean 'entropy'?"
     """
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.5)
     return f"did you mean '{near[0]}'?" if near else f"the valid ones are {', '.join(sorted(valid))}"
 
 
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        settings = yaml.load(text, _SettingsLoader)
+    except RecursionError:
+        raise ConfigError(f"{source} is not valid YAML: its lists and mappings are nested too deeply") from None
+    except Exception as error:  # a YAMLError, or whatever int() and other readers of values raise
+        raise ConfigError(f"{source} is not valid YAML: {error}") from None
+    return {} if settings is None else settings
+
+
+def _shown(value: Any) -> str:
+    """``repr``, cut short: a few lines of YAML can stand for a list of gigabytes."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 3, 80, 80
+    try:
+        return short.repr(value)
+    except ValueError:  # Python does not write out numbers of more than 4300 digits
+        return f"a huge {type(value).__name__}"
+
+
 def _profile_path(profile: str | Path) -> Path:
+    if not isinstance(profile, str | os.PathLike):
+        raise ConfigError(f"profile: must be a name such as 'quick' or the path of a YAML file, got {_shown(profile)}")
     path = Path(profile)
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         return path
@@ -223,8 +265,8 @@ def _read_text(path: Path) -> str:
     except FileNotFoundError:
         known = [file.stem for file in PROFILES_DIR.glob("*.yaml")]
         raise ConfigError(f"there is no profile file {path}; {did_you_mean(path.stem, known)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"profile file {path} cannot be read: {error}") from None
+    except (OSError, ValueError) as error:  # not UTF-8, or a path that no file can have
+        raise ConfigError(f"profile file {str(path)!r} cannot be read: {error}") from None
 
 
 def _explain(error: ValidationError) -> str:
@@ -241,5 +283,5 @@ def _explain(error: ValidationError) -> str:
             remedy = ""
             if found["type"] == "float_type" and isinstance(found["input"], str):
                 remedy = " (YAML reads 1e-4 as text: write 0.0001 or 1.0e-4)"
-            lines.append(f"  {name}: {found['msg'][0].lower()}{found['msg'][1:]}, got {found['input']!r}{remedy}")
+            lines.append(f"  {name}: {found['msg'][0].lower()}{found['msg'][1:]}, got {_shown(found['input'])}{remedy}")
     return "\n".join(lines)

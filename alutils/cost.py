@@ -8,6 +8,8 @@ import torch
 from scipy import ndimage
 from skimage.measure import approximate_polygon, find_contours
 
+from alutils.metrics import check_mask, check_planes, is_number
+
 CURRENCIES = ("verify_percent", "positive_percent", "boundary_px", "regions", "vertices", "clicks")
 """The columns of :func:`annotation_cost`."""
 
@@ -34,7 +36,8 @@ def annotation_cost(truth: torch.Tensor, human: torch.Tensor, *, tolerance: floa
           it is lesion or background.
 
     Raises:
-        ValueError: if the shapes differ or ``tolerance`` is not above 0.
+        ValueError: if the shapes differ or are others, a mask holds anything but 0 and 1, or ``tolerance`` is not above
+            0.
 
     >>> truth = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
     >>> truth[..., 2:6, 2:6] = 1
@@ -46,10 +49,11 @@ def annotation_cost(truth: torch.Tensor, human: torch.Tensor, *, tolerance: floa
     vertices              4.0
     clicks                5.0
     """
-    if truth.shape != human.shape:
-        raise ValueError(f"truth has shape {tuple(truth.shape)} and human {tuple(human.shape)}; they must agree")
-    if not tolerance > 0:
-        raise ValueError(f"tolerance must be above 0 pixels, got {tolerance}")
+    check_planes(truth=truth, human=human)
+    if not is_number(tolerance) or not tolerance > 0:
+        raise ValueError(f"tolerance must be above 0 pixels, got {tolerance!r}")
+    check_mask("truth", truth)
+    check_mask("human", human)
     human = human.bool()
     drawings = [
         _drawing(mask, pixels, tolerance)
@@ -71,10 +75,16 @@ def average_cost(annotations: pd.DataFrame) -> pd.DataFrame:
         Three rows, "cold start", "queries (without cold start)" (Table II is read so) and "labelled set (with cold
         start)"; columns: ``images``, the means of all currencies an image, and ``total_clicks``.
 
+    Raises:
+        ValueError: if a column is missing.
+
     >>> table = pd.DataFrame({"round": [0, 1, 1], **{name: [9.0, 1.0, 3.0] for name in CURRENCIES}})
     >>> average_cost(table)[["images", "clicks", "total_clicks"]].to_numpy().tolist()
     [[1.0, 9.0, 9.0], [2.0, 2.0, 4.0], [3.0, 4.333333333333333, 13.0]]
     """
+    missing = [name for name in ("round", *CURRENCIES) if name not in annotations]
+    if missing:
+        raise ValueError(f"annotations lacks the columns {', '.join(missing)}; read a run's annotations.csv")
     queried = annotations["round"] > 0
     parts = {
         "cold start": annotations[~queried],

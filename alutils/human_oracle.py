@@ -73,9 +73,9 @@ class HumanOracle(Oracle):
         Raises:
             AnnotationsNeeded: if some are not drawn yet; all are asked for in ``folder``.
             DataError: if a drawing cannot be used.
-            ValueError: if ``where`` has another shape or type.
+            ValueError: if ``where`` has another shape or type, or an index is of no image.
         """
-        self._check_where(indices, where)
+        self._check_asked(indices, where)
         asked = make_requests(self._split, indices, where, suggestion, tau_u=self._tau_u)
         drawn = np.zeros((len(asked), *self._masks.shape[1:]), dtype=np.uint8)
         missing = []

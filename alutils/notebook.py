@@ -76,11 +76,14 @@ def open_workspace(
     (4, 'cpu', 'synthetic images')
     """
     refuse_unknown_parameters()
-    changes = parse_settings(overrides) if isinstance(overrides, str) else dict(overrides)
+    for name, value in (("data_root", data_root), ("device", device), ("output_dir", output_dir)):
+        _check_text(name, value)
+    changes = parse_settings(overrides)
     changes.update(settings if seed is None else {"seed": seed, **settings})
     experiment = Experiment.from_profile(profile, **changes)
     chosen_device = resolve_device(device)
     folder = Path(output_dir) if output_dir else RUNS_DIR / Path(profile).stem / notebook
+    _check_folder(folder)
     if data_root:
         splits = load_isic2018(data_root, experiment.image_size)
     else:
@@ -126,6 +129,20 @@ def copy_figures(source: str | Path, names: Sequence[str], target: Path) -> list
                 shutil.copyfile(path, temporary)
             found.append(name)
     return found
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str | os.PathLike) or "\0" in str(value):
+        raise ConfigError(f"{name}: must be text, got {value!r}; leave it out for its default")
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse where no files could be written; the folder itself need not be there yet."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"output_dir: {nearest} is a file; give a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"output_dir: nothing can be written into {nearest}; give another folder")
 
 
 def _compare_parameters(cells: Sequence[str]) -> None:

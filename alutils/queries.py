@@ -10,6 +10,7 @@ from torch import nn
 
 from alutils import uncertainty
 from alutils.config import ConfigError, Experiment, did_you_mean
+from alutils.metrics import is_number
 from alutils.training import probability_batches
 from alutils.uncertainty import DropoutMaps, image_score, mc_dropout_batches
 
@@ -44,7 +45,8 @@ def select_queries(
 
     Raises:
         ConfigError: if there is no strategy of that name, or ``strategy`` is not a function.
-        ValueError: if ``n`` is negative or the scores are not N finite numbers.
+        ValueError: if ``n`` is not a whole number of at least 0, the images are not uint8 of that shape, or the scores
+            are not N finite numbers.
 
     >>> from alutils.model import build_unet
     >>> from alutils.training import predict_probabilities
@@ -55,8 +57,11 @@ def select_queries(
     >>> select_queries(model, pool, 2, Experiment(), torch.Generator().manual_seed(0), largest_lesion)[0]
     tensor([0, 1])
     """
-    if n < 0:
-        raise ValueError(f"n must be at least 0, got {n}")
+    if not is_number(n, whole=True) or n < 0:
+        raise ValueError(f"n must be at least 0, got {n!r}; it is a number of images")
+    if not isinstance(images, torch.Tensor) or images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
+        raise ValueError(f"images must be a uint8 tensor of shape (N, 3, H, W), got {got}; Split.images is one")
     check_strategy(strategy)
     score = find_strategy(experiment.strategy) if strategy is None else strategy
     scores = _checked(score(model, images, experiment, generator), len(images), strategy_name(experiment, strategy))

@@ -7,6 +7,7 @@ painted on top. All lengths are in picture widths, so a picture keeps its compos
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache, partial
@@ -20,6 +21,7 @@ from PIL import Image, ImageDraw
 from scipy.special import expit
 
 from alutils.data import Split, Splits
+from alutils.metrics import is_number
 
 SUBTYPES = ("common", "hypopigmented", "reddish", "multipart", "hairy", "ink")
 """Kinds of picture: the common one, the rare lesions, and the rare artefacts."""
@@ -40,7 +42,7 @@ _OVERSAMPLING = 4  # drawings are made this many times larger and averaged down,
 
 
 def _check(name: str, value: Any, low: float, high: float, kind: type = Real) -> None:
-    if not isinstance(value, kind) or not low <= value <= high:
+    if not is_number(value, whole=kind is Integral) or not low <= value <= high:
         what = "a whole number" if kind is Integral else "a number"
         raise ValueError(f"{name} must be {what} from {low} to {high}, got {value!r}")
 
@@ -403,6 +405,16 @@ def _draw_factors(
     )
 
 
+def _check_memory(n: int, size: int) -> None:
+    """Refuse more pictures than could ever be held: the system would kill the process after hours of painting."""
+    needed, memory = 4 * n * size**2, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise ValueError(
+            f"n_train, n_val, n_test: {n} pictures of {size} x {size} pixels take {needed / 2**30:.0f} GiB, and this "
+            f"machine has {memory / 2**30:.0f} GiB of memory; take fewer, or a smaller image_size"
+        )
+
+
 def _make_split(number: int, name: str, n: int, size: int, seed: int, draw: Callable[..., LesionFactors]) -> Split:
     images = torch.empty(n, 3, size, size, dtype=torch.uint8)
     masks = torch.empty(n, 1, size, size, dtype=torch.uint8)
@@ -450,7 +462,7 @@ def make_synthetic(
         The splits; ``Split.factors`` has a row of :class:`LesionFactors` an image.
 
     Raises:
-        ValueError: if an argument is out of range; the message names it.
+        ValueError: if an argument is out of range, or the pictures do not fit the machine's memory; it is named.
 
     >>> splits = make_synthetic(3, 1, 1, image_size=32)
     >>> splits.train.images.shape, splits.train.ids[0]
@@ -460,6 +472,7 @@ def make_synthetic(
     for name, n in sizes.items():
         _check(f"n_{name}", n, 1, 1_000_000, Integral)
     _check("image_size", image_size, 16, 1024, Integral)
+    _check_memory(sum(sizes.values()), image_size)
     _check("seed", seed, 0, 2**32 - 1, Integral)
     _check("difficulty", difficulty, 0, 2)
     _check("rare", rare, 0, 1)

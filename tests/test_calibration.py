@@ -107,7 +107,7 @@ def test_bad_input_is_named():
         reliability(p, masks[:, 0])
     with pytest.raises(ValueError, match="no pixels"):
         expected_calibration_error(p[:0], masks[:0])
-    with pytest.raises(ValueError, match="n_bins: must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="n_bins: must be a whole number from 1 to 10000, got 0"):
         reliability(p, masks, 0)
     for value in (255, -1, 0.5):
         with pytest.raises(ValueError, match=f"masks must be of 0 and 1, got {value}"):

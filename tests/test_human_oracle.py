@@ -274,3 +274,9 @@ def test_a_persons_run_does_not_get_among_the_simulated_ones_of_the_tables(tmp_p
     assert load_runs(tmp_path)["run"].tolist() == ["simulated"]
     assert set(load_table(tmp_path, "rounds")["run"]) == {"simulated"}
     assert load_runs(tmp_path / "person")["run"].tolist() == ["."]
+
+
+def test_a_person_is_not_asked_for_a_baseline_that_queries_nothing(tmp_path):
+    with pytest.raises(ConfigError, match="oracle: strategy 'full' queries no images, so that a person has nothing"):
+        run_with_a_person(tmp_path / "run", make_experiment(strategy="full"), make_oracle(tmp_path / "drawn"))
+    assert not (tmp_path / "run").exists()

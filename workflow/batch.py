@@ -45,6 +45,8 @@ KEYS = {
 }
 """What ``snakemake --config`` takes."""
 
+TEXTS = ("profile", "data", "runs", "figures")
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -83,27 +85,33 @@ class Batch:
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        for key in config:
+        for key in settings.parse_settings(config, source="the batch's configuration"):
             if key not in KEYS:
                 raise ConfigError(f"{key}: the batch has no such setting; {did_you_mean(key, list(KEYS))}")
-        given = {key: _typed(value) for key, value in config.items() if value not in (None, "", [])}
-        self.profile = str(given.get("profile", "quick"))
+        given = {
+            key: _text(key, value) if key in TEXTS else _typed(value)
+            for key, value in config.items()
+            if value is not None and value != "" and value != []
+        }
+        self.profile = given.get("profile", "quick")
         quick = self.profile == "quick"  # minutes on a laptop: what the paper's tables have, without the controls
-        self.data = str(given.get("data", ""))
+        self.data = given.get("data", "")
         self.seeds = _seeds("seeds", given.get("seeds", [0, 1]))
         self.table2_seeds = _seeds("table2_seeds", given.get("table2_seeds", [0]))
         self.arms = _arms(given.get("strategies", PAPER_ARMS if quick else PAPER_ARMS + CONTROL_ARMS))
-        self.overrides = _overrides("overrides", given.get("overrides", {}))
+        self.overrides = settings.parse_settings(given.get("overrides", {}), source="overrides")
         name = Path(self.profile).stem
         default = {"n_queries": 20} if name == "paper" else {}
-        self.table2_overrides = _overrides("table2_overrides", given.get("table2_overrides", default))
+        table2_overrides = given.get("table2_overrides", default)
+        self.table2_overrides = settings.parse_settings(table2_overrides, source="table2_overrides")
         for changes in (self.overrides, {**self.overrides, **self.table2_overrides}):
             Experiment.from_profile(self.profile, **changes)
         self.cells = {str(cell): cell for cell in _cells(given.get("cells", GRID if quick else GRID + MODE_CELLS))}
         self.runs = _folder("runs", given.get("runs", f"runs/{name}"))
         self.figures = _folder("figures", given.get("figures", f"figures/{name}"))
         self.runs_per_gpu = given.get("runs_per_gpu", 1)
-        if not isinstance(self.runs_per_gpu, int) or self.runs_per_gpu < 1:
+        whole = isinstance(self.runs_per_gpu, int) and not isinstance(self.runs_per_gpu, bool)
+        if not whole or self.runs_per_gpu < 1:
             raise ConfigError(f"runs_per_gpu: must be a whole number of at least 1, got {self.runs_per_gpu!r}")
         if self.data and not Path(self.data).is_dir():
             raise ConfigError(
@@ -251,18 +259,26 @@ def _cells(value: Any) -> list[Cell]:
     return cells
 
 
-def _overrides(key: str, value: Any) -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        return dict(value)
-    return settings.parse_settings(str(value), source=key)
-
-
 def _yaml(changes: Mapping[str, Any]) -> str:
     """On one line, as the notebooks take it; empty for none."""
     return yaml.safe_dump(dict(changes), default_flow_style=True, width=float("inf")).strip() if changes else ""
 
 
-def _folder(key: str, value: Any) -> str:
-    if set(str(value)) & set("{}"):
+def _text(key: str, value: Any) -> str:
+    """What a command line gives as text, but for a name such as 2026, which Snakemake makes a number of."""
+    if isinstance(value, bool) or not isinstance(value, str | int | Path):
+        raise ConfigError(f"{key}: must be text, got {value!r}")
+    if not str(value).isprintable():
+        raise ConfigError(f"{key}: must not contain line breaks or other characters without a picture, got {value!r}")
+    return str(value)
+
+
+def _folder(key: str, value: str) -> str:
+    """Where Snakemake puts files: it reads braces as wildcards and takes spaces at the ends and slashes for its own."""
+    if set(value) & set("{}"):
         raise ConfigError(f"{key}: must not contain braces, got {value}")
-    return str(value).rstrip("/")
+    if value != value.strip() or not value.rstrip("/"):
+        raise ConfigError(f"{key}: must be a folder without spaces at the ends of its name, got {value!r}")
+    if Path(value).is_file():
+        raise ConfigError(f"{key}: {value} is a file; give a folder")
+    return value.rstrip("/")

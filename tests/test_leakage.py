@@ -1,0 +1,104 @@
+"""Nothing leaks: who reads which masks, and what is in the pool, the labelled set and the evaluation sets."""
+
+import tempfile
+from itertools import pairwise
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_active_learning import MODES, SAME, contents, make_experiment, make_partial, make_splits, run
+
+from alutils import active_learning
+from alutils.active_learning import run_active_learning
+from alutils.annotation import Oracle
+from alutils.data import Split, Splits
+from alutils.queries import STRATEGIES
+
+few = settings(deadline=None, max_examples=12)
+
+
+def shuffled(model, images, experiment, generator):
+    return torch.randperm(len(images), generator=generator)
+
+
+def noise_for_masks(splits, *names):
+    """The same splits, with masks of noise where ``names`` says so."""
+
+    def noisy(split):
+        masks = torch.randint(0, 2, split.masks.shape, generator=torch.Generator().manual_seed(9), dtype=torch.uint8)
+        return Split(split.images, masks, split.ids)
+
+    parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
+    return Splits(**{name: noisy(split) if name in names else split for name, split in parts.items()})
+
+
+@few
+@given(
+    n=st.integers(4, 9),
+    cold_start=st.integers(1, 4),
+    query_size=st.integers(1, 4),
+    n_queries=st.integers(0, 3),
+    strategy=st.sampled_from([*STRATEGIES, shuffled]),
+    mode=st.sampled_from(MODES),
+    n_before=st.integers(0, 3),
+    seed=st.integers(0, 3),
+)
+def test_the_sets_stay_apart_and_no_image_is_queried_twice(
+    n, cold_start, query_size, n_queries, strategy, mode, n_before, seed
+):
+    named = {"strategy": strategy} if isinstance(strategy, str) else {}
+    own = None if named else strategy
+    experiment = make_partial(
+        mode, image_size=32, cold_start=cold_start, query_size=query_size, n_queries=n_queries, seed=seed, **named
+    )
+    splits = make_splits(n, 32)
+    apart = {*splits.val.ids, *splits.test.ids}
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(active_learning, "fit", lambda *_, **__: torch.ones(1))
+        begun = run_active_learning(experiment, splits, folder, strategy=own, device="cpu", progress=False)
+        for _ in zip(range(n_before), begun, strict=False):  # stopped in the middle
+            pass
+        rounds = run(folder, experiment, splits, strategy=own)
+    for one, after in pairwise(rounds):
+        queried = one.queries["image_id"].tolist()
+        pool = set(splits.train.ids) - set(one.labelled_ids)
+        assert set(queried) <= pool and len(set(queried)) == len(queried) == min(query_size, len(pool))
+        assert after.labelled_ids == (*one.labelled_ids, *queried)
+    for one in rounds:
+        assert len(set(one.labelled_ids)) == len(one.labelled_ids)
+        assert set(one.labelled_ids) <= set(splits.train.ids) and not set(one.labelled_ids) & apart
+        assert (one.test_dice is None) == (one is not rounds[-1])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nobody_but_the_oracle_reads_the_masks_of_the_training_split(tmp_path, mode):
+    experiment, splits = make_partial(mode, n_queries=2), make_splits()
+    run(tmp_path / "true", experiment, splits)
+    run(tmp_path / "noise", experiment, noise_for_masks(splits, "train"), oracle=Oracle(splits.train.masks))
+    assert contents(tmp_path / "noise") == contents(tmp_path / "true")
+
+
+@pytest.mark.parametrize("strategy", ["least_confidence", "mc_dropout"])
+def test_validation_and_test_masks_change_their_own_dice_alone(tmp_path, strategy):
+    experiment, splits = make_experiment(strategy=strategy, annotation="partial"), make_splits()
+    run(tmp_path / "true", experiment, splits)
+    for name, changed in (("val", "rounds.csv"), ("test", "test_dice.csv")):
+        run(tmp_path / name, experiment, noise_for_masks(splits, name))
+        before, after = contents(tmp_path / "true"), contents(tmp_path / name)
+        assert {file for file in SAME if before[file] != after[file]} == {changed}
+    old, new = (pd.read_csv(tmp_path / name / "rounds.csv") for name in ("true", "val"))
+    assert [column for column in old if not old[column].equals(new[column])] == ["val_dice"]
+
+
+def test_test_masks_are_read_in_the_last_round_alone(tmp_path, monkeypatch):
+    splits, looked, real = make_splits(), [], active_learning.evaluate
+
+    def watched(model, split, experiment):
+        looked.append(split.ids[0])
+        return real(model, split, experiment)
+
+    monkeypatch.setattr(active_learning, "evaluate", watched)
+    run(tmp_path, splits=splits)
+    assert looked == ["val0"] * 3 + ["test_0"]
