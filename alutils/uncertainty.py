@@ -16,7 +16,8 @@ from torch import nn
 from alutils.augment import normalize
 from alutils.compute import prepare, to_device
 from alutils.config import ConfigError, Experiment, did_you_mean
-from alutils.metrics import check_probabilities
+from alutils.metrics import check_probabilities, is_number
+from alutils.model import UNet
 from alutils.seeding import seeded
 
 REDUCTIONS: tuple[str, ...] = get_args(Experiment.model_fields["reduction"].annotation)
@@ -103,10 +104,10 @@ def mc_dropout_maps(
     stays in evaluation mode, and the model's weights, statistics and training flags are afterwards what they were.
     Memory does not grow with N: the moments are updated sample by sample.
 
-    A model with ``encode`` and ``decode`` (:class:`alutils.model.UNet`) encodes the batch once and decodes it N times,
-    where ``encode`` draws no random numbers; ``decode`` must leave the features as they are. Any other model, with
-    dropout layers (``nn.Dropout``, ``nn.Dropout2d``, ...) anywhere, runs N times as a whole. Without any, or with their
-    probabilities at 0, the predictions agree: ``std`` and ``mutual_information`` are 0 everywhere.
+    A model with ``encode`` and ``decode`` encodes the batch once and decodes it N times (:class:`alutils.model.UNet` by
+    its ``sampler``), where ``encode`` draws no random numbers; ``decode`` must leave the features as they are. Any
+    other model, with dropout layers (``nn.Dropout``, ``nn.Dropout2d``, ...) anywhere, runs N times as a whole. Without
+    any, or with their probabilities at 0, the predictions agree: ``std`` and ``mutual_information`` are 0 everywhere.
 
     Args:
         model: from normalized images to logits (N, 1, H, W), on the device where it is to run.
@@ -236,8 +237,9 @@ def image_score(
 
     Raises:
         ConfigError: if there is no such reduction, or its ``k`` or ``tau_u`` is out of range.
-        ValueError: if "band_mean" lacks fitting ``probabilities`` or, on a CPU, a map holds NaN or infinity. On an
-            accelerator the image's score is then NaN or infinite, which :func:`alutils.select_queries` refuses.
+        ValueError: if the maps have no pixels or are not of real numbers, "band_mean" lacks fitting ``probabilities``
+            or, on a CPU, a map holds NaN or infinity. On an accelerator the image's score is then NaN or infinite,
+            which :func:`alutils.select_queries` refuses.
 
     >>> probabilities = torch.tensor([[0.5, 0.25], [0.0, 1.0]]).view(2, 1, 1, 2)
     >>> image_score(least_confidence(probabilities)).tolist()  # smallest first: the first image
@@ -245,6 +247,9 @@ def image_score(
     """
     if reduction not in REDUCTIONS:
         raise ConfigError(f"reduction: there is no '{reduction}'; {did_you_mean(reduction, list(REDUCTIONS))}")
+    if not isinstance(maps, torch.Tensor) or maps.is_complex() or maps.ndim < 2 or not maps.shape[1:].numel():
+        got = f"{maps.dtype} {tuple(maps.shape)}" if isinstance(maps, torch.Tensor) else type(maps).__name__
+        raise ValueError(f"maps must be a tensor of real numbers of shape (N, 1, H, W), got {got}")
     pixels = maps.flatten(1).float()
     total = pixels.sum(1)
     if _looking_is_free(maps) and not total.isfinite().all():
@@ -259,8 +264,8 @@ def image_score(
         return zero + (pixels.kthvalue(middle[0], 1).values + pixels.kthvalue(middle[1], 1).values) / 2
     if reduction == "top_k":
         k = max(1, pixels.shape[1] // 100) if k is None else k
-        if not 1 <= k <= pixels.shape[1]:
-            raise ConfigError(f"k: must be from 1 to the {pixels.shape[1]} pixels of an image, got {k}")
+        if not is_number(k, whole=True) or not 1 <= k <= pixels.shape[1]:
+            raise ConfigError(f"k: must be from 1 to the {pixels.shape[1]} pixels of an image, got {k!r}")
         return zero + pixels.topk(k, dim=1, largest=not small_is_unsure, sorted=False).values.mean(1)
     return zero + _band_mean(pixels, maps.shape, probabilities, tau_u, if_empty=0.5 if small_is_unsure else 0.0)
 
@@ -268,10 +273,10 @@ def image_score(
 def _band_mean(
     pixels: torch.Tensor, shape: torch.Size, probabilities: torch.Tensor | None, tau_u: float, *, if_empty: float
 ) -> torch.Tensor:
-    if not 0 <= tau_u <= 0.5:
-        raise ConfigError(f"tau_u: must be from 0 to 0.5, got {tau_u}")
-    if probabilities is None or probabilities.shape != shape:
-        got = "none" if probabilities is None else f"shape {tuple(probabilities.shape)}"
+    if not is_number(tau_u) or not 0 <= tau_u <= 0.5:
+        raise ConfigError(f"tau_u: must be from 0 to 0.5, got {tau_u!r}")
+    if getattr(probabilities, "shape", None) != shape:
+        got = f"shape {tuple(probabilities.shape)}" if hasattr(probabilities, "shape") else "none"
         raise ValueError(f"band_mean needs probabilities of the maps' shape {tuple(shape)}, got {got}")
     band = least_confidence(probabilities).flatten(1) <= tau_u
     count = band.sum(1)
@@ -280,11 +285,15 @@ def _band_mean(
 
 def _widened(probabilities: torch.Tensor) -> torch.Tensor:
     """As float32 or float64, looked at where that costs no waiting for a device."""
+    if not isinstance(probabilities, torch.Tensor):
+        raise ValueError(
+            f"probabilities must be a tensor, got {type(probabilities).__name__}; torch.as_tensor makes one of numbers"
+        )
     if not probabilities.is_floating_point():
         raise ValueError(
             f"probabilities must be floating point, got {probabilities.dtype}; a mask is not a probability"
         )
-    if _looking_is_free(probabilities) and probabilities.numel():
+    if _looking_is_free(probabilities):
         check_probabilities(probabilities)
     return probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
 
@@ -313,7 +322,7 @@ def _random_part(model: nn.Module, images: torch.Tensor) -> Callable[[], torch.T
         before = _random_state(images.device)
         features = model.encode(images)
         if torch.equal(before, _random_state(images.device)):
-            return lambda: model.decode(features)
+            return model.sampler(features) if isinstance(model, UNet) else lambda: model.decode(features)
     return lambda: model(images)
 
 

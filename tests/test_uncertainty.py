@@ -351,7 +351,18 @@ def test_maps_are_the_moments_of_full_passes_with_the_same_dropout(precision, de
     maps = mc_dropout_maps(model, images, experiment, generator(5), n_samples=6)
     samples = full_passes(model, images, 6, seed=5, bfloat16=precision == "bfloat16", device=device)
     assert samples.std(0).max() > 0.02
-    assert_moments(maps, samples, atol=1e-5 if device == "cpu" else 1e-2)
+    # bfloat16 rounds otherwise where sums go in another order, see the next test
+    atol = {("cpu", "float32"): 1e-5, ("cpu", "bfloat16"): 2e-2}.get((device, precision), 1e-2)
+    assert_moments(maps, samples, atol)
+
+
+def test_sampling_in_bfloat16_is_as_near_to_float32_as_full_passes_in_bfloat16_are():
+    images, maps = pictures(), mc_dropout_maps(unet(), pictures(), Experiment(precision="bfloat16"), generator(5), 20)
+    exact = full_passes(unet(), images, 20, seed=5)
+    passes = full_passes(unet(), images, 20, seed=5, bfloat16=True)
+    for ours, theirs, truth in ((maps.mean, passes.mean(0), exact.mean(0)), (maps.std, passes.std(0), exact.std(0))):
+        error, usual = np.abs(ours.numpy() - truth), np.abs(theirs - truth)
+        assert 0 < error.mean() < 1.1 * usual.mean() and error.max() < 1.5 * usual.max()
 
 
 @pytest.mark.parametrize("layer", [nn.Dropout(0.3), nn.Dropout2d(0.3), nn.AlphaDropout(0.3)])
@@ -392,21 +403,20 @@ def set_mode(model, mode):
 
 @pytest.mark.parametrize("mode", ["training", "evaluation", "mixed"])
 @pytest.mark.parametrize("fails", [False, True])
-def test_sampling_leaves_the_model_as_it_was(mode, fails, monkeypatch):
+def test_sampling_leaves_the_model_as_it_was(mode, fails):
     model = set_mode(unet(), mode)
     flags_before = flags(model)
     state_before = {name: value.clone() for name, value in model.state_dict().items()}
     random_before = torch.get_rng_state()
     if fails:
-        decode, calls = model.decode, []
+        calls = []
 
-        def failing(features):
+        def failing(*_):
             calls.append(1)
             if len(calls) == 3:
                 raise RuntimeError("out of memory")
-            return decode(features)
 
-        monkeypatch.setattr(model, "decode", failing)
+        model.dropout.register_forward_hook(failing)
         with pytest.raises(RuntimeError, match="out of memory"):
             mc_dropout_maps(model, pictures(), FLOAT32, generator(), n_samples=4)
     else:
@@ -418,11 +428,11 @@ def test_sampling_leaves_the_model_as_it_was(mode, fails, monkeypatch):
     assert torch.equal(torch.get_rng_state(), random_before)
 
 
-def test_only_dropout_layers_are_in_training_mode_while_sampling(monkeypatch):
+def test_only_dropout_layers_are_in_training_mode_while_sampling():
     model, seen = set_mode(unet(), "training"), []
-    decode = model.decode
-    monkeypatch.setattr(model, "decode", lambda features: seen.append(flags(model)) or decode(features))
+    model.dropout.register_forward_hook(lambda *_: seen.append(flags(model)))
     mc_dropout_maps(model, pictures(), FLOAT32, generator(), n_samples=2)
+    assert len(seen) == 2
     for during in seen:
         assert [name for name, training in during.items() if training] == ["dropout"]
 
@@ -430,7 +440,7 @@ def test_only_dropout_layers_are_in_training_mode_while_sampling(monkeypatch):
 def test_the_encoder_runs_once_and_the_decoder_n_times():
     model, calls = unet(), []
     model.encoder.register_forward_hook(lambda *_: calls.append("encoder"))
-    model.decoder.register_forward_hook(lambda *_: calls.append("decoder"))
+    model.segmentation_head.register_forward_hook(lambda *_: calls.append("decoder"))
     mc_dropout_maps(model, pictures(), FLOAT32, generator(), n_samples=7)
     assert calls == ["encoder"] + ["decoder"] * 7
     calls.clear()
