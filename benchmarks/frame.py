@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import resource
 import statistics
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,73 @@ def in_turns(
     return times
 
 
+class Contender:
+    """A contender in a process of its own, which has only what its user would have, and waits while others work.
+
+    Settings such as the memory allocator's are a process's: a peer beside ours would profit from ours.
+
+    Args:
+        make: a function of a module's top level; it returns the work, there.
+        *arguments: what can be pickled.
+        threads: for torch.
+        device: to be waited for.
+    """
+
+    def __init__(self, make: Callable[..., Work], *arguments: object, threads: int, device: torch.device) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, theirs = spawn.Pipe()
+        # Not a daemon, as those may have no children, and a DataLoader has workers.
+        self._process = spawn.Process(target=_work_when_told, args=(theirs, make, arguments, threads, device))
+        self._process.start()
+        theirs.close()
+
+    def seconds(self) -> float:
+        """Of one turn."""
+        return self._ask("go")
+
+    def peak_mib(self) -> float:
+        """As :func:`peak_mib`, of all that the process has done."""
+        return self._ask("peak") / MIB
+
+    def _ask(self, what: str) -> float:
+        try:
+            self._pipe.send(what)
+            return self._pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise RuntimeError("a contender's process ended; its error is printed above") from None
+
+    def close(self) -> None:
+        """End the process, which ends by itself once nobody can ask it any more."""
+        self._pipe.close()
+        self._process.join()
+
+
+def apart_in_turns(
+    makers: Mapping[str, Sequence[Any]], repetitions: int, *, warm_up: int = 1, threads: int, device: torch.device
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """:func:`in_turns` for contenders in processes of their own, and the peak memory of each, MiB.
+
+    Args:
+        makers: of each contender, the function that makes it and its arguments, as for :class:`Contender`.
+        repetitions: turns that count.
+        warm_up: turns before them.
+        threads: for torch, in each process.
+        device: to be waited for.
+    """
+    with contextlib.ExitStack() as stack:
+        contenders = {}
+        for name, maker in makers.items():
+            contenders[name] = Contender(*maker, threads=threads, device=device)
+            stack.callback(contenders[name].close)
+        times: dict[str, list[float]] = {name: [] for name in contenders}
+        for repetition in range(repetitions + warm_up):
+            for name, contender in contenders.items():
+                taken = contender.seconds()
+                if repetition >= warm_up:
+                    times[name].append(taken)
+        return times, {name: contender.peak_mib() for name, contender in contenders.items()}
+
+
 def median_ratio(times: Mapping[str, Sequence[float]], name: str, over: str) -> float:
     """The median of the ratios of ``name`` to ``over``, turn by turn."""
     return statistics.median(a / b for a, b in zip(times[name], times[over], strict=True))
@@ -80,12 +149,6 @@ def in_own_process(work: Callable[..., Any], *arguments: object) -> Any:
         return pool.submit(work, *arguments).result()
 
 
-def run_once(make: Callable[..., Work], *arguments: object, threads: int) -> None:
-    """Make a contender and let it work, with so many threads: for :func:`peak_mib`."""
-    torch.set_num_threads(threads)
-    make(*arguments)()
-
-
 def report(out: Path, rows: Sequence[Mapping[str, Any]], device: torch.device, **about: Any) -> None:
     """Print the rows as a table, and write them with the machine and the versions."""
     table = pd.DataFrame(rows)
@@ -95,8 +158,22 @@ def report(out: Path, rows: Sequence[Mapping[str, Any]], device: torch.device, *
     print(f"written to {out}")
 
 
+def _work_when_told(
+    pipe: Connection, make: Callable[..., Work], arguments: Sequence[object], threads: int, device: torch.device
+) -> None:
+    torch.set_num_threads(threads)
+    work = make(*arguments)
+    with contextlib.suppress(EOFError):
+        while True:
+            pipe.send(seconds(work, device) if pipe.recv() == "go" else _peak_bytes())
+
+
 def _peak(work: Callable[..., object], arguments: Sequence[object]) -> int:
     work(*arguments)
+    return _peak_bytes()
+
+
+def _peak_bytes() -> int:
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

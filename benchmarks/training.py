@@ -3,10 +3,12 @@
     python benchmarks/training.py                      # 128 and 512 pixels, from synthetic files
     python benchmarks/training.py --data data/isic2018 # with that folder's files as well
 
-In turns, all on the same number of images:
+In turns, each in a process of its own, all on the same number of images:
 - ours: `fit` on resident uint8 images, augmented in batches;
 - the bare step: forward, loss, backward and optimizer on resident random tensors, in the same precision and layout;
 - the pipeline: a DataLoader of 2 workers that decode with Pillow and augment image by image with torchvision, float32.
+
+The bare step also in both precisions and memory layouts, to show what the product's choice is worth.
 
 The targets on 2 cores with AVX512-BF16: at most 1.08 of the bare step, at least 2.5 times the pipeline's images a
 second from files of 512 pixels and 5 times from files of 1,024 x 768.
@@ -14,14 +16,14 @@ second from files of 512 pixels and 5 times from files of 1,024 x 768.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from frame import Work, in_turns, median_ratio, parser, peak_mib, report, run_once, seconds
+from frame import Work, apart_in_turns, median_ratio, parser, report, seconds
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
@@ -104,10 +106,14 @@ def sgd(model: torch.nn.Module, experiment: Experiment) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=experiment.learning_rate, **settings)
 
 
-def bare_step(size: int, device: torch.device, precision: str = "auto") -> Work:
+def bare_step(size: int, device: torch.device, precision: str = "auto", layout: str | None = None) -> Work:
+    """``layout``: a name in torch; None: the product's choice. The allocator is set as for ours."""
     experiment, (batch_size, n) = experiment_for(size, device, precision), case(size, device)
     model = build_unet(encoder_weights=None).to(device).train()
     compute, optimizer = prepare(model, experiment), sgd(model, experiment)
+    if layout:
+        compute = compute._replace(layout=getattr(torch, layout))
+        model.to(memory_format=compute.layout)
     x = torch.randn(batch_size, 3, size, size, device=device).contiguous(memory_format=compute.layout)
     y = torch.rand(batch_size, 1, size, size, device=device).round()
 
@@ -133,6 +139,27 @@ def pipeline(size: int, device: torch.device, folder: Path) -> Work:
             optimizer.step()
 
     return work
+
+
+def layout_rows(size: int, device: torch.device, threads: int, repetitions: int) -> list[dict[str, Any]]:
+    """The bare step in both precisions and memory layouts, from which the product's choice follows."""
+    choices = list(itertools.product(("float32", "bfloat16"), ("contiguous_format", "channels_last")))
+    makers = {", ".join(choice): (bare_step, size, device, *choice) for choice in choices}
+    times, _ = apart_in_turns(makers, repetitions, threads=threads, device=device)
+    batch_size, n = case(size, device)
+    return [
+        {
+            "size": size,
+            "batch_size": batch_size,
+            "precision": precision,
+            "layout": layout,
+            "contender": "bare step",
+            "step_s": statistics.median(times[name]) / (n // batch_size),
+            "images_per_s": n / statistics.median(times[name]),
+            "over_float32_contiguous": median_ratio(times, name, "float32, contiguous_format"),
+        }
+        for name, (precision, layout) in zip(makers, choices, strict=True)
+    ]
 
 
 def write_files(folder: Path, n: int, width: int, height: int) -> Path:
@@ -183,25 +210,23 @@ def main() -> None:
     }
     if settings.data:
         folders["ISIC 2018"] = training_folder(settings.data)
-    small_files = folders["512 x 512"]
-    memory = {
-        name: peak_mib(partial(run_once, threads=settings.threads), make, MEMORY_SIZE, device, *more)
-        for name, make, more in (("ours", ours, ()), ("bare", bare_step, ()), ("pipeline", pipeline, (small_files,)))
-    }
     torch.set_num_threads(settings.threads)
     rows: list[dict[str, Any]] = []
+    memory: dict[str, float] = {}
     for size in settings.sizes:
         batch_size, n = case(size, device)
         cases = [("auto", {})]
         if size == MEMORY_SIZE:
             cases = [("auto", {f"pipeline, {name}": path for name, path in folders.items()}), ("float32", {})]
         for precision, paths in cases:
-            contenders = {
-                "ours": ours(size, device, precision),
-                "bare step": bare_step(size, device, precision),
-                **{name: pipeline(size, device, path) for name, path in paths.items()},
+            makers = {
+                "ours": (ours, size, device, precision),
+                "bare step": (bare_step, size, device, precision),
+                **{name: (pipeline, size, device, path) for name, path in paths.items()},
             }
-            times = in_turns(contenders, settings.repetitions, device=device)
+            times, peaks = apart_in_turns(makers, settings.repetitions, threads=settings.threads, device=device)
+            if paths:
+                memory = peaks
             for name, taken in times.items():
                 own = precision if not name.startswith("pipeline") else "float32"
                 rows.append(
@@ -216,6 +241,7 @@ def main() -> None:
                         "it_over_ours": median_ratio(times, name, "ours"),
                     }
                 )
+        rows += layout_rows(size, device, settings.threads, settings.repetitions)
     steps = {row["size"]: row["step_s"] for row in reversed(rows) if row["contender"] == "ours"}
     peaks = {str(size): share_of_peak(size, device, step) for size, step in steps.items()}
     print("peak memory, MiB:", {name: round(value) for name, value in memory.items()})

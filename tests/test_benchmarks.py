@@ -22,6 +22,37 @@ if __name__ == "__main__":
 """
 
 
+APART = """
+import json
+import multiprocessing
+import os
+import sys
+import time
+import torch
+sys.path.insert(0, {!r})
+import frame
+
+def note(folder, name, fails=False):
+    kept = bytearray(300 * 2**20 if name == "b" else 1)
+    if fails:
+        raise KeyError("no such thing")
+
+    def work():
+        child = multiprocessing.get_context("fork").Process(target=time.time)
+        child.start()
+        child.join()
+        with open(folder + "/calls", "a") as file:
+            print(name, os.getpid(), torch.get_num_threads(), child.exitcode, len(kept) > 0, file=file)
+    return work
+
+if __name__ == "__main__":
+    folder, *fails = sys.argv[1:]
+    makers = {{name: (note, folder, name, bool(fails)) for name in "ab"}}
+    times, peaks = frame.apart_in_turns(makers, 2, threads=1, device=torch.device("cpu"))
+    print(json.dumps([{{name: len(taken) for name, taken in times.items()}}, peaks, os.getpid()]))
+"""
+
+
 @pytest.fixture
 def frame(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
@@ -34,6 +65,29 @@ def test_contenders_go_in_turns_and_the_warm_up_does_not_count(frame):
     times = frame.in_turns(contenders, repetitions=2, warm_up=1)
     assert calls == ["a", "b"] * 3
     assert {name: len(taken) for name, taken in times.items()} == {"a": 2, "b": 2}
+
+
+def run_apart(folder, *arguments):
+    script = folder / "apart.py"
+    script.write_text(APART.format(str(BENCHMARKS)))
+    return subprocess.run([sys.executable, script, folder, *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_contenders_apart_work_in_turns_each_in_a_process_of_its_own_that_may_have_children(tmp_path):
+    done = run_apart(tmp_path)
+    counts, peaks, parent = json.loads(done.stdout)
+    calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+    assert [name for name, *_ in calls] == ["a", "b"] * 3
+    assert counts == {"a": 2, "b": 2}
+    processes = {(name, process) for name, process, *_ in calls}
+    assert len(processes) == 2 and len({process for _, process in processes} | {str(parent)}) == 3
+    assert {(threads, exit_code) for _, _, threads, exit_code, _ in calls} == {("1", "0")}
+    assert 250 < peaks["b"] - peaks["a"] < 350
+
+
+def test_a_contender_that_cannot_be_made_ends_the_benchmark_with_its_error(tmp_path):
+    done = run_apart(tmp_path, "fails")
+    assert done.returncode != 0 and "no such thing" in done.stderr and "process ended" in done.stderr
 
 
 def test_the_ratio_is_the_median_of_the_turns_and_not_that_of_the_medians(frame):
