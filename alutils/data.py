@@ -6,12 +6,14 @@ Files or the synthetic generator become a :class:`Splits` once; from there on no
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 
 
 class DataError(ValueError):
@@ -31,17 +33,30 @@ def lesion_area(masks: torch.Tensor) -> torch.Tensor:
 
 
 def picture_sums(pictures: torch.Tensor) -> torch.Tensor:
-    """The sum of each picture's bytes, eight at a time, wherever it overflows: int64 (N,), on the pictures' device.
+    """A number for each picture that changes with any one of its bits, int64 (N,), on the device of ``pictures``.
 
-    Equal pictures have equal sums, and a flipped bit changes its picture's. One pass, as fast as memory is read.
+    It is the sum, modulo 2^64, of the picture's bytes taken eight at a time, so that one pass over the memory is all it
+    costs. Different pictures can have equal sums, for instance where groups of eight bytes change places.
 
     Args:
-        pictures: uint8, (N, C, H, W), with C * H * W a multiple of eight.
+        pictures: uint8, (N, C, H, W).
 
-    >>> picture_sums(torch.ones(1, 1, 4, 4, dtype=torch.uint8)).item() == 2 * 0x0101010101010101
-    True
+    Raises:
+        ValueError: if ``pictures`` is of another type or number of dimensions.
+
+    >>> pictures = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+    >>> pictures[1, 0, 2, 1] = 3  # the second byte of its group
+    >>> picture_sums(pictures).tolist()
+    [0, 768]
     """
-    return pictures.contiguous().flatten(1).view(torch.int64).sum(1)
+    if pictures.dtype != torch.uint8 or pictures.ndim != 4:
+        raise ValueError(f"pictures must be uint8 (N, C, H, W), got {pictures.dtype} {tuple(pictures.shape)}")
+    pixels = pictures.flatten(1).contiguous()
+    if pixels.shape[1] % 8:
+        pixels = F.pad(pixels, (0, -pixels.shape[1] % 8))
+    if pixels.storage_offset() % 8:  # a view from the middle of another tensor
+        pixels = pixels.clone()
+    return pixels.view(torch.int64).sum(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +129,20 @@ class Split:
 
     @property
     def checksum(self) -> str:
-        """16 hexadecimal digits that change with any id and any bit of the images and masks."""
-        sums = torch.stack([picture_sums(self.images), picture_sums(self.masks)]).cpu().numpy()
-        return hashlib.sha256("\n".join(self.ids).encode() + sums.tobytes()).hexdigest()[:16]
+        """16 hexadecimal digits that change with any id, the size, or any one bit of an image or a mask.
+
+        Computed anew at each access, by one pass over the pixels on the device where they lie.
+
+        >>> images, masks = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+        >>> Split(images, masks, ("a",)).checksum
+        'ada20cb52dbeda5a'
+        >>> Split(images, masks, ("b",)).checksum
+        '2d9dd5531247f13e'
+        """
+        digest = hashlib.sha256(json.dumps([self.ids, list(self.images.shape)]).encode())
+        for pictures in (self.images, self.masks):
+            digest.update(picture_sums(pictures).cpu().numpy().astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,31 +203,34 @@ class Splits:
         return pd.DataFrame(rows).set_index("split")
 
 
-def identical_pictures(splits: Splits) -> pd.DataFrame:
-    """The images that lie in two splits, pixel by pixel the same under different ids: leaks into the evaluation.
+def identical_pictures(splits: Splits, *, image_sums: Sequence[torch.Tensor] | None = None) -> pd.DataFrame:
+    """Images that lie in two splits under different ids: the model would be evaluated on what it was trained on.
 
     Args:
-        splits: see :class:`Splits`; the masks are not looked at.
+        splits: the pictures; compared at the size at which they are there.
+        image_sums: :func:`picture_sums` of the images of train, val and test, where they are known already.
 
     Returns:
-        A row a pair: ``first_split``, ``first_id``, ``second_split``, ``second_id``.
+        A row for each pair of images of two splits that are equal in all pixels, with ``first_split``, ``first_id``,
+        ``second_split`` and ``second_id``; train comes before val, and val before test.
 
-    >>> images, masks = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
-    >>> splits = Splits(*(Split(images + value, masks, (name,)) for name, value in (("a", 0), ("b", 1), ("c", 0))))
+    >>> images, masks = torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+    >>> images[1], images[2] = 1, 2
+    >>> splits = Splits(*(Split(images[i], masks[i], ids) for i, ids in (([0, 1], "ab"), ([2], "c"), ([0], "d"))))
     >>> identical_pictures(splits).values.tolist()
-    [['train', 'a', 'test', 'c']]
+    [['train', 'a', 'test', 'd']]
     """
-    named = [(name, getattr(splits, name)) for name in ("train", "val", "test")]
-    sums = {name: picture_sums(split.images).tolist() for name, split in named}
-    rows = []
-    for (first_name, first), (second_name, second) in combinations(named, 2):
-        places: dict[int, list[int]] = {}
-        for i, total in enumerate(sums[first_name]):
-            places.setdefault(total, []).append(i)
-        rows += [
-            (first_name, first.ids[i], second_name, second.ids[j])
-            for j, total in enumerate(sums[second_name])
-            for i in places.get(total, [])
-            if torch.equal(first.images[i], second.images[j])
-        ]
-    return pd.DataFrame(rows, columns=["first_split", "first_id", "second_split", "second_id"])
+    named = {"train": splits.train, "val": splits.val, "test": splits.test}
+    if image_sums is None:
+        image_sums = [picture_sums(split.images) for split in named.values()]
+    rows_with: dict[int, list[tuple[str, int]]] = {}
+    for name, sums in zip(named, image_sums, strict=True):
+        for row, total in enumerate(sums.tolist()):
+            rows_with.setdefault(total, []).append((name, row))
+    pairs = [
+        (first, named[first].ids[i], second, named[second].ids[j])
+        for places in rows_with.values()
+        for (first, i), (second, j) in combinations(places, 2)
+        if first != second and torch.equal(named[first].images[i], named[second].images[j])
+    ]
+    return pd.DataFrame(pairs, columns=["first_split", "first_id", "second_split", "second_id"])

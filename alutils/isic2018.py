@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import os
 import shutil
+import stat
 import sys
 import threading
 import warnings
@@ -24,7 +27,7 @@ from filelock import FileLock, Timeout
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from alutils.data import DataError, Split, Splits, identical_pictures
+from alutils.data import DataError, Split, Splits, identical_pictures, picture_sums
 from alutils.files import CannotWrite, remove_leftovers, replacing
 from alutils.progress import progress_bar
 
@@ -42,6 +45,8 @@ _FORMAT_VERSION = 2  # of the cache; raise it when the decoding or the layout of
 _EXTENSIONS = {".jpg", ".jpeg", ".png"}
 _FORMATS = ("JPEG", "PNG")  # Pillow is not to try its other decoders on a mislabelled file
 _MASK_SUFFIX = "_segmentation"
+_MOST_NAMED = 10  # pairs of identical images in the warning
+_CHECKSUM_BYTES = 32  # SHA-256, at the end of the cache
 _EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 
 # The kinds of problem, in the order in which they are reported, each with its remedy.
@@ -86,9 +91,16 @@ def load_isic2018(
 ) -> Splits:
     """The images and masks of ISIC 2018 Task 1, squashed to squares as in section IV-D.
 
-    The first call decodes every file and writes a cache; later calls map the cache into memory and hold it against its
-    checksum. It is made anew when a file changes or a bit of it did, and can be deleted at any time. A subset of the
-    official files works too: :func:`isic2018_report` says how much is there.
+    The first call decodes every file and writes a cache; later calls map the cache into memory. It is made anew when a
+    file changes, and can be deleted at any time. A subset of the official files works too: :func:`isic2018_report`
+    says how much is there.
+
+    Pixels are taken as they are stored: an orientation in the EXIF data is ignored, in images and in masks alike, so
+    that the two stay on one another. Of files with several frames the first is taken, and transparency is dropped. The
+    checksums in PNG files are verified; JPEG has none, so that damage which still decodes cannot be seen there.
+
+    The cache carries a checksum that each opening verifies. Images of two splits that are equal in all pixels are
+    warned of at each opening: the model would be evaluated on what it was trained on.
 
     Args:
         root: the folder with the six official folders (:data:`FOLDERS`), as :func:`alutils.download.download_isic2018`
@@ -110,9 +122,6 @@ def load_isic2018(
         DataError: if a folder is missing, or any file is missing, broken or not what it should be. One message lists
             them all with the remedies, and no cache is written.
 
-    Warns:
-        UserWarning: if an image lies in two splits under different ids, or a damaged cache is made anew.
-
     >>> load_isic2018("no/such/folder")
     Traceback (most recent call last):
     alutils.data.DataError: ISIC 2018 cannot be read from no/such/folder: ...
@@ -124,14 +133,16 @@ def load_isic2018(
         )
     if degenerate_masks not in ("error", "keep"):
         raise ValueError(f'degenerate_masks must be "error" or "keep", got {degenerate_masks!r}')
-    if n_workers is not None and not (isinstance(n_workers, int) and n_workers >= 1):
+    if n_workers is not None and not (type(n_workers) is int and n_workers >= 1):
         raise ValueError(f"n_workers must be None or an integer of at least 1, got {n_workers!r}")
 
-    root = Path(root).expanduser()
+    root = _expanded("root", root)
+    if cache_dir:
+        cache_dir = _expanded("cache_dir", cache_dir)
     listing, problems, fingerprint = _list_files(root)
     decode = partial(_decode_all, listing, image_size, degenerate_masks == "error", n_workers or _cpu_cores())
     if problems:
-        raise _data_error(root, problems + decode())
+        raise _data_error(root, problems + decode()[0])
 
     # The policy is part of the key, so that masks which "keep" let through never reach a call with "error".
     settings = f"{_FORMAT_VERSION} {image_size} {degenerate_masks}"
@@ -139,16 +150,42 @@ def load_isic2018(
     path = _cache_folder(cache_dir) / f"isic2018-{image_size}-{key}.npy"
     n_bytes = sum(len(pairs) for pairs in listing.values()) * 4 * image_size**2
 
-    splits = _open_cache(path, n_bytes, listing, image_size)
-    if splits is None:
+    cache = _open_cache(path, n_bytes, image_size)
+    if cache is None:
         with _one_process_at_a_time(path):
-            splits = _open_cache(path, n_bytes, listing, image_size, warn=True)  # another process may have written it
-            if splits is None:
-                remove_leftovers(path.parent, path.name)
-                _write_cache(path, n_bytes, listing, image_size, root, decode)
-                splits = _open_cache(path, n_bytes, listing, image_size)
-    _warn_of_identical_pictures(splits)
+            cache = _open_cache(path, n_bytes, image_size, warn=True)  # by now another process may have written it
+            if cache is None:
+                _write_cache(path, n_bytes, decode, root)
+                cache = _open_cache(path, n_bytes, image_size)
+    if cache is None:
+        raise DataError(
+            f"the decode cache {path} does not hold what was just written to it: check the disk, or pass another "
+            "cache_dir"
+        )
+    splits, image_sums = _as_splits(*cache, listing)
+    _warn_of_identical_pictures(root, identical_pictures(splits, image_sums=image_sums))
     return splits
+
+
+def _expanded(name: str, path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except (TypeError, RuntimeError) as error:  # not a path; or ~nobody
+        raise ValueError(f"{name} must be the path of a folder, got {path!r}: {error}") from None
+
+
+def _warn_of_identical_pictures(root: Path, pairs: pd.DataFrame) -> None:
+    if pairs.empty:
+        return
+    shown = [
+        f"{p.first_id} ({p.first_split}) = {p.second_id} ({p.second_split})" for p in pairs[:_MOST_NAMED].itertuples()
+    ]
+    more = f", ... ({len(pairs)} pairs)" if len(pairs) > _MOST_NAMED else ""
+    warnings.warn(
+        f"ISIC 2018 in {root} has identical images in two splits: {_printable(', '.join(shown))}{more}; remedy: "
+        "take one of each out: the model would be evaluated on what it was trained on",
+        stacklevel=3,
+    )
 
 
 def isic2018_report(splits: Splits) -> pd.DataFrame:
@@ -172,7 +209,17 @@ def isic2018_report(splits: Splits) -> pd.DataFrame:
 
 def _list_files(root: Path) -> tuple[_Listing, list[_Problem], str]:
     """All pairs, the problems that the names alone show, and a hash of all names, sizes and times of change."""
-    _check_folders(root)
+    try:
+        _check_folders(root)
+        return _list_folders(root)
+    except OSError as error:
+        raise DataError(
+            f"ISIC 2018 cannot be read from {root}: {error.filename}: {error.strerror}; remedy: check the permissions "
+            "and the disk"
+        ) from None
+
+
+def _list_folders(root: Path) -> tuple[_Listing, list[_Problem], str]:
     listing: _Listing = {}
     problems: list[_Problem] = []
     digest = hashlib.sha256()
@@ -187,7 +234,7 @@ def _list_files(root: Path) -> tuple[_Listing, list[_Problem], str]:
                 elif path.stem.endswith(_MASK_SUFFIX):
                     pairs.setdefault(path.stem.removesuffix(_MASK_SUFFIX), _Pair()).masks.append(path)
                 else:
-                    problems.append(_Problem("mask's name", f"{folder}/{name}"))
+                    problems.append(_Problem("mask's name", _short(path)))
         listing[split] = dict(sorted(pairs.items()))
     return listing, problems + _check_names(listing), digest.hexdigest()
 
@@ -200,8 +247,8 @@ def _image_files(folder: Path) -> list[tuple[str, int, int]]:
             if entry.name.startswith(".") or Path(entry.name).suffix.lower() not in _EXTENSIONS:
                 continue
             try:
-                stat = entry.stat()
-                found.append((entry.name, stat.st_size, stat.st_mtime_ns))
+                status = entry.stat()
+                found.append((entry.name, status.st_size, status.st_mtime_ns))
             except OSError:  # a broken link: decoding it will say so, together with the other problems
                 found.append((entry.name, -1, -1))
     return sorted(found)
@@ -216,11 +263,14 @@ def _check_folders(root: Path) -> None:
         return
 
     lines = [f"ISIC 2018 cannot be read from {root}:"]
-    lines += [f"  the folder {name} is missing" for name in missing]
+    lines += [
+        f"  {name} is a file, not a folder" if (root / name).is_file() else f"  the folder {name} is missing"
+        for name in missing
+    ]
     lines += [f"  the folder {name} holds no JPEG or PNG files" for name in empty]
     if root.is_dir():
         inside = sorted(child.name for child in root.iterdir() if not child.name.startswith("."))
-        shown = ", ".join(inside[:12]) + (f", ... ({len(inside)} in all)" if len(inside) > 12 else "")
+        shown = _printable(", ".join(inside[:12])) + (f", ... ({len(inside)} in all)" if len(inside) > 12 else "")
         lines.append(f"found in {root}: {shown or 'nothing'}")
         deeper = [child for child in sorted(root.iterdir()) if any((child / name).is_dir() for name in names)]
         for child in deeper:
@@ -249,13 +299,13 @@ def _check_names(listing: _Listing) -> list[_Problem]:
                 if len(paths) > 1:
                     problems.append(_Problem("several files of one name", ", ".join(_short(p) for p in paths)))
             if not pair.masks:
-                mask = f"{mask_folder}/{name}{_MASK_SUFFIX}.png"
+                mask = _short(Path(mask_folder, f"{name}{_MASK_SUFFIX}.png"))
                 problems.append(_Problem("missing mask", f"{mask} of {_short(pair.images[0])}"))
             if not pair.images:
-                image = f"{image_folder}/{name}.jpg"
+                image = _short(Path(image_folder, f"{name}.jpg"))
                 problems.append(_Problem("missing image", f"{image} of {_short(pair.masks[0])}"))
             if name in split_of:
-                problems.append(_Problem("id in two splits", f"{name}: {split_of[name]} and {split}"))
+                problems.append(_Problem("id in two splits", f"{_printable(name)}: {split_of[name]} and {split}"))
             split_of[name] = split
     return problems
 
@@ -271,7 +321,12 @@ def _data_error(root: Path, problems: list[_Problem]) -> DataError:
 
 
 def _short(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
+    return _printable(f"{path.parent.name}/{path.name}")
+
+
+def _printable(text: str) -> str:
+    """Line breaks and bytes that are no text, as Python escapes them: a message names each file on one line."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 # --- decoding --------------------------------------------------------------------------------------------------------
@@ -279,18 +334,24 @@ def _short(path: Path) -> str:
 
 def _decode_all(
     listing: _Listing, image_size: int, refuse_degenerate: bool, n_workers: int, file: BinaryIO | None = None
-) -> list[_Problem]:
-    """Decode every file in threads, write the pictures to ``file`` from its position on, and return all problems.
+) -> tuple[list[_Problem], torch.Tensor]:
+    """Decode every file in threads and write the pictures to ``file`` from its position on.
 
-    For each split all images follow each other, then all masks.
+    The pictures are planes of ``image_size**2`` bytes. For each split all images (three planes each: red, green, blue)
+    follow each other, then all masks.
+
+    Returns:
+        All problems, and the sum of each plane (:func:`alutils.data.picture_sums`) in the order of the file.
     """
     area = image_size**2
-    position = file.tell() if file else 0
-    jobs = []
+    start = file.tell() if file else 0
+    jobs: list[tuple[_Pair, int, int]] = []  # with the number of the image's first plane and of the mask's
+    n_planes = 0
     for pairs in listing.values():
-        masks_at = position + 3 * area * len(pairs)
-        jobs += [(pair, position + 3 * area * i, masks_at + area * i) for i, pair in enumerate(pairs.values())]
-        position = masks_at + area * len(pairs)
+        masks_at = n_planes + 3 * len(pairs)
+        jobs += [(pair, n_planes + 3 * i, masks_at + i) for i, pair in enumerate(pairs.values())]
+        n_planes = masks_at + len(pairs)
+    sums = torch.zeros(n_planes, dtype=torch.int64)
     writing = threading.Lock()
 
     def work(job: tuple[_Pair, int, int]) -> list[_Problem]:
@@ -299,19 +360,24 @@ def _decode_all(
         if file and not problems:
             with writing:  # here and not by the caller, so that decoded pictures never pile up in memory
                 for at, array in ((image_at, images[0]), (mask_at, masks[0])):
-                    file.seek(at)
-                    file.write(array.tobytes())
+                    planes = torch.from_numpy(np.ascontiguousarray(array))
+                    sums[at : at + len(planes)] = picture_sums(planes[:, None])
+                    file.seek(start + area * at)
+                    file.write(planes.numpy())
         return problems
 
     pool = ThreadPoolExecutor(n_workers)  # Pillow lets go of the interpreter's lock while it works
     label = f"decoding ISIC 2018 at {image_size} x {image_size}"
     problems: list[_Problem] = []
     try:
-        with progress_bar(label, len(jobs), "image") as bar:
+        # Filters hold for all threads. Pillow warns of large photographs, of palettes and of odd metadata: what it
+        # can decode is right, and what it cannot decode raises an error.
+        with warnings.catch_warnings(), progress_bar(label, len(jobs), "image") as bar:
+            warnings.filterwarnings("ignore", module=r"PIL\.")
             for found in pool.map(work, jobs):
                 problems += found
                 bar.update()
-        return problems
+        return problems, sums
     finally:
         pool.shutdown(cancel_futures=True)  # an interrupt or a full disk ends the work at once
 
@@ -367,10 +433,18 @@ def _decode_mask(path: Path, image_size: int) -> tuple[np.ndarray, tuple[int, in
 
 
 def _open_image(path: Path) -> Image.Image:
+    kind = path.stat().st_mode
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # opening a pipe would wait for a writer, for ever
+        raise OSError(errno.EINVAL, "is a pipe, a socket or a device, not a file")
     image = Image.open(path, formats=_FORMATS)
-    if image.mode not in _EIGHT_BIT_MODES:
+    stored = str(image.tile[0][3]) if image.tile else image.mode
+    if image.mode not in _EIGHT_BIT_MODES or "16" in stored:  # Pillow cuts 16-bit colours down to 8 in silence
         image.close()
-        raise ValueError(f"has pixels of type {image.mode}; store 8 bits a channel")
+        raise ValueError(f"has pixels of type {stored}; store 8 bits a channel")
+    if image.format == "PNG":  # decoding does not compare the checksums of the pixels' chunks
+        with image:
+            image.verify()
+        image = Image.open(path, formats=_FORMATS)
     return image
 
 
@@ -407,81 +481,80 @@ def _cache_folder(cache_dir: str | Path | None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _cannot_write(folder, error.strerror) from None
+        raise _cannot_write(folder, error) from None
     return folder
 
 
-def _cannot_write(path: Path, reason: str) -> DataError:
+def _cannot_write(path: Path, error: OSError) -> DataError:
+    reason = error.reason if isinstance(error, CannotWrite) else error.strerror or error
     return DataError(
         f"the decode cache {path} cannot be written ({reason}): pass another cache_dir, or set ALUTILS_CACHE"
     )
 
 
-def _checksum(splits: Splits) -> bytes:
-    """What the file of the cache ends with."""
-    return "".join(split.checksum for split in (splits.train, splits.val, splits.test)).encode()
+def _header(n_bytes: int) -> bytes:
+    """The header of a NumPy file of ``n_bytes`` bytes; a multiple of 64 bytes long."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (n_bytes,)})
+    return header.getvalue()
 
 
-def _open_cache(path: Path, n_bytes: int, listing: _Listing, image_size: int, *, warn: bool = False) -> Splits | None:
-    """The cache mapped into memory (writes go to private pages), or None if there is none or it is damaged."""
+def _checksum(plane_sums: torch.Tensor) -> bytes:
+    return hashlib.sha256(plane_sums.numpy().astype("<i8").tobytes()).digest()
+
+
+def _open_cache(
+    path: Path, n_bytes: int, image_size: int, *, warn: bool = False
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The planes of the cache and their sums, or None if there is no cache or it is damaged.
+
+    The file is a NumPy header, the planes in the layout of :func:`_decode_all`, and the checksum of their sums. It is
+    mapped into memory, and what is written to the planes goes to private pages.
+    """
     if not path.exists():
         return None
+    header = _header(n_bytes)
     try:
-        flat = np.lib.format.open_memmap(path, mode="c")  # never unpickles: the header is a literal, the rest bytes
-        if flat.dtype != np.uint8 or flat.shape != (n_bytes,) or path.stat().st_size < flat.offset + n_bytes:
-            raise ValueError(f"holds {flat.dtype} {flat.shape}, not {n_bytes} bytes")
-        splits = _as_splits(flat, listing, image_size)
         with path.open("rb") as file:
-            file.seek(flat.offset + n_bytes)
-            if file.read() != _checksum(splits):
-                raise ValueError("differs from its checksum")
-    except Exception as error:  # NumPy raises several types on a damaged header
+            if (size := os.fstat(file.fileno()).st_size) != len(header) + n_bytes + _CHECKSUM_BYTES:
+                raise ValueError(f"it has {size} bytes instead of {len(header) + n_bytes + _CHECKSUM_BYTES}")
+            if file.read(len(header)) != header:
+                raise ValueError("its header is not the one that was written")
+            flat = np.memmap(file, np.uint8, mode="c", offset=len(header), shape=(n_bytes,))
+            file.seek(-_CHECKSUM_BYTES, os.SEEK_END)
+            stored = file.read()
+        planes = torch.from_numpy(flat).view(-1, image_size, image_size)
+        sums = picture_sums(planes[:, None])
+        if _checksum(sums) != stored:
+            raise ValueError("its pixels do not fit its checksum")
+    except (OSError, ValueError) as error:
         if warn:
             warnings.warn(f"the decode cache {path} is damaged and is made anew: {error}", stacklevel=3)
         return None
-    return splits
+    return planes, sums
 
 
 def _write_cache(
-    path: Path,
-    n_bytes: int,
-    listing: _Listing,
-    image_size: int,
-    root: Path,
-    decode: Callable[[BinaryIO], list[_Problem]],
+    path: Path, n_bytes: int, decode: Callable[[BinaryIO], tuple[list[_Problem], torch.Tensor]], root: Path
 ) -> None:
-    """Decode into the file, unless there are problems; its checksum follows."""
-    free = shutil.disk_usage(path.parent).free
-    if free < n_bytes:
-        raise DataError(
-            f"the decode cache needs {n_bytes / 1e9:.1f} GB in {path.parent}, where {free / 1e9:.1f} GB are free: "
-            "make room, pass another cache_dir or a smaller image_size, or set ALUTILS_CACHE"
-        )
+    """Decode into a file beside ``path`` that takes its place, unless there are problems. The lock must be held."""
     try:
-        with replacing(path) as unfinished:
-            with unfinished.open("wb") as file:
-                header = {"descr": "|u1", "fortran_order": False, "shape": (n_bytes,)}
-                np.lib.format.write_array_header_1_0(file, header)
-                problems = decode(file)
+        remove_leftovers(path.parent, path.name)
+        free = shutil.disk_usage(path.parent).free
+        if free < n_bytes:
+            raise DataError(
+                f"the decode cache needs {n_bytes / 1e9:.1f} GB in {path.parent}, where {free / 1e9:.1f} GB are free: "
+                "make room, pass another cache_dir or a smaller image_size, or set ALUTILS_CACHE"
+            )
+        with replacing(path) as unfinished, unfinished.open("wb") as file:
+            file.write(_header(n_bytes))
+            problems, sums = decode(file)
             if problems:
                 raise _data_error(root, problems)
-            flat = np.lib.format.open_memmap(unfinished, mode="c")
-            with unfinished.open("ab") as file:
-                file.write(_checksum(_as_splits(flat, listing, image_size)))
-    except CannotWrite as error:
-        raise _cannot_write(path, error.reason) from None
-
-
-def _warn_of_identical_pictures(splits: Splits) -> None:
-    pairs = identical_pictures(splits)
-    if len(pairs):
-        shown = "; ".join(f"{a} {b} and {c} {d}" for a, b, c, d in pairs.head(10).itertuples(index=False))
-        more = f"; ... ({len(pairs)} pairs)" if len(pairs) > 10 else ""
-        warnings.warn(
-            f"the same image lies in two splits: {shown}{more}; take one of each out, or the model is evaluated on "
-            "what it was trained on",
-            stacklevel=3,
-        )
+            file.seek(0, os.SEEK_END)
+            file.write(_checksum(sums))
+    except OSError as error:
+        raise _cannot_write(path, error) from None
 
 
 @contextmanager
@@ -493,19 +566,20 @@ def _one_process_at_a_time(path: Path) -> Iterator[None]:
         tqdm.write(f"waiting for the process that decodes into {path}", file=sys.stderr)
         lock.acquire()
     except OSError as error:
-        raise _cannot_write(path, error.strerror) from None
+        raise _cannot_write(path, error) from None
     try:
         yield
     finally:
         lock.release()
 
 
-def _as_splits(flat: np.memmap, listing: _Listing, image_size: int) -> Splits:
-    """Views of the mapped file in the layout of :func:`_decode_all`."""
-    areas = torch.from_numpy(flat).view(-1, image_size, image_size)
-    splits = []
+def _as_splits(planes: torch.Tensor, sums: torch.Tensor, listing: _Listing) -> tuple[Splits, list[torch.Tensor]]:
+    """Views of the planes in the layout of :func:`_decode_all`, and the sums of the images of each split."""
+    splits, image_sums = [], []
     for pairs in listing.values():
         n = len(pairs)
-        images, masks, areas = areas[: 3 * n], areas[3 * n : 4 * n], areas[4 * n :]
+        images, masks, planes = planes[: 3 * n], planes[3 * n : 4 * n], planes[4 * n :]
         splits.append(Split(images.unflatten(0, (n, 3)), masks.unflatten(0, (n, 1)), tuple(pairs)))
-    return Splits(*splits)
+        image_sums.append(sums[: 3 * n].view(n, 3).sum(1))
+        sums = sums[4 * n :]
+    return Splits(*splits), image_sums
