@@ -629,8 +629,8 @@ def _write_tensors(path: Path, content: Mapping[str, Any], *, keep: Path | None 
     with replacing(path, keep=keep) as temporary, temporary.open("wb") as file:
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # torch's own, raised while it handles the system's
-            if isinstance(error.__context__, OSError):
+        except RuntimeError as error:
+            if error.__context__ is not None:  # a full disk or Ctrl-C, which torch's own error would hide
                 raise error.__context__ from None
             raise
 

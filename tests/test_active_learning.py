@@ -1,14 +1,6 @@
-"""The loop of Fig. 1: what arms share, what is queried, what is read of the masks, and that a stop changes nothing.
-
-``python tests/test_active_learning.py 20`` kills a run twenty times.
-"""
+"""The loop of Fig. 1: what arms share, what is queried, what is read of the masks, and that a stop changes nothing."""
 
 import json
-import multiprocessing
-import random
-import sys
-import tempfile
-import time
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -682,63 +674,3 @@ def test_a_run_that_dies_at_any_file_goes_on_as_if_it_had_not(tmp_path, undistur
     assert lives > 6
     assert_same_rounds(again, rounds)
     assert contents(tmp_path) == contents(folder)
-
-
-def _run_in_child(folder, annotation, n_queries):
-    torch.set_num_threads(1)
-    run(folder, make_partial(annotation, n_queries=n_queries), make_splits(4 + 2 * n_queries + 2))
-
-
-def kill_and_compare(folder, n_kills, n_queries, seed=0):
-    """Kill runs ``n_kills`` times with SIGKILL at random moments; each one's files must be an undisturbed run's.
-
-    Every other run is of full annotation, those between of the mode that rewrites masks after each round.
-
-    Returns:
-        The number of rounds that were on disk at each kill.
-    """
-    folder, rng, on_disk, n_runs = Path(folder), random.Random(seed), [], 0
-    context = multiprocessing.get_context("forkserver")  # forks from a process that has imported torch, and no more
-    context.set_forkserver_preload(["alutils.active_learning"])
-    modes = ("partial-refreshed", "full")
-
-    def start(name, mode):
-        child = context.Process(target=_run_in_child, args=(folder / name, mode, n_queries))
-        child.start()
-        return child
-
-    start("first", "full").join()  # which also waits for the imports
-    expected, duration = {}, {}
-    for mode in modes:
-        began = time.perf_counter()
-        start(mode, mode).join()
-        duration[mode] = time.perf_counter() - began
-        expected[mode] = contents(folder / mode)
-    while len(on_disk) < n_kills:
-        name, mode = str(n_runs), modes[n_runs % 2]
-        child = start(name, mode)
-        child.join(rng.uniform(0, duration[mode]))
-        if child.exitcode is None:
-            child.kill()
-            child.join()
-            rounds = folder / name / "rounds.csv"
-            on_disk.append(len(pd.read_csv(rounds)) if rounds.exists() else 0)
-            continue
-        assert child.exitcode == 0 and contents(folder / name) == expected[mode]
-        n_runs += 1
-    last = start(str(n_runs), modes[n_runs % 2])
-    last.join()
-    assert last.exitcode == 0 and contents(folder / str(n_runs)) == expected[modes[n_runs % 2]]
-    return on_disk
-
-
-def test_a_run_killed_at_random_moments_goes_on_as_if_it_had_not_been(tmp_path):
-    assert len(kill_and_compare(tmp_path, n_kills=3, n_queries=2)) == 3
-
-
-if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as scratch:
-        n = int(sys.argv[1]) if len(sys.argv) > 1 else 20
-        print(
-            f"killed {n} times with so many rounds on disk: {kill_and_compare(scratch, n, n_queries=6)}; files the same"
-        )

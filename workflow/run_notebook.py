@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 from contextlib import nullcontext
 from datetime import UTC, datetime
@@ -82,6 +83,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how a cluster stops a job; as Ctrl-C
     try:
         main()
     except KeyboardInterrupt:

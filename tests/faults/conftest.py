@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from alutils.records import provenance
+
+BAD_INPUT = ("tests/test_bad_pictures.py", "tests/test_bad_settings.py")  # a test there is a case
 FULL = os.environ.get("ALUTILS_FAULTS") == "full"
 RESULT = Path(__file__).resolve().parent.parent.parent / "results" / "faults.json"
 
@@ -35,14 +38,16 @@ def pytest_terminal_summary(terminalreporter):
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.getreports(outcome):
             failed += outcome != "passed"
+            survived["bad input"] += outcome == "passed" and report.nodeid.startswith(BAD_INPUT)
             for name, value in report.user_properties if report.when == "call" else ():
                 if name == "fault":
                     survived[value[0]] += value[1]
+    survived = {fault: n for fault, n in sorted(survived.items()) if n}
     if not survived:
         return
     terminalreporter.section("faults injected and survived")
-    for fault, n in sorted(survived.items()):
+    for fault, n in survived.items():
         terminalreporter.line(f"{n:6d}  {fault}")
     if FULL:
-        content = {"survived": dict(sorted(survived.items())), "failed_tests": failed}
+        content = {"machine": provenance(), "survived": survived, "failed_tests": failed}
         RESULT.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,117 @@
+"""Many runs with many deaths, and one long run: nothing is lost, and nothing grows that need not."""
+
+import gc
+import json
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from itertools import product
+
+import numpy as np
+import psutil
+from test_active_learning import contents, disks, make_experiment, run
+from tiny import assert_as_if_undisturbed
+from tiny_batch import TINY, kill_family, make_project
+
+from alutils import Experiment, Splits, make_synthetic, run_active_learning
+
+ARMS = ("random", "entropy")
+
+
+class Killer(threading.Thread):
+    """Watches the jobs below a Snakemake process and kills the ``chosen`` ones, each once at a random moment.
+
+    How long jobs live it learns from those that ended; until then it takes less than the imports need.
+    """
+
+    def __init__(self, snakemake, chosen, killed):
+        super().__init__(daemon=True)
+        self.snakemake, self.chosen, self.killed = psutil.Process(snakemake.pid), chosen, killed
+        self.lives, self.over = [3.0], threading.Event()
+
+    def run(self):
+        born, ends = {}, {}
+        while not self.over.wait(0.02):
+            jobs = jobs_below(self.snakemake)
+            for process in born.keys() - jobs.keys():
+                self.lives.append(time.monotonic() - born.pop(process))
+            for process in jobs.keys() - born.keys():
+                born[process] = time.monotonic()
+                if (name := jobs[process]) in self.chosen - self.killed:
+                    ends[process] = born[process] + random.Random(name).uniform(0, np.median(self.lives))
+            for process in [one for one, end in ends.items() if time.monotonic() > end]:
+                del ends[process]
+                if process in jobs:
+                    del born[process]
+                    self.killed.add(jobs[process])
+                    kill_family(process)
+
+
+def jobs_below(snakemake):
+    """{process: the run's name}, of the jobs at work."""
+    found = {}
+    try:
+        for process in snakemake.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # it ended just now
+                program = process.cmdline()
+                if len(program) > 2 and program[1].endswith("run_notebook.py"):
+                    found[process] = json.loads(program[2])["name"].rpartition("/")[2]
+    except psutil.NoSuchProcess:
+        return {}
+    return found
+
+
+def test_a_batch_whose_jobs_are_killed_loses_no_run(tmp_path, times, tally):
+    seeds = range(times(6, 200) // len(ARMS))
+    names = [f"{arm}-seed{seed}" for arm in ARMS for seed in seeds]
+    chosen, killed = set(random.Random(0).sample(names, len(names) // 5)), set()
+    project, log = tmp_path / "project", tmp_path / "log.txt"
+    make_project(project)
+    targets = [f"runs/quick/04_image_al/{name}/done.json" for name in names]
+    options = ["--profile", "workflow/local", "--cores", "2", "--config", f"strategies={' '.join(ARMS)}"]
+    options += [f"seeds={' '.join(map(str, seeds))}", f"overrides={json.dumps(TINY)}"]
+    command = [sys.executable, "-m", "snakemake", *targets, *options]
+    for _ in range(3):
+        with log.open("w") as said, subprocess.Popen(command, cwd=project, stdout=said, stderr=said) as batch:
+            killer = Killer(batch, chosen, killed)
+            killer.start()
+            status = batch.wait()
+            killer.over.set()
+            killer.join()
+        if status == 0:
+            break
+    assert status == 0, log.read_text()
+    assert killed
+
+    images = make_synthetic(*TINY["n_synthetic"], image_size=Experiment.from_profile("quick").image_size)
+    for arm, seed in product(ARMS, seeds):
+        name = f"{arm}-seed{seed}"
+        run(tmp_path / name, Experiment.from_profile("quick", **TINY, strategy=arm, seed=seed), images)
+        assert_as_if_undisturbed(project / "runs/quick/04_image_al" / name / name, contents(tmp_path / name))
+        shutil.rmtree(tmp_path / name)
+    tally("SIGKILL of a job of a batch with all its processes", len(killed))
+
+
+def test_a_long_run_needs_no_more_memory_files_or_threads_as_it_goes_on(tmp_path, times):
+    """A round leaves the masks of its query, which are 1 KiB here, and its tables, for the run to write all anew.
+
+    pandas keeps a weak reference in a table for each that is made of it and sweeps them out by the hundred: some 0.15
+    MiB a round, which does not rise with the rounds. The activations of one image in training are 10 MiB, a model is
+    45 MiB. Freed memory may stay with the allocator, for single rounds in blocks of one layer's weights: so the median
+    round counts, and that all rounds together do not add up to two models.
+    """
+    n_rounds = times(24, 200)
+    experiment = make_experiment(cold_start=8, query_size=1, n_queries=n_rounds - 1, batch_size=8)
+    splits = Splits(disks(n_rounds + 8, "train"), disks(3, "val"), disks(3, "test_"))
+    me, seen = psutil.Process(), []
+    for _ in run_active_learning(experiment, splits, tmp_path, device="cpu", progress=False):
+        gc.collect()
+        seen.append((me.memory_info().rss / 2**20, me.num_fds(), me.num_threads()))
+    memory, files, threads = np.array(seen)[n_rounds // 2 :].T
+    assert len(seen) == n_rounds
+    assert np.median(np.diff(memory)) < 0.25 and memory[-1] - memory[0] < 90, memory
+    assert files.min() == files.max() and threads.min() == threads.max()

@@ -1,0 +1,64 @@
+"""The batch with tiny runs, and how to kill its processes."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "workflow"))
+
+from batch import Batch  # noqa: E402
+
+TINY = {"n_synthetic": [10, 4, 4], "cold_start": 4, "query_size": 2, "n_queries": 2, "epochs": 1}
+"""Overrides of the profile quick."""
+
+ARM = """
+import alutils
+from alutils.notebook import open_workspace
+
+parameters = {"profile": profile, "data_root": data_root, "device": device, "overrides": overrides}
+work = open_workspace("04_image_al", output_dir=output_dir, seed=seed, strategy=strategy, **parameters)
+folder = work.output_dir / f"{strategy}-seed{seed}"
+_ = list(alutils.run_active_learning(work.experiment, work.splits, folder, device=str(work.device), progress=False))
+"""
+"""Notebook 04 but for its explanations and pictures."""
+
+SUMMARY = """
+from pathlib import Path
+
+Path(output_dir).mkdir(parents=True, exist_ok=True)
+_ = Path(output_dir, "summary.md").write_text("")
+"""
+
+
+def make_project(folder):
+    """A copy of the batch; its notebook 04 runs its arm and no more, the others do nothing."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("workflow", "alutils", "profiles", "notebooks"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    shutil.copy(ROOT / "Snakefile", folder)
+    for path in (folder / "notebooks").glob("0*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        parameters = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+        code = ARM if path.stem == "04_image_al" else SUMMARY
+        notebook.cells = [*parameters, nbformat.v4.new_code_cell(code.strip())]
+        nbformat.write(notebook, path)
+
+
+def kill_family(process):
+    """SIGKILL for a process and all that it started, which cannot start more meanwhile."""
+    process.suspend()
+    family = [process, *process.children(recursive=True)]
+    for one in family:
+        try:
+            one.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def job(name, **config):
+    """What the batch hands to ``run_notebook.py`` for the job of this name."""
+    return Batch(config).job(name)
