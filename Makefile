@@ -1,7 +1,8 @@
 # make reproduce   set up, then run the batch on the CPU with the quick profile; writes runs/quick/ and figures/quick/
 # make plan        what make reproduce would run
 # make test        set up, then run all tests
-# make test-faults inject all faults of tests/faults, for twenty minutes; writes results/faults.json
+# make test-faults inject all faults, and all bad input, for twenty minutes; writes results/faults.json
+# make audit       ask pip-audit for known vulnerabilities of the installed packages; needs the internet
 # make lab         set up, then open the notebooks in JupyterLab
 # make bench       run all benchmarks, for half an hour on a quiet machine; writes results/bench/; DATA= as well
 # make notebooks   run the committed notebooks in place, at default parameters, and the exercises with their solutions
@@ -24,7 +25,7 @@ EXERCISES := $(sort $(wildcard notebooks/exercises/*.ipynb))
 SNAKEMAKE = $(BIN)/snakemake --profile workflow/local --cores $(CORES)
 CONFIG = --config profile="$(PROFILE)" data="$(DATA)" seeds="$(SEEDS)"
 
-.PHONY: reproduce plan test test-faults lab bench notebooks exercises site clean
+.PHONY: reproduce plan test test-faults audit lab bench notebooks exercises site clean
 
 reproduce: .venv/installed
 	$(SNAKEMAKE) $(CONFIG)
@@ -40,7 +41,12 @@ test: .venv/installed
 	  $(BIN)/python -m pytest -n $(CORES) --dist loadfile --nbval-lax --nbval-current-env $(NOTEBOOKS)
 
 test-faults: .venv/installed
-	ALUTILS_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal tests/faults
+	ALUTILS_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal tests/faults \
+	  tests/test_bad_pictures.py tests/test_bad_settings.py tests/test_leakage.py tests/test_shell_safety.py
+
+audit: .venv/installed
+	$(BIN)/pip install --quiet pip-audit
+	$(BIN)/pip-audit --skip-editable
 
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks
