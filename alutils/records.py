@@ -512,7 +512,7 @@ def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
         device: what the run computes on.
 
     Returns:
-        Plain values for JSON. ``git_commit`` and ``git_dirty`` (uncommitted changes of tracked files) are None where
+        Plain values for JSON. ``git_commit`` and ``git_dirty`` (uncommitted changes, but for results) are None where
         the package does not lie in a git checkout of its own.
 
     >>> sorted(provenance())[:4]
@@ -774,7 +774,9 @@ def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _git_state(root: Path) -> tuple[str | None, bool | None]:
-    """The commit, and whether there are uncommitted changes, of the checkout whose top folder is ``root``."""
+    """The commit of the checkout whose top folder is ``root``, and whether it was changed since but for results."""
+    results = ("results/*.csv", "results/*.json", "results/*SHA256SUMS", "figures")
+    code = ("--", ".", *(f":(exclude){path}" for path in results))
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
@@ -783,7 +785,7 @@ def _git_state(root: Path) -> tuple[str | None, bool | None]:
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
             return None, None  # the package is installed somewhere below another project's checkout
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no", *code))
     except (OSError, subprocess.SubprocessError):
         return None, None
 

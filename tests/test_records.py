@@ -100,9 +100,13 @@ def test_the_commit_is_gits_and_null_outside_a_checkout(tmp_path):
     assert _git_state(tmp_path) == (None, None)
     git("init")
     assert _git_state(tmp_path) == (None, None)  # nothing committed yet
-    (tmp_path / "file").write_text("1")
-    git("add", "file")
+    result = tmp_path / "results" / "bench" / "one.json"
+    result.parent.mkdir(parents=True)
+    for file in (tmp_path / "file", result):
+        file.write_text("1")
+    git("add", ".")
     git("commit", "-m", "first")
+    result.write_text("2")
     assert _git_state(tmp_path) == (git("rev-parse", "HEAD"), False)
     (tmp_path / "file").write_text("2")
     assert _git_state(tmp_path) == (git("rev-parse", "HEAD"), True)
