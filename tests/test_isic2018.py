@@ -1,6 +1,5 @@
 """The ISIC 2018 reader: every fault in the files is named, pictures are right, and nothing is decoded twice."""
 
-import multiprocessing
 import os
 from pathlib import Path
 
@@ -534,35 +533,3 @@ def test_an_interrupt_leaves_nothing_behind_and_the_next_call_works(root, monkey
             load_isic2018(root, 32)
     assert cached(root) == []
     assert len(load_isic2018(root, 32).train) == 2
-
-
-def load_in_process(root, log, barrier, queue):
-    """Runs in a process of its own: logs each decoded id, and starts together with its siblings."""
-    decode_pair = isic2018._decode_pair
-
-    def logged(pair, *args):
-        with Path(log).open("a") as file:
-            file.write(f"{pair.images[0].stem}\n")
-        return decode_pair(pair, *args)
-
-    isic2018._decode_pair = logged
-    barrier.wait(120)
-    splits = load_isic2018(root, 32)
-    queue.put(int(splits.train.images.sum()))
-
-
-def test_of_several_processes_that_start_at_once_one_decodes_and_all_get_the_same(root, tmp_path):
-    # New interpreters as with "spawn", but torch, which takes seconds, is imported once for the three.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["alutils.isic2018"])
-    barrier, queue = context.Barrier(3), context.Queue()
-    log = tmp_path / "log.txt"
-    processes = [context.Process(target=load_in_process, args=(root, log, barrier, queue)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    sums = [queue.get(timeout=120) for _ in processes]
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert sorted(log.read_text().split()) == ["ISIC_1", "ISIC_2", "ISIC_3", "ISIC_4"]
-    assert sums == [int(load_isic2018(root, 32).train.images.sum())] * 3

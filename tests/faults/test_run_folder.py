@@ -6,7 +6,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -15,8 +15,9 @@ import torch
 
 from alutils.active_learning import run_active_learning
 from alutils.config import Experiment
+from alutils.figures import draw_loop, show_figure
 from alutils.files import CannotWrite
-from alutils.records import TABLES, RecordsError, load_results
+from alutils.records import TABLES, RecordsError, load_results, write_results, write_table, write_text
 from alutils.synthetic import make_synthetic
 
 TABLE_FILES = [f"{name}.csv" for name in TABLES if name != "timing"]  # the others do not depend on the clock
@@ -212,6 +213,40 @@ def test_a_read_only_disk_is_named_before_any_work_and_a_finished_run_can_be_rea
         assert len(run(disk / "finished")) == 3
         assert len(load_results(disk / "finished")["runs"]) == 1
     tally("read-only disk", 2)
+
+
+def write_a_figure(folder):
+    show_figure(draw_loop(), "The loop.", save_as=folder / "fig1")
+
+
+def write_a_table(folder):
+    write_table(folder / "table1", pd.DataFrame({"test": [86.25] * 2000}))
+
+
+def write_a_summary(folder):
+    write_text(folder / "summary.md", "# Results\n" * 2000)
+
+
+def collect(folder):
+    noise = torch.rand(2000, generator=torch.Generator().manual_seed(0))
+    write_results(folder, {"test_dice": pd.DataFrame({"dice": noise})})
+
+
+@pytest.mark.parametrize("write", [write_a_figure, write_a_table, write_a_summary, collect])
+def test_a_full_or_read_only_disk_leaves_figures_and_results_as_they_were(tmp_path, tally, write):
+    with small_disk(tmp_path / "disk", 2**20) as disk:
+        write(disk / "out")
+        before = {path: path.read_bytes() for path in (disk / "out").iterdir()}
+        with suppress(OSError), (disk / "ballast").open("wb") as file:
+            file.write(bytes(2**21))
+        for reason, option in (("No space left on device", "rw"), ("Read-only file system", "ro")):
+            subprocess.run(["mount", "-o", f"remount,{option}", str(disk)], check=True)
+            with pytest.raises(CannotWrite, match=f"{disk}/out/.* cannot be written \\({reason}\\): .* unchanged"):
+                write(disk / "out")
+            assert {path: path.read_bytes() for path in (disk / "out").iterdir()} == before
+        subprocess.run(["mount", "-o", "remount,rw,size=8m", str(disk)], check=True)
+        write(disk / "out")
+    tally("full or read-only disk under figures and results", 2)
 
 
 # Two processes
