@@ -41,7 +41,8 @@ test: .venv/installed
 	  $(BIN)/python -m pytest -n $(CORES) --dist loadfile --nbval-lax --nbval-current-env $(NOTEBOOKS)
 
 test-faults: .venv/installed
-	ALUTILS_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal tests/faults \
+	ALUTILS_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal --durations 10 \
+	  tests/faults/test_soak.py tests/faults \
 	  tests/test_bad_pictures.py tests/test_bad_settings.py tests/test_leakage.py tests/test_shell_safety.py
 
 audit: .venv/installed

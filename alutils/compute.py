@@ -66,7 +66,7 @@ def keep_freed_memory() -> bool:
     """Let this process keep what a pass through the network frees, for the next one; whether that could be had.
 
     The GNU C library gives large blocks back to the system at once, and gets them anew, page by page, for every layer:
-    a quarter of the time at 512 x 512 (``benchmarks/allocator.py``). Other C libraries are left alone.
+    about a fifth of the time at 512 x 512 (``benchmarks/allocator.py``). Other C libraries are left alone.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ from alutils.model import UNet
 from alutils.packed import PackedMasks
 from alutils.training import TrainingDiverged
 
-TABLES = ("rounds", "queries", "annotations", "audit", "test_dice", "timing")
+_ROUND_TABLES = ("queries", "annotations", "audit")
+TABLES = ("rounds", *_ROUND_TABLES, "test_dice", "timing")
 """The tables of a run, each a CSV file of that name."""
 
 CHECKSUMS = "SHA256SUMS"
@@ -102,6 +104,17 @@ class Round:
     def test_dice(self) -> float | None:
         """Mean Dice of the test images, 0 to 1; None before the last round."""
         return None if self.test_dice_per_image is None else self.test_dice_per_image.double().mean().item()
+
+    # All rounds are written anew after each. What of them goes to disk is made once: it saves time, and pandas would
+    # note within the tables each column and part that is taken of them, so that memory grew with every round.
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        return _plain(self)
+
+    @cached_property
+    def _rows(self) -> dict[str, str]:
+        return {name: _csv(getattr(self, name), header=False) for name in _ROUND_TABLES}
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +220,7 @@ class RunFolder:
             "labelled": state.labelled.indices,
             "masks": state.labelled.masks.bits.cpu(),
             "human": state.labelled.human.bits.cpu(),
-            "rounds": [_plain(one) for one in state.rounds],
+            "rounds": [one._content for one in state.rounds],
         }
         _write_tensors(self.path / "state.pt", content, keep=self.path / "state.previous.pt")
         self._write_tables(state, splits)
@@ -289,9 +302,9 @@ class RunFolder:
         rounds = state.rounds
         timing = [(one.number, phase, seconds) for one in rounds for phase, seconds in one.seconds.items()]
         write_csv(self.path / "rounds.csv", _round_table(rounds, self.record["experiment"]["batch_size"]))
-        for name in ("queries", "annotations", "audit"):
-            table = pd.concat([getattr(one, name) for one in rounds], ignore_index=True)
-            write_csv(self.path / f"{name}.csv", table)
+        for name in _ROUND_TABLES:
+            header = _csv(getattr(rounds[-1], name)[:0])
+            write_text(self.path / f"{name}.csv", header + "".join(one._rows[name] for one in rounds))
         write_csv(self.path / "timing.csv", pd.DataFrame(timing, columns=["round", "phase", "seconds"]))
         if state.finished:
             dice = rounds[-1].test_dice_per_image.double().numpy()
@@ -556,7 +569,7 @@ def write_text(path: str | Path, text: str) -> None:
     '# Results'
     """
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_csv(path: str | Path, table: pd.DataFrame) -> None:
@@ -568,8 +581,7 @@ def write_csv(path: str | Path, table: pd.DataFrame) -> None:
     >>> bool(pd.read_csv(path)["third"][0] == 1 / 3)
     True
     """
-    with replacing(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+    write_text(path, _csv(table))
 
 
 def write_table(stem: str | Path, table: pd.DataFrame) -> None:
@@ -691,6 +703,10 @@ def _from_plain(number: int, plain: Mapping[str, Any], annotated: torch.Tensor, 
         model=None,
         labels=None,
     )
+
+
+def _csv(table: pd.DataFrame, *, header: bool = True) -> str:
+    return table.to_csv(index=False, header=header, lineterminator="\n")
 
 
 def _columns(table: pd.DataFrame) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ import json
 import subprocess
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -64,19 +65,20 @@ def test_json_numbers_read_back_exactly(tmp_path):
     assert np.array(json.loads((tmp_path / "a.json").read_text())["x"]).tobytes() == NUMBERS.tobytes()
 
 
-def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     write_json(tmp_path / "a.json", {"x": 1})
     with pytest.raises(ValueError):
         write_json(tmp_path / "a.json", {"x": float("nan")})  # not JSON
 
-    class Broken(pd.DataFrame):
-        def to_csv(self, path, **_):
-            path.write_text("x\n1")
-            raise OSError("disk full")
+    def broken(path, *_, **__):
+        path.write_bytes(b"x\n1")
+        raise OSError("disk full")
 
     write_csv(tmp_path / "a.csv", pd.DataFrame({"x": [1]}))
+    monkeypatch.setattr(Path, "write_text", broken)
     with pytest.raises(OSError, match="disk full"):
-        write_csv(tmp_path / "a.csv", Broken({"x": [2]}))
+        write_csv(tmp_path / "a.csv", pd.DataFrame({"x": [2]}))
+    monkeypatch.undo()
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
     assert (tmp_path / "a.csv").read_bytes() == b"x\n1\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.json"]

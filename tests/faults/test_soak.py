@@ -2,12 +2,14 @@
 
 import gc
 import json
+import multiprocessing
 import random
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from itertools import product
 
@@ -65,6 +67,15 @@ def jobs_below(snakemake):
     return found
 
 
+def undisturbed(folder, arm, seed):
+    """The tables of one run of the batch, made without it."""
+    experiment = Experiment.from_profile("quick", **TINY, strategy=arm, seed=seed)
+    run(folder, experiment, make_synthetic(*experiment.n_synthetic, image_size=experiment.image_size))
+    tables = contents(folder)
+    shutil.rmtree(folder)
+    return tables
+
+
 def test_a_batch_whose_jobs_are_killed_loses_no_run(tmp_path, times, tally):
     seeds = range(times(6, 200) // len(ARMS))
     names = [f"{arm}-seed{seed}" for arm in ARMS for seed in seeds]
@@ -87,24 +98,25 @@ def test_a_batch_whose_jobs_are_killed_loses_no_run(tmp_path, times, tally):
     assert status == 0, log.read_text()
     assert killed
 
-    images = make_synthetic(*TINY["n_synthetic"], image_size=Experiment.from_profile("quick").image_size)
-    for arm, seed in product(ARMS, seeds):
-        name = f"{arm}-seed{seed}"
-        run(tmp_path / name, Experiment.from_profile("quick", **TINY, strategy=arm, seed=seed), images)
-        assert_as_if_undisturbed(project / "runs/quick/04_image_al" / name / name, contents(tmp_path / name))
-        shutil.rmtree(tmp_path / name)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["alutils.active_learning"])
+    with ProcessPoolExecutor(2, context) as pool:
+        folders = [tmp_path / name for name in names]
+        for name, tables in zip(
+            names, pool.map(undisturbed, folders, *zip(*product(ARMS, seeds), strict=True)), strict=True
+        ):
+            assert_as_if_undisturbed(project / "runs/quick/04_image_al" / name / name, tables)
     tally("SIGKILL of a job of a batch with all its processes", len(killed))
 
 
 def test_a_long_run_needs_no_more_memory_files_or_threads_as_it_goes_on(tmp_path, times):
     """A round leaves the masks of its query, which are 1 KiB here, and its tables, for the run to write all anew.
 
-    pandas keeps a weak reference in a table for each that is made of it and sweeps them out by the hundred: some 0.15
-    MiB a round, which does not rise with the rounds. The activations of one image in training are 10 MiB, a model is
-    45 MiB. Freed memory may stay with the allocator, for single rounds in blocks of one layer's weights: so the median
-    round counts, and that all rounds together do not add up to two models.
+    The activations of one image in training are 10 MiB, a model is 45 MiB. Freed memory may stay with the allocator,
+    for single rounds in blocks of one layer's weights: so the median round counts, and that all rounds together do not
+    add up to two models.
     """
-    n_rounds = times(24, 200)
+    n_rounds = times(24, 120)
     experiment = make_experiment(cold_start=8, query_size=1, n_queries=n_rounds - 1, batch_size=8)
     splits = Splits(disks(n_rounds + 8, "train"), disks(3, "val"), disks(3, "test_"))
     me, seen = psutil.Process(), []
