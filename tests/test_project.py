@@ -1,5 +1,6 @@
 """The files around the code say the same as each other."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -45,3 +46,10 @@ def test_citation_names_the_project_and_the_paper():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert citation["version"] == project["version"]
     assert citation["preferred-citation"]["title"].startswith("Combining Image and Region Uncertainty")
+
+
+def test_the_readme_says_how_many_faults_were_injected():
+    counts = json.loads((ROOT / "results" / "faults.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    for fault, n in counts["survived"].items():
+        assert f"| {fault} | {n:,} |" in readme

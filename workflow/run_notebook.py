@@ -10,10 +10,12 @@ when a training diverged: that is an outcome, which notebook 06 lists, and the o
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
 import sys
+import threading
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,9 +84,19 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+def stop(*_: object) -> None:
+    asked_to_stop.set()
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how a cluster stops a job; as Ctrl-C
+    asked_to_stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # the second is how a cluster stops a job
+        signal.signal(number, stop)
     try:
         main()
-    except KeyboardInterrupt:
+    except BaseException:  # where the kernel ended first, an error that says so
+        if not asked_to_stop.is_set():
+            raise
+        logging.getLogger("asyncio").disabled = True  # it would tell of the kernel's end too, and after us
         sys.exit("stopped; it goes on when the batch is started again")

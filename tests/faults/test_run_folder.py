@@ -72,7 +72,7 @@ def test_a_flipped_bit_in_a_state_never_gives_another_number(stopped, tmp_path, 
     """Each flip is noticed, or is in bytes that mean nothing: then all that is read is as it was written."""
     from alutils.records import _read_tensors
 
-    rng, n = random.Random(0), times(60, 400)
+    rng, n = random.Random(0), times(60, 1000)
     content, path = (stopped / "state.pt").read_bytes(), tmp_path / "state.pt"
     expected = parameters(torch.load(stopped / "state.pt", weights_only=True))
     n_noticed = 0
@@ -186,7 +186,7 @@ def small_disk(folder, n_bytes):
 
 def test_a_disk_that_is_full_at_any_file_stops_the_run_and_more_room_lets_it_go_on(finished, tmp_path, times, tally):
     size = sum(path.stat().st_size for path in finished.iterdir())
-    rng, n, n_full = random.Random(2), times(4, 16), 0
+    rng, n, n_full = random.Random(2), times(4, 30), 0
     for attempt in range(n):
         with small_disk(tmp_path / str(attempt), rng.randrange(2**16, int(1.6 * size))) as disk:
             folder = disk / "run"
