@@ -2,7 +2,6 @@
 
 import gc
 import json
-import multiprocessing
 import random
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from itertools import product
 import numpy as np
 import psutil
 from test_active_learning import contents, disks, make_experiment, run
+from test_kill_and_resume import CONTEXT
 from tiny import assert_as_if_undisturbed
 from tiny_batch import TINY, kill_family, make_project
 
@@ -98,9 +98,7 @@ def test_a_batch_whose_jobs_are_killed_loses_no_run(tmp_path, times, tally):
     assert status == 0, log.read_text()
     assert killed
 
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["alutils.active_learning"])
-    with ProcessPoolExecutor(2, context) as pool:
+    with ProcessPoolExecutor(2, CONTEXT) as pool:
         folders = [tmp_path / name for name in names]
         for name, tables in zip(
             names, pool.map(undisturbed, folders, *zip(*product(ARMS, seeds), strict=True)), strict=True
@@ -116,7 +114,7 @@ def test_a_long_run_needs_no_more_memory_files_or_threads_as_it_goes_on(tmp_path
     for single rounds in blocks of one layer's weights: so the median round counts, and that all rounds together do not
     add up to two models.
     """
-    n_rounds = times(24, 120)
+    n_rounds = times(24, 200)
     experiment = make_experiment(cold_start=8, query_size=1, n_queries=n_rounds - 1, batch_size=8)
     splits = Splits(disks(n_rounds + 8, "train"), disks(3, "val"), disks(3, "test_"))
     me, seen = psutil.Process(), []
