@@ -3,9 +3,7 @@
 import multiprocessing
 import os
 import random
-import shutil
 import signal
-import subprocess
 import warnings
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_disk import remount, small_disk
 
 from alutils import isic2018
 from alutils.data import DataError
@@ -96,57 +95,33 @@ def test_a_truncated_cache_is_made_anew(root, expected, tmp_path, times, tally):
 # --- the disk --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def disk(tmp_path):
-    """A function that mounts a disk of so many bytes, which the test may fill or make read-only."""
-    mounted = []
-
-    def mount(size):
-        folder = tmp_path / "disk"
-        folder.mkdir()
-        command = shutil.which("mount")
-        if (
-            not command
-            or subprocess.run(
-                [command, "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
-            ).returncode
-        ):
-            pytest.skip("a tmpfs can be mounted by root only")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", "-l", folder], check=True)
-
-
 def leftovers(folder):
     return [path.name for path in folder.iterdir() if path.suffix != ".lock"]
 
 
 @pytest.mark.parametrize("filled_before", [True, False], ids=["before", "while decoding"])
-def test_a_full_disk_is_one_error_and_leaves_nothing(root, expected, disk, tally, monkeypatch, filled_before):
-    folder = disk("16k")  # the cache takes 24 kB
+def test_a_full_disk_is_one_error_and_leaves_nothing(root, expected, tmp_path, tally, monkeypatch, filled_before):
     if not filled_before:  # another process fills the disk after we looked
         monkeypatch.setattr(isic2018.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**12}))
-    with pytest.raises(DataError, match="make room" if filled_before else "cannot be written.*cache_dir") as caught:
-        load_isic2018(root, 32, cache_dir=folder)
-    assert str(folder) in str(caught.value) and caught.value.__suppress_context__ is not filled_before
-    assert leftovers(folder) == []
-    subprocess.run(["mount", "-o", "remount,size=1m", folder], check=True)
-    assert torch.equal(pixels(load_isic2018(root, 32, cache_dir=folder)), expected)
+    with small_disk(tmp_path / "disk", "16k") as folder:  # the cache takes 24 kB
+        with pytest.raises(DataError, match="make room" if filled_before else "cannot be written.*cache_dir") as caught:
+            load_isic2018(root, 32, cache_dir=folder)
+        assert str(folder) in str(caught.value) and caught.value.__suppress_context__ is not filled_before
+        assert leftovers(folder) == []
+        remount(folder, "size=1m")
+        assert torch.equal(pixels(load_isic2018(root, 32, cache_dir=folder)), expected)
     tally("full disk under the decode cache", 1)
 
 
-def test_a_read_only_disk_is_one_error_and_a_sound_cache_on_it_is_read(root, expected, disk, tally):
-    folder = disk("1m")
-    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
-    with pytest.raises(DataError, match="cannot be written.*cache_dir"):
+def test_a_read_only_disk_is_one_error_and_a_sound_cache_on_it_is_read(root, expected, tmp_path, tally):
+    with small_disk(tmp_path / "disk", "1m") as folder:
+        remount(folder, "ro")
+        with pytest.raises(DataError, match="cannot be written.*cache_dir"):
+            load_isic2018(root, 32, cache_dir=folder)
+        remount(folder, "rw")
         load_isic2018(root, 32, cache_dir=folder)
-    subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
-    load_isic2018(root, 32, cache_dir=folder)
-    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
-    assert torch.equal(pixels(load_isic2018(root, 32, cache_dir=folder)), expected)
+        remount(folder, "ro")
+        assert torch.equal(pixels(load_isic2018(root, 32, cache_dir=folder)), expected)
     tally("read-only disk under the decode cache", 1)
 
 

@@ -79,7 +79,7 @@ def kill_and_compare(folder, kind, n_kills, expected, end):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_killed_at_random_moments_goes_on_as_if_it_had_not_been(tmp_path, undisturbed, times, tally, kind):
-    n_kills, usual, rng = times(1, 13), undisturbed(kind), random.Random(kind)
+    n_kills, usual, rng = times(1, 8), undisturbed(kind), random.Random(kind)
 
     def kill_some_time(folder):
         child = start(folder, kind)
@@ -94,7 +94,7 @@ def test_a_run_killed_at_random_moments_goes_on_as_if_it_had_not_been(tmp_path, 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_killed_with_half_a_file_written_goes_on_as_if_it_had_not_been(tmp_path, undisturbed, times, tally, kind):
-    n_kills, usual, rng = times(1, 7), undisturbed(kind), random.Random(kind)
+    n_kills, usual, rng = times(1, 5), undisturbed(kind), random.Random(kind)
     assert usual.n_changes > 50  # the hook sees the files
 
     def kill_in_a_save(folder):

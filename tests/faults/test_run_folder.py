@@ -6,12 +6,13 @@ import subprocess
 import sys
 import textwrap
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from small_disk import remount, small_disk
 
 from alutils.active_learning import run_active_learning
 from alutils.config import Experiment
@@ -72,7 +73,7 @@ def test_a_flipped_bit_in_a_state_never_gives_another_number(stopped, tmp_path, 
     """Each flip is noticed, or is in bytes that mean nothing: then all that is read is as it was written."""
     from alutils.records import _read_tensors
 
-    rng, n = random.Random(0), times(60, 1000)
+    rng, n = random.Random(0), times(60, 300)
     content, path = (stopped / "state.pt").read_bytes(), tmp_path / "state.pt"
     expected = parameters(torch.load(stopped / "state.pt", weights_only=True))
     n_noticed = 0
@@ -171,22 +172,9 @@ def test_a_changed_number_in_collected_tables_is_named(tmp_path, finished, tally
 # Disks
 
 
-@contextmanager
-def small_disk(folder, n_bytes):
-    """A file system of so many bytes at ``folder``."""
-    folder.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", f"size={n_bytes}", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mounting, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a file system")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 def test_a_disk_that_is_full_at_any_file_stops_the_run_and_more_room_lets_it_go_on(finished, tmp_path, times, tally):
     size = sum(path.stat().st_size for path in finished.iterdir())
-    rng, n, n_full = random.Random(2), times(4, 30), 0
+    rng, n, n_full = random.Random(2), times(4, 20), 0
     for attempt in range(n):
         with small_disk(tmp_path / str(attempt), rng.randrange(2**16, int(1.6 * size))) as disk:
             folder = disk / "run"
@@ -197,7 +185,7 @@ def test_a_disk_that_is_full_at_any_file_stops_the_run_and_more_room_lets_it_go_
                 assert (
                     "No space left on device" in str(error) and str(folder) in str(error) and "make room" in str(error)
                 )
-            subprocess.run(["mount", "-o", f"remount,size={3 * size}", str(disk)], check=True)
+            remount(disk, f"size={3 * size}")
             assert len(run(folder)) == 3 and tables(folder) == tables(finished)
             assert not list(folder.glob(".*.tmp"))
     assert n_full > n // 2
@@ -207,7 +195,7 @@ def test_a_disk_that_is_full_at_any_file_stops_the_run_and_more_room_lets_it_go_
 def test_a_read_only_disk_is_named_before_any_work_and_a_finished_run_can_be_read_there(finished, tmp_path, tally):
     with small_disk(tmp_path / "disk", 2**28) as disk:
         shutil.copytree(finished, disk / "finished")
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        remount(disk, "ro")
         with pytest.raises(CannotWrite, match=r"new cannot be written \(Read-only file system\)"):
             run(disk / "new")
         assert len(run(disk / "finished")) == 3
@@ -240,11 +228,11 @@ def test_a_full_or_read_only_disk_leaves_figures_and_results_as_they_were(tmp_pa
         with suppress(OSError), (disk / "ballast").open("wb") as file:
             file.write(bytes(2**21))
         for reason, option in (("No space left on device", "rw"), ("Read-only file system", "ro")):
-            subprocess.run(["mount", "-o", f"remount,{option}", str(disk)], check=True)
+            remount(disk, option)
             with pytest.raises(CannotWrite, match=f"{disk}/out/.* cannot be written \\({reason}\\): .* unchanged"):
                 write(disk / "out")
             assert {path: path.read_bytes() for path in (disk / "out").iterdir()} == before
-        subprocess.run(["mount", "-o", "remount,rw,size=8m", str(disk)], check=True)
+        remount(disk, "rw,size=8m")
         write(disk / "out")
     tally("full or read-only disk under figures and results", 2)
 

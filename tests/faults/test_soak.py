@@ -27,7 +27,7 @@ ARMS = ("random", "entropy")
 class Killer(threading.Thread):
     """Watches the jobs below a Snakemake process and kills the ``chosen`` ones, each once at a random moment.
 
-    How long jobs live it learns from those that ended; until then it takes less than the imports need.
+    How long jobs live at least it learns from those that ended; until then it takes less than the imports need.
     """
 
     def __init__(self, snakemake, chosen, killed):
@@ -44,7 +44,7 @@ class Killer(threading.Thread):
             for process in jobs.keys() - born.keys():
                 born[process] = time.monotonic()
                 if (name := jobs[process]) in self.chosen - self.killed:
-                    ends[process] = born[process] + random.Random(name).uniform(0, np.median(self.lives))
+                    ends[process] = born[process] + random.Random(name).uniform(0, np.quantile(self.lives, 0.1))
             for process in [one for one, end in ends.items() if time.monotonic() > end]:
                 del ends[process]
                 if process in jobs:
@@ -108,20 +108,21 @@ def test_a_batch_whose_jobs_are_killed_loses_no_run(tmp_path, times, tally):
 
 
 def test_a_long_run_needs_no_more_memory_files_or_threads_as_it_goes_on(tmp_path, times):
-    """A round leaves the masks of its query, which are 1 KiB here, and its tables, for the run to write all anew.
+    """A round leaves its record: the masks of its query, 1 KiB here, and its tables, some 50 KiB of Python objects.
 
-    The activations of one image in training are 10 MiB, a model is 45 MiB. Freed memory may stay with the allocator,
-    for single rounds in blocks of one layer's weights: so the median round counts, and that all rounds together do not
-    add up to two models.
+    The activations of one image in training are 10 MiB, a model is 45 MiB. What the C library keeps of freed memory is
+    no part of it. The rounds that count begin when the network has met all sizes of the last batch, for each of which
+    its library prepares itself once.
     """
-    n_rounds = times(24, 200)
+    n_rounds, first = times(24, 120), 16
     experiment = make_experiment(cold_start=8, query_size=1, n_queries=n_rounds - 1, batch_size=8)
     splits = Splits(disks(n_rounds + 8, "train"), disks(3, "val"), disks(3, "test_"))
     me, seen = psutil.Process(), []
     for _ in run_active_learning(experiment, splits, tmp_path, device="cpu", progress=False):
         gc.collect()
+        psutil.heap_trim()
         seen.append((me.memory_info().rss / 2**20, me.num_fds(), me.num_threads()))
-    memory, files, threads = np.array(seen)[n_rounds // 2 :].T
+    memory, files, threads = np.array(seen)[first:].T
     assert len(seen) == n_rounds
-    assert np.median(np.diff(memory)) < 0.25 and memory[-1] - memory[0] < 90, memory
+    assert memory[-1] - memory[0] < 5 + 0.1 * len(memory), memory
     assert files.min() == files.max() and threads.min() == threads.max()
