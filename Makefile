@@ -42,8 +42,8 @@ test: .venv/installed
 
 test-faults: .venv/installed
 	ALUTILS_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal --durations 10 \
-	  tests/faults/test_soak.py tests/faults \
-	  tests/test_bad_pictures.py tests/test_bad_settings.py tests/test_leakage.py tests/test_shell_safety.py
+	  tests/faults/test_soak.py \
+	  tests/test_bad_pictures.py tests/test_bad_settings.py tests/test_leakage.py tests/test_shell_safety.py tests/faults
 
 audit: .venv/installed
 	$(BIN)/pip install --quiet pip-audit
@@ -54,7 +54,7 @@ lab: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[bench]'
-	for one in allocator annotation augment batch_overhead explorers mc_dropout round_overhead scoring; do \
+	for one in allocator annotation augment batch_overhead explorers mc_dropout round_overhead scoring startup; do \
 	  $(BIN)/python benchmarks/$$one.py || exit 1; done
 	$(BIN)/python benchmarks/training.py $(if $(DATA),--data "$(DATA)")
 	$(if $(DATA),$(BIN)/python benchmarks/open_data.py --data "$(DATA)",@echo "open_data.py needs a folder: make bench DATA=...")

@@ -1,6 +1,5 @@
-"""Many runs with many deaths, and one long run: nothing is lost, and nothing grows that need not."""
+"""Many runs with many deaths: nothing is lost."""
 
-import gc
 import json
 import random
 import shutil
@@ -14,12 +13,12 @@ from itertools import product
 
 import numpy as np
 import psutil
-from test_active_learning import contents, disks, make_experiment, run
+from test_active_learning import contents, run
 from test_kill_and_resume import CONTEXT
 from tiny import assert_as_if_undisturbed
 from tiny_batch import TINY, kill_family, make_project
 
-from alutils import Experiment, Splits, make_synthetic, run_active_learning
+from alutils import Experiment, make_synthetic
 
 ARMS = ("random", "entropy")
 
@@ -105,24 +104,3 @@ def test_a_batch_whose_jobs_are_killed_loses_no_run(tmp_path, times, tally):
         ):
             assert_as_if_undisturbed(project / "runs/quick/04_image_al" / name / name, tables)
     tally("SIGKILL of a job of a batch with all its processes", len(killed))
-
-
-def test_a_long_run_needs_no_more_memory_files_or_threads_as_it_goes_on(tmp_path, times):
-    """A round leaves its record: the masks of its query, 1 KiB here, and its tables, some 50 KiB of Python objects.
-
-    The activations of one image in training are 10 MiB, a model is 45 MiB. What the C library keeps of freed memory is
-    no part of it. The rounds that count begin when the network has met all sizes of the last batch, for each of which
-    its library prepares itself once.
-    """
-    n_rounds, first = times(24, 120), 16
-    experiment = make_experiment(cold_start=8, query_size=1, n_queries=n_rounds - 1, batch_size=8)
-    splits = Splits(disks(n_rounds + 8, "train"), disks(3, "val"), disks(3, "test_"))
-    me, seen = psutil.Process(), []
-    for _ in run_active_learning(experiment, splits, tmp_path, device="cpu", progress=False):
-        gc.collect()
-        psutil.heap_trim()
-        seen.append((me.memory_info().rss / 2**20, me.num_fds(), me.num_threads()))
-    memory, files, threads = np.array(seen)[first:].T
-    assert len(seen) == n_rounds
-    assert memory[-1] - memory[0] < 5 + 0.1 * len(memory), memory
-    assert files.min() == files.max() and threads.min() == threads.max()
