@@ -2,7 +2,7 @@
 
     python benchmarks/startup.py
 
-A process that imports alutils and ends, with and without it, in turns. The target: less than 0.8 of the time.
+A process that imports alutils and ends, with and without it, in turns. The target: at most 0.8 of the time.
 """
 
 from __future__ import annotations

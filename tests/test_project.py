@@ -50,6 +50,7 @@ def test_citation_names_the_project_and_the_paper():
 
 def test_the_readme_says_how_many_faults_were_injected():
     counts = json.loads((ROOT / "results" / "faults.json").read_text())
+    assert counts["failed_tests"] == 0
     readme = (ROOT / "README.md").read_text()
     for fault, n in counts["survived"].items():
         assert f"| {fault} | {n:,} |" in readme
