@@ -12,7 +12,10 @@ sys.path.insert(0, str(ROOT / "workflow"))
 
 from batch import Batch  # noqa: E402
 
-TINY = {"n_synthetic": [10, 4, 4], "cold_start": 4, "query_size": 2, "n_queries": 2, "epochs": 1}
+TINY = {
+    "n_synthetic": [10, 4, 4], "cold_start": 4, "query_size": 2, "n_queries": 2, "epochs": 1,
+    "decoder_channels": [16, 16, 16, 16, 16],
+}  # fmt: skip
 """Overrides of the profile quick."""
 
 ARM = """
