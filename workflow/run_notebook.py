@@ -63,10 +63,10 @@ def execute(job: dict[str, Any], folder: Path) -> str:
 
     notebook, executed = ROOT / "notebooks" / f"{job['notebook']}.ipynb", f"{folder}.ipynb"
     parameters = {"output_dir": str(folder), **job["parameters"]}
+    # A kernel is interrupted before it is told to end; now and then it notes that as an error
+    quiet = ["--IPKernelApp.log_level=CRITICAL"]
     try:
-        papermill.execute_notebook(
-            notebook, executed, parameters, progress_bar=False, extra_arguments=["--IPKernelApp.log_level=ERROR"]
-        )
+        papermill.execute_notebook(notebook, executed, parameters, progress_bar=False, extra_arguments=quiet)
     except Exception as error:  # a failing cell, a dead kernel, a notebook that cannot be read or written
         found = f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else f"{type(error).__name__}: {error}"
         if any(
