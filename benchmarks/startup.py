@@ -14,38 +14,29 @@ import sys
 
 from frame import in_turns, median_ratio, parser, report
 
-PROCESS = """
-import gc, time
-start = time.perf_counter()
-import alutils
-imported = time.perf_counter()
-gc.collect()
-print(imported - start, time.perf_counter() - imported)
-"""
-CONTENDERS = {"with": PROCESS, "without": "import gc\ngc.disable = gc.freeze = int\n" + PROCESS}
+BEFORE = {"with": "", "without": "import gc; gc.disable = gc.freeze = int; "}
+COLLECT = "; import gc, time; start = time.perf_counter(); gc.collect(); print(time.perf_counter() - start)"
+
+
+def live(code: str) -> str:
+    """What a process says that runs ``code`` and ends."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
 def main() -> None:
     options = parser(__doc__, __file__)
     options.add_argument("--repetitions", type=int, default=5)
     settings = options.parse_args()
-    parts: dict[str, list[tuple[float, ...]]] = {name: [] for name in CONTENDERS}
-
-    def live(name: str) -> None:
-        said = subprocess.run([sys.executable, "-c", CONTENDERS[name]], capture_output=True, text=True, check=True)
-        parts[name].append(tuple(map(float, said.stdout.split())))
-
-    works = {name: functools.partial(live, name) for name in CONTENDERS}
-    times = in_turns(works, settings.repetitions)
+    codes = {name: f"{before}import alutils" for name, before in BEFORE.items()}
+    times = in_turns({name: functools.partial(live, code) for name, code in codes.items()}, settings.repetitions)
     rows = [
         {
             "collector kept away": name,
             "process_s": statistics.median(times[name]),
-            "import_s": statistics.median(imported for imported, _ in parts[name]),
-            "collection_ms": 1000 * statistics.median(collected for _, collected in parts[name]),
             "over_without": median_ratio(times, name, over="without"),
+            "later_collection_ms": 1000 * float(live(code + COLLECT)),
         }
-        for name in CONTENDERS
+        for name, code in codes.items()
     ]
     report(settings.out, rows, settings.device)
 
