@@ -3,7 +3,8 @@
 import gc
 
 # What the libraries are made of stays to the end. To look for garbage among it takes Python a second while they are
-# imported, more when the process ends, and a quarter of one now and then between (benchmarks/startup.py).
+# imported, more when the process ends, and a quarter of one now and then between (benchmarks/startup.py). The price:
+# garbage that the process made before, and did not yet find, stays too.
 _collecting = gc.isenabled()
 gc.disable()
 try:
