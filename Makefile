@@ -40,6 +40,7 @@ test: .venv/installed
 	ALUTILS_RUNS=$$(mktemp -d) ALUTILS_FIGURES=$$(mktemp -d) OMP_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -n $(CORES) --dist loadfile --nbval-lax --nbval-current-env $(NOTEBOOKS)
 
+# The longest test comes first, for one core has it nearly to the end
 test-faults: .venv/installed
 	ALUTILS_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal --durations 10 \
 	  tests/faults/test_soak.py \

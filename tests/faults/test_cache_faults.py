@@ -1,6 +1,5 @@
 """Faults injected into the decode cache: flipped bits, lost ends, full and read-only disks, killed processes."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -12,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from small_disk import remount, small_disk
+from tiny import CONTEXT
 
 from alutils import isic2018
 from alutils.data import DataError
@@ -128,14 +128,6 @@ def test_a_read_only_disk_is_one_error_and_a_sound_cache_on_it_is_read(root, exp
 # --- processes -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def processes():
-    """New interpreters as with "spawn", but torch, which takes seconds, is imported once for all of them."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["alutils.isic2018"])
-    return context
-
-
 def decode_and_report(root, folder, pipe):
     """Sends the number of each pair before it is decoded and waits for the answer; then sends the pixels' checksums."""
     decode_pair, count = isic2018._decode_pair, 0
@@ -152,13 +144,13 @@ def decode_and_report(root, folder, pipe):
     pipe.send([splits.train.checksum, splits.val.checksum, splits.test.checksum])
 
 
-def test_a_process_killed_while_it_decodes_costs_nothing(root, expected, processes, tmp_path, times, tally):
+def test_a_process_killed_while_it_decodes_costs_nothing(root, expected, tmp_path, times, tally):
     n = times(3, 20)
     draw = random.Random(2)
     for i in range(n):
         folder = tmp_path / str(i)
-        here, there = processes.Pipe()
-        process = processes.Process(target=decode_and_report, args=(root, folder, there))
+        here, there = CONTEXT.Pipe()
+        process = CONTEXT.Process(target=decode_and_report, args=(root, folder, there))
         process.start()
         last = draw.randint(1, N_PAIRS)
         while here.recv() != last:
@@ -173,9 +165,9 @@ def test_a_process_killed_while_it_decodes_costs_nothing(root, expected, process
     tally("SIGKILL while the decode cache is written", n)
 
 
-def test_the_unfinished_file_of_a_killed_process_is_removed(root, processes, tmp_path):
-    here, there = processes.Pipe()
-    process = processes.Process(target=decode_and_report, args=(root, tmp_path, there))
+def test_the_unfinished_file_of_a_killed_process_is_removed(root, tmp_path):
+    here, there = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=decode_and_report, args=(root, tmp_path, there))
     process.start()
     here.recv()
     (unfinished,) = leftovers(tmp_path)
@@ -199,13 +191,13 @@ def open_at_once(root, folder, barrier, queue):
     queue.put([splits.train.checksum, splits.val.checksum, splits.test.checksum])
 
 
-def test_of_eight_processes_that_open_at_once_one_decodes(root, processes, tmp_path, times, tally):
+def test_of_eight_processes_that_open_at_once_one_decodes(root, tmp_path, times, tally):
     n = times(1, 5)
     for i in range(n):
         folder = tmp_path / str(i)
         folder.mkdir()
-        barrier, queue = processes.Barrier(8), processes.Queue()
-        started = [processes.Process(target=open_at_once, args=(root, folder, barrier, queue)) for _ in range(8)]
+        barrier, queue = CONTEXT.Barrier(8), CONTEXT.Queue()
+        started = [CONTEXT.Process(target=open_at_once, args=(root, folder, barrier, queue)) for _ in range(8)]
         for process in started:
             process.start()
         found = [queue.get(timeout=240) for _ in started]

@@ -13,11 +13,9 @@ import pandas as pd
 import psutil
 import pytest
 from jupyter_client.manager import start_new_kernel
-from test_active_learning import contents, run
+from test_active_learning import contents
 from tiny import assert_as_if_undisturbed, run_kind
-from tiny_batch import TINY, job, make_project
-
-from alutils import Experiment, make_synthetic
+from tiny_batch import TINY, job, make_project, tables_without_batch
 
 HERE = Path(__file__).resolve().parent
 PATIENCE = 120  # seconds until a kernel or a job counts as hung
@@ -192,9 +190,9 @@ def test_a_job_that_is_told_to_stop_says_so_and_goes_on(tmp_path, tally):
     project, runs, name = tmp_path / "project", tmp_path / "runs", "04_image_al/entropy-seed0"
     make_project(project)
     (runs / name).mkdir(parents=True)
-    long = {**TINY, "n_synthetic": [24, 4, 4], "n_queries": 8}
+    longer = {"n_synthetic": [24, 4, 4], "n_queries": 8}
     program = project / "workflow" / "run_notebook.py"
-    command = [sys.executable, program, job(name, overrides=json.dumps(long)), runs, "0"]
+    command = [sys.executable, program, job(name, overrides=json.dumps({**TINY, **longer})), runs, "0"]
     folder = runs / name / "entropy-seed0"
 
     n_rounds = 0
@@ -213,10 +211,7 @@ def test_a_job_that_is_told_to_stop_says_so_and_goes_on(tmp_path, tally):
         assert "stopped; it goes on when the batch is started again" in said.splitlines(), (sent, said)
 
     subprocess.run(command, cwd=project, check=True)
-    experiment = Experiment.from_profile("quick", **long, strategy="entropy", seed=0)
-    splits = make_synthetic(*experiment.n_synthetic, image_size=experiment.image_size)
-    run(tmp_path / "undisturbed", experiment, splits)
-    assert_as_if_undisturbed(folder, contents(tmp_path / "undisturbed"))
+    assert_as_if_undisturbed(folder, tables_without_batch(tmp_path / "undisturbed", "entropy", 0, **longer))
     tally("SIGINT or SIGTERM to a job of the batch", 2)
 
 

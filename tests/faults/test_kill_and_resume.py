@@ -1,7 +1,6 @@
 """Runs killed with SIGKILL, at random moments and while they write: each goes on as if it had not been killed."""
 
 import itertools
-import multiprocessing
 import os
 import random
 import signal
@@ -11,10 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from test_active_learning import contents
-from tiny import KINDS, assert_as_if_undisturbed, on_each_change, run_kind
-
-CONTEXT = multiprocessing.get_context("forkserver")  # forks from a process that has imported torch, and no more
-CONTEXT.set_forkserver_preload(["alutils.active_learning"])
+from tiny import CONTEXT, KINDS, assert_as_if_undisturbed, on_each_change, run_kind
 
 
 def live(folder, kind, last_change):

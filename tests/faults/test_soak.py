@@ -2,7 +2,6 @@
 
 import json
 import random
-import shutil
 import subprocess
 import sys
 import threading
@@ -13,12 +12,8 @@ from itertools import product
 
 import numpy as np
 import psutil
-from test_active_learning import contents, run
-from test_kill_and_resume import CONTEXT
-from tiny import assert_as_if_undisturbed
-from tiny_batch import TINY, kill_family, make_project
-
-from alutils import Experiment, make_synthetic
+from tiny import CONTEXT, assert_as_if_undisturbed
+from tiny_batch import TINY, kill_family, make_project, tables_without_batch
 
 ARMS = ("random", "entropy")
 
@@ -66,18 +61,10 @@ def jobs_below(snakemake):
     return found
 
 
-def undisturbed(folder, arm, seed):
-    """The tables of one run of the batch, made without it."""
-    experiment = Experiment.from_profile("quick", **TINY, strategy=arm, seed=seed)
-    run(folder, experiment, make_synthetic(*experiment.n_synthetic, image_size=experiment.image_size))
-    tables = contents(folder)
-    shutil.rmtree(folder)
-    return tables
-
-
 def test_a_batch_whose_jobs_are_killed_loses_no_run(tmp_path, times, tally):
     seeds = range(times(6, 200) // len(ARMS))
-    names = [f"{arm}-seed{seed}" for arm in ARMS for seed in seeds]
+    runs = list(product(ARMS, seeds))
+    names = [f"{arm}-seed{seed}" for arm, seed in runs]
     chosen, killed = set(random.Random(0).sample(names, len(names) // 5)), set()
     project, log = tmp_path / "project", tmp_path / "log.txt"
     make_project(project)
@@ -99,8 +86,7 @@ def test_a_batch_whose_jobs_are_killed_loses_no_run(tmp_path, times, tally):
 
     with ProcessPoolExecutor(2, CONTEXT) as pool:
         folders = [tmp_path / name for name in names]
-        for name, tables in zip(
-            names, pool.map(undisturbed, folders, *zip(*product(ARMS, seeds), strict=True)), strict=True
-        ):
+        expected = pool.map(tables_without_batch, folders, *zip(*runs, strict=True))
+        for name, tables in zip(names, expected, strict=True):
             assert_as_if_undisturbed(project / "runs/quick/04_image_al" / name / name, tables)
     tally("SIGKILL of a job of a batch with all its processes", len(killed))

@@ -1,10 +1,14 @@
 """Tiny runs to disturb, and what they must leave behind: for the tests that kill, interrupt and soak."""
 
+import multiprocessing
 import os
 import sys
 from pathlib import Path
 
 from test_active_learning import contents, make_experiment, make_partial, run
+
+CONTEXT = multiprocessing.get_context("forkserver")  # forks from a process that has imported torch, and no more
+CONTEXT.set_forkserver_preload(["alutils"])
 
 KINDS = {
     "full": make_experiment(),

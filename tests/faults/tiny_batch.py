@@ -2,10 +2,14 @@
 
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 
 import nbformat
 import psutil
+from test_active_learning import contents, run
+
+from alutils import Experiment, make_synthetic
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "workflow"))
@@ -65,3 +69,15 @@ def kill_family(process):
 def job(name, **config):
     """What the batch hands to ``run_notebook.py`` for the job of this name."""
     return Batch(config).job(name)
+
+
+synthetic = cache(make_synthetic)
+
+
+def tables_without_batch(folder, arm, seed, **changes):
+    """The tables of a run of the batch, made without it and with ``changes`` of ``TINY``; the folder is removed."""
+    experiment = Experiment.from_profile("quick", **{**TINY, **changes}, strategy=arm, seed=seed)
+    run(folder, experiment, synthetic(*experiment.n_synthetic, image_size=experiment.image_size))
+    tables = contents(folder)
+    shutil.rmtree(folder)
+    return tables
