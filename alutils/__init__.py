@@ -19,13 +19,14 @@ try:
     from alutils.human_oracle import HumanOracle
     from alutils.isic2018 import isic2018_report, load_isic2018
     from alutils.metrics import dice_score
-    from alutils.model import WeightsError, build_unet, unet_for
+    from alutils.model import build_unet, unet_for
     from alutils.queries import STRATEGIES, select_queries
     from alutils.records import RecordsError
     from alutils.seeding import make_generator
     from alutils.synthetic import LesionFactors, make_synthetic, render_lesion
     from alutils.training import TrainingDiverged, fit, predict_probabilities
     from alutils.uncertainty import binary_entropy, image_score, least_confidence, mc_dropout_std, one_sided_entropy
+    from alutils.weights import WeightsError
 finally:
     gc.freeze()
     if _collecting:

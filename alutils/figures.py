@@ -197,7 +197,7 @@ def draw_unet(shapes: pd.DataFrame) -> Figure:
     """The network as boxes, as high as their pictures are large: the encoder goes down, the decoder up.
 
     Args:
-        shapes: from :func:`alutils.model.feature_shapes`.
+        shapes: from :func:`alutils.network.feature_shapes`.
 
     >>> shapes = pd.DataFrame({"channels": [64, 32], "size": [32, 64]}, index=["encoder 1", "decoder 1"])
     >>> len(draw_unet(shapes).axes[0].patches)

@@ -17,7 +17,7 @@ from alutils.augment import normalize
 from alutils.compute import prepare, to_device
 from alutils.config import ConfigError, Experiment, did_you_mean
 from alutils.metrics import check_probabilities, is_number
-from alutils.model import UNet
+from alutils.sampler import decoder_sampler
 from alutils.seeding import seeded
 
 REDUCTIONS: tuple[str, ...] = get_args(Experiment.model_fields["reduction"].annotation)
@@ -104,10 +104,11 @@ def mc_dropout_maps(
     stays in evaluation mode, and the model's weights, statistics and training flags are afterwards what they were.
     Memory does not grow with N: the moments are updated sample by sample.
 
-    A model with ``encode`` and ``decode`` encodes the batch once and decodes it N times (:class:`alutils.model.UNet` by
-    its ``sampler``), where ``encode`` draws no random numbers; ``decode`` must leave the features as they are. Any
-    other model, with dropout layers (``nn.Dropout``, ``nn.Dropout2d``, ...) anywhere, runs N times as a whole. Without
-    any, or with their probabilities at 0, the predictions agree: ``std`` and ``mutual_information`` are 0 everywhere.
+    A model with ``encode`` and ``decode`` encodes the batch once and decodes it N times
+    (:func:`alutils.sampler.decoder_sampler`), provided that ``encode`` draws no random numbers; ``decode`` must leave
+    the features as they are. Any other model, with dropout layers (``nn.Dropout``, ``nn.Dropout2d``, ...) anywhere,
+    runs N times as a whole. Without dropout layers, or with their probabilities at 0, the predictions agree: ``std``
+    and ``mutual_information`` are 0 everywhere.
 
     Args:
         model: from normalized images to logits (N, 1, H, W), on the device where it is to run.
@@ -322,7 +323,7 @@ def _random_part(model: nn.Module, images: torch.Tensor) -> Callable[[], torch.T
         before = _random_state(images.device)
         features = model.encode(images)
         if torch.equal(before, _random_state(images.device)):
-            return model.sampler(features) if isinstance(model, UNet) else lambda: model.decode(features)
+            return decoder_sampler(model, features)
     return lambda: model(images)
 
 
