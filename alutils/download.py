@@ -203,9 +203,9 @@ def _fetch(url: str, part: Path, size: int) -> None:
     with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUTS) as response:
         response.raise_for_status()
         start = have if response.status_code == 206 else 0
-        name, right = "Content-Length", str(size - start)
-        if response.headers.get(name) != right:  # a log-in page must not overwrite what has arrived
-            raise requests.HTTPError(f"the server announces {response.headers.get(name)} bytes instead of {right}")
+        announced = response.headers.get("Content-Length")
+        if announced != str(size - start):  # a log-in page must not overwrite what has arrived
+            raise requests.HTTPError(f"the server announces {announced} bytes instead of {size - start}")
         with (
             part.open("ab" if start else "wb") as file,
             tqdm.wrapattr(file, "write", total=size, initial=start, desc=part.stem, mininterval=1) as progress,
@@ -222,7 +222,8 @@ def _unpack(path: Path, archive: Archive) -> None:
     The archive has its pinned SHA-256 by now, and ``zipfile`` drops absolute paths and ``..`` from its members' names.
     """
     unfinished, target = path.with_name(f".{archive.folder}.part"), path.with_name(archive.folder)
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process: this one holds the lock
+    if unfinished.exists():  # left by a killed process, since this one holds the lock
+        shutil.rmtree(unfinished)
     try:
         with zipfile.ZipFile(path) as zipped:
             for member in tqdm(zipped.namelist(), desc=f"unpacking {archive.folder}", unit="file", mininterval=1):
