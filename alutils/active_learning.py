@@ -48,10 +48,11 @@ from alutils.seeding import make_generator
 from alutils.training import TrainingDiverged, fit, predict_probabilities, probability_batches
 
 BASELINES = ("full", "full_cosine", "random_at_once")
-"""What ``experiment.strategy`` may name besides the strategies: one training of ``n_training_steps`` steps, no queries.
+"""What ``experiment.strategy`` may name besides the strategies: one training, no queries.
 
-"full" trains on the whole training set, "full_cosine" too but with a cosine schedule, and "random_at_once" on the cold
-start and as many random images as the other arms have annotated at their end.
+It takes as many steps as all trainings of an arm that queries the same training set. "full" trains on the whole set,
+"full_cosine" too but with a cosine schedule, and "random_at_once" on the cold start and as many random images as the
+other arms have annotated at their end.
 """
 
 COLD_START, TRAINING, QUERY, ANNOTATION = 1, 2, 3, 4  # what a generator's numbers are for: part of its key
@@ -197,7 +198,7 @@ def _one_round(
             audit, labelled = _review(state, train.images, oracle, experiment)
 
     test_dice, queried, scores = None, pool[:0], torch.zeros(0)
-    if k == plan.n_queries or len(pool) == 0:
+    if k == plan.n_queries:
         with _timed(seconds, "test"):
             test_dice = evaluate(state.model, splits.test, experiment)
     else:
@@ -291,23 +292,28 @@ def evaluate(model: nn.Module, split: Split, experiment: Experiment) -> torch.Te
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """What makes an arm: its first images, the number of queries, the steps of a training (None: by epochs)."""
+    """What makes an arm: its first images, how many each training has, the steps of a training (None: by epochs)."""
 
     experiment: Experiment
     first: torch.Tensor
-    n_queries: int
+    sizes: tuple[int, ...]
     n_steps: int | None
+
+    @property
+    def n_queries(self) -> int:
+        return len(self.sizes) - 1
 
 
 def _make_plan(experiment: Experiment, strategy: Strategy | None, n_train: int) -> _Plan:
     # All arms of a seed take their first images from the start of one random order
     order = torch.randperm(n_train, generator=make_generator(experiment.seed, COLD_START))
+    sizes = experiment.labelled_among(n_train)
     if strategy is not None or experiment.strategy not in BASELINES:
-        return _Plan(experiment, order[: experiment.cold_start], experiment.n_queries, n_steps=None)
-    n_first = experiment.labelled_per_round[-1] if experiment.strategy == "random_at_once" else n_train
+        return _Plan(experiment, order[: sizes[0]], sizes, n_steps=None)
+    n_first = sizes[-1] if experiment.strategy == "random_at_once" else n_train
     schedule = "cosine" if experiment.strategy == "full_cosine" else experiment.schedule
     training = experiment.model_copy(update={"schedule": schedule})
-    return _Plan(training, order[:n_first], n_queries=0, n_steps=experiment.n_training_steps)
+    return _Plan(training, order[:n_first], (n_first,), n_steps=sum(map(experiment.steps_for, sizes)))
 
 
 def _identity(

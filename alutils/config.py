@@ -159,14 +159,32 @@ class Experiment(BaseModel):
         """Images in the labelled set at each training: the cold start, then one query more each time."""
         return tuple(self.cold_start + k * self.query_size for k in range(self.n_queries + 1))
 
+    def labelled_among(self, n_train: int) -> tuple[int, ...]:
+        """:attr:`labelled_per_round` where there are ``n_train`` images: the round that trains on all of them is the last.
+
+        >>> Experiment(cold_start=4, query_size=2, n_queries=9).labelled_among(7)
+        (4, 6, 7)
+        """
+        sizes = self.labelled_per_round
+        n_before = sum(n < n_train for n in sizes)  # rounds after which the pool still has images
+        return tuple(min(n, n_train) for n in sizes[: n_before + 1])
+
+    def steps_for(self, n_labelled: int) -> int:
+        """Optimizer steps of a training on so many images: epochs times the batches, an incomplete one counted.
+
+        >>> Experiment(epochs=10, batch_size=32).steps_for(40)
+        20
+        """
+        return self.epochs * math.ceil(n_labelled / self.batch_size)
+
     @property
     def steps_per_round(self) -> tuple[int, ...]:
-        """Optimizer steps of each training: epochs times the batches of the labelled set, an incomplete one counted."""
-        return tuple(self.epochs * math.ceil(n / self.batch_size) for n in self.labelled_per_round)
+        """Optimizer steps of each training, as :meth:`steps_for` counts them."""
+        return tuple(map(self.steps_for, self.labelled_per_round))
 
     @property
     def n_training_steps(self) -> int:
-        """Optimizer steps over all rounds (the paper: 8140, footnote 6); what the full-data baseline gets."""
+        """Optimizer steps over all rounds, where the pool lasts (the paper: 8140, footnote 6)."""
         return sum(self.steps_per_round)
 
 

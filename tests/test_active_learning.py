@@ -432,6 +432,15 @@ def test_baselines_train_once_for_all_the_steps_of_an_arm(tmp_path, undisturbed)
     assert runs["n_labelled"].to_dict() == {"full": 11, "full_cosine": 11, "random_at_once": 8}
 
 
+def test_where_the_pool_ends_baselines_take_the_steps_that_an_arm_takes(tmp_path):
+    changes, splits = {"n_queries": 30, "learning_rate": 0.001}, make_splits(7)
+    arm = run(tmp_path / "random", make_experiment(strategy="random", **changes), splits)
+    for name in BASELINES:
+        (done,) = run(tmp_path / name, make_experiment(strategy=name, **changes), splits)
+        assert len(done.losses) == sum(len(one.losses) for one in arm) == 1 + 2 + 2
+        assert done.n_labelled == 7
+
+
 def test_a_strategy_of_ones_own_queries_and_is_recorded_by_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(active_learning, "fit", lambda *_, **__: torch.ones(1))
 

@@ -29,6 +29,12 @@ def test_an_incomplete_batch_is_a_step():
     assert odd.steps_per_round == (4, 4, 6)
 
 
+def test_the_schedule_ends_with_the_images_that_exist():
+    odd = Experiment(cold_start=5, query_size=3, n_queries=2)
+    assert [odd.labelled_among(n) for n in (5, 7, 8, 11, 99)] == [(5,), (5, 7), (5, 8), (5, 8, 11), (5, 8, 11)]
+    assert Experiment().labelled_among(2594) == Experiment().labelled_per_round
+
+
 def test_the_paper_profile_lists_every_setting_at_its_default():
     listed = yaml.safe_load((PROFILES_DIR / "paper.yaml").read_text())
     assert set(listed) == set(Experiment.model_fields)
