@@ -118,7 +118,9 @@ def least_confidence(
 
     def score(p: torch.Tensor) -> torch.Tensor:
         certainty = uncertainty.least_confidence(p)
-        return -image_score(certainty, experiment.reduction, small_is_unsure=True, probabilities=p)
+        return -image_score(
+            certainty, experiment.reduction, small_is_unsure=True, probabilities=p, tau_u=experiment.tau_u
+        )
 
     return _scored(probability_batches(model, images, experiment), score)
 
@@ -159,7 +161,7 @@ def _scored_by_map(
     """The scores by a map of the probabilities that is large where the model is unsure."""
 
     def score(p: torch.Tensor) -> torch.Tensor:
-        return image_score(pixel_map(p), experiment.reduction, probabilities=p)
+        return image_score(pixel_map(p), experiment.reduction, probabilities=p, tau_u=experiment.tau_u)
 
     return _scored(probability_batches(model, images, experiment), score)
 
@@ -170,7 +172,8 @@ def _scored_by_dropout(
     """The scores by the map called ``name`` of Monte Carlo dropout."""
 
     def score(maps: DropoutMaps) -> torch.Tensor:
-        return image_score(getattr(maps, name), experiment.reduction, probabilities=maps.mean)
+        pixel_map = getattr(maps, name)
+        return image_score(pixel_map, experiment.reduction, probabilities=maps.mean, tau_u=experiment.tau_u)
 
     return _scored(mc_dropout_batches(model, images, experiment, generator), score)
 

@@ -106,6 +106,19 @@ def test_the_unsure_image_goes_before_the_sure_ones(strategy, reduction):
     assert chosen.tolist() == [1]
 
 
+@pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"random"}))
+def test_the_band_of_the_band_mean_is_the_experiments(strategy):
+    """Within a narrow band the first image has p = 0.5 alone; a wide one takes in its other half, p = 0.9."""
+    pool = flat_pool(128, 136)
+    pool[0, :, :32] = 197
+    model, narrow_first = RedIsLesion(), 0
+    if strategy in ("mc_dropout", "bald"):  # they are sure of p = 0.5, where there is no signal to drop
+        model, narrow_first = HalfIsDropped(), 1
+    for tau_u, first in ((0.1, narrow_first), (0.45, 1 - narrow_first)):
+        experiment = Experiment(strategy=strategy, reduction="band_mean", tau_u=tau_u, **SETTINGS)
+        assert select_queries(model, pool, 1, experiment, generator())[0].tolist() == [first]
+
+
 def test_one_sided_entropy_prefers_a_hazy_background_and_binary_entropy_does_not():
     pool = flat_pool(255 - 57, 57)  # p = 0.9 and p = 0.1
     score = {
