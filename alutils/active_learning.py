@@ -33,7 +33,7 @@ from alutils.metrics import dice_score
 from alutils.model import UNet, unet_for
 from alutils.packed import PackedMasks
 from alutils.progress import progress_bar
-from alutils.queries import STRATEGIES, Strategy, check_strategy, select_queries, strategy_name
+from alutils.queries import STRATEGIES, Strategy, check_strategy, select_queries, strategy_name, tied_at_the_cut
 from alutils.records import (
     LabelledSet,
     Round,
@@ -197,7 +197,7 @@ def _one_round(
         with _timed(seconds, "audit"):
             audit, labelled = _review(state, train.images, oracle, experiment)
 
-    test_dice, queried, scores = None, pool[:0], torch.zeros(0)
+    test_dice, queried, scores, tied = None, pool[:0], torch.zeros(0), 0
     if k == plan.n_queries:
         with _timed(seconds, "test"):
             test_dice = evaluate(state.model, splits.test, experiment)
@@ -205,7 +205,7 @@ def _one_round(
         with _timed(seconds, "query"):  # steps 1 and 2
             images, generator = train.images[pool], make_generator(experiment.seed, QUERY, k)
             chosen, scores = select_queries(state.model, images, experiment.query_size, experiment, generator, strategy)
-            queried, scores = pool[chosen], scores[chosen]
+            queried, scores, tied = pool[chosen], scores[chosen], tied_at_the_cut(scores, chosen)
     with _timed(seconds, "annotation"):  # step 3
         try:
             answers = _ask(oracle, state.model, train.images, queried, experiment, k)
@@ -223,6 +223,7 @@ def _one_round(
         val_dice_per_image=val_dice,
         test_dice_per_image=test_dice,
         queries=query_table(k, ids_at(train, queried), scores, 100 * lesion_area(oracle.truth(queried))),
+        tied=tied,
         annotations=annotation_table(k, ids_at(train, labelled.indices[n_before:]), costs),
         audit=audit,
         seconds=seconds,

@@ -160,7 +160,7 @@ class Experiment(BaseModel):
         return tuple(self.cold_start + k * self.query_size for k in range(self.n_queries + 1))
 
     def labelled_among(self, n_train: int) -> tuple[int, ...]:
-        """:attr:`labelled_per_round` where there are ``n_train`` images: the round that trains on all of them is the last.
+        """:attr:`labelled_per_round` where there are ``n_train`` images: the round that has all of them is the last.
 
         >>> Experiment(cold_start=4, query_size=2, n_queries=9).labelled_among(7)
         (4, 6, 7)

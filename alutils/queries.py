@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,10 +13,14 @@ from alutils import uncertainty
 from alutils.config import ConfigError, Experiment, did_you_mean
 from alutils.metrics import is_number
 from alutils.training import probability_batches
-from alutils.uncertainty import DropoutMaps, image_score, mc_dropout_batches
+from alutils.uncertainty import DropoutMaps, draws_dropout, image_score, mc_dropout_batches
 
 Strategy = Callable[[nn.Module, torch.Tensor, Experiment, torch.Generator], torch.Tensor]
-"""``strategy(model, images, experiment, generator)`` -> scores (n,), the highest is queried first."""
+"""``strategy(model, images, experiment, generator)`` -> scores (n,), the highest is queried first.
+
+One that scores by dropout says so by an attribute, ``strategy.needs_dropout = True``: it is then refused where the
+model has none, and all its scores would be equal.
+"""
 
 
 def select_queries(
@@ -26,7 +31,10 @@ def select_queries(
     generator: torch.Generator,
     strategy: Strategy | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ``n`` most informative images of the pool: those with the highest scores, of equal ones the first.
+    """The ``n`` most informative images of the pool: those with the highest scores, of equal ones some drawn by lot.
+
+    The lot is drawn after the scores: where no two are equal, it changes nothing. Taking the first instead would query
+    by file name wherever scores tie (a saturated model), see :func:`tied_at_the_cut`.
 
     Your own strategy is a function of the model, the pool's images, the experiment and a generator for whatever it
     draws. The one in the example queries the images with the largest predicted lesions.
@@ -36,7 +44,7 @@ def select_queries(
         images: the pool, uint8, (N, 3, H, W).
         n: images to query; where the pool has fewer, all of it.
         experiment: the strategy's name, the reduction from pixels to an image, N of eq. 3, batch size and precision.
-        generator: of the CPU; the random strategy and the dropout draw from it.
+        generator: of the CPU; the random strategy, the dropout and the lot among equal scores draw from it.
         strategy: a function of your own, or None for the one of :data:`STRATEGIES` that the experiment names.
 
     Returns:
@@ -44,7 +52,8 @@ def select_queries(
         are on the CPU.
 
     Raises:
-        ConfigError: if there is no strategy of that name, or ``strategy`` is not a function.
+        ConfigError: if there is no strategy of that name, ``strategy`` is not a function, or it needs dropout and the
+            model has none.
         ValueError: if ``n`` is not a whole number of at least 0, the images are not uint8 of that shape, or the scores
             are not N finite numbers.
 
@@ -53,9 +62,11 @@ def select_queries(
     >>> def largest_lesion(model, images, experiment, generator):
     ...     return predict_probabilities(model, images, experiment).mean((1, 2, 3))
     >>> model = build_unet(encoder_weights=None, decoder_channels=(16, 16, 16, 16, 16))
-    >>> pool = torch.zeros(5, 3, 64, 64, dtype=torch.uint8)
-    >>> select_queries(model, pool, 2, Experiment(), torch.Generator().manual_seed(0), largest_lesion)[0]
-    tensor([0, 1])
+    >>> pool = torch.arange(0, 250, 50, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 64, 64)
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> chosen, scores = select_queries(model, pool, 2, Experiment(), generator, largest_lesion)
+    >>> torch.equal(scores[chosen], scores.sort(descending=True).values[:2])
+    True
     """
     if not is_number(n, whole=True) or n < 0:
         raise ValueError(f"n must be at least 0, got {n!r}; it is a number of images")
@@ -64,8 +75,33 @@ def select_queries(
         raise ValueError(f"images must be a uint8 tensor of shape (N, 3, H, W), got {got}; Split.images is one")
     check_strategy(strategy)
     score = find_strategy(experiment.strategy) if strategy is None else strategy
-    scores = _checked(score(model, images, experiment, generator), len(images), strategy_name(experiment, strategy))
-    return scores.argsort(descending=True, stable=True)[:n], scores
+    name = strategy_name(experiment, strategy)
+    if len(images):
+        check_dropout(score, name, model, images[:1], experiment)
+    scores = _checked(score(model, images, experiment, generator), len(images), name)
+    lot = torch.randperm(len(scores), generator=generator)  # drawn last, so that the scores do not depend on it
+    return lot[scores[lot].argsort(descending=True, stable=True)][:n], scores
+
+
+def tied_at_the_cut(scores: torch.Tensor, chosen: torch.Tensor) -> int:
+    """How many images of the pool have the lowest score that was queried, where the lot decided which of them were.
+
+    Args:
+        scores: of the whole pool, (N,).
+        chosen: positions of the queried images, the highest score first; both from :func:`select_queries`.
+
+    Returns:
+        0 where all images with that score were queried.
+
+    >>> scores = torch.tensor([0.2, 0.9, 0.5, 0.5])
+    >>> tied_at_the_cut(scores, torch.tensor([1, 3])), tied_at_the_cut(scores, torch.tensor([1, 3, 2]))
+    (2, 0)
+    """
+    if len(chosen) == 0:
+        return 0
+    tied = scores == scores[chosen[-1]]
+    n_tied = int(tied.sum())
+    return n_tied if n_tied > int(tied[chosen].sum()) else 0
 
 
 def check_strategy(strategy: Strategy | None) -> None:
@@ -80,6 +116,25 @@ def check_strategy(strategy: Strategy | None) -> None:
     """
     if strategy is not None and not callable(strategy):
         raise ConfigError(f"strategy: must be a function or None, got {strategy!r}; a name goes into the experiment")
+
+
+def check_dropout(strategy: Strategy, name: str, model: nn.Module, image: torch.Tensor, experiment: Experiment) -> None:
+    """Refuse a strategy that scores by dropout where the model's dropout draws nothing.
+
+    Args:
+        strategy: the function.
+        name: what to call it.
+        model, image, experiment: as for :func:`alutils.uncertainty.draws_dropout`.
+
+    Raises:
+        ConfigError: if it is so.
+    """
+    if getattr(_function(strategy), "needs_dropout", False) and not draws_dropout(model, image, experiment):
+        raise ConfigError(
+            f"dropout: strategy '{name}' scores by what dropout changes, but the {type(model).__name__} drops nothing "
+            f"(the experiment has dropout {experiment.dropout}), so that all images would score alike; take a dropout "
+            "above 0 and a network with a dropout layer, or another strategy"
+        )
 
 
 def find_strategy(name: str) -> Strategy:
@@ -103,7 +158,15 @@ def strategy_name(experiment: Experiment, strategy: Strategy | None = None) -> s
     >>> strategy_name(Experiment()), strategy_name(Experiment(), max)
     ('least_confidence', 'max')
     """
-    return experiment.strategy if strategy is None else getattr(strategy, "__name__", type(strategy).__name__)
+    if strategy is None:
+        return experiment.strategy
+    function = _function(strategy)
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _function(strategy: Strategy) -> Strategy:
+    """What ``functools.partial`` was given, and any other function itself."""
+    return strategy.func if isinstance(strategy, functools.partial) else strategy
 
 
 def random(model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator) -> torch.Tensor:
@@ -147,6 +210,9 @@ def mc_dropout(
 def bald(model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator) -> torch.Tensor:
     """The image's mutual information between prediction and weights, by dropout: the largest sum first."""
     return _scored_by_dropout(model, images, experiment, generator, "mutual_information")
+
+
+mc_dropout.needs_dropout = bald.needs_dropout = True
 
 
 STRATEGIES: dict[str, Strategy] = {

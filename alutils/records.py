@@ -64,6 +64,8 @@ class Round:
         test_dice_per_image: the same of each test image after the last round, else None.
         queries: what was queried after this training, a row an image: ``round``, ``image_id``, ``score`` (the highest
             first), ``lesion_area_percent`` (of the true mask), ``rank`` (from 1). No rows after the last round.
+        tied: images of the pool with the lowest score that was queried, where a lot decided which of them were; 0 where
+            the scores alone decided (:func:`alutils.queries.tied_at_the_cut`); None in records older than this number.
         annotations: what the human annotated for this training and not for an earlier one, a row an image: ``round``,
             ``image_id`` and the currencies of :func:`alutils.annotation_cost`. Those of round 0 are the cold start.
         audit: what this training learned from where a model wrote the labels, a row for the images of each query:
@@ -84,6 +86,7 @@ class Round:
     val_dice_per_image: torch.Tensor
     test_dice_per_image: torch.Tensor | None
     queries: pd.DataFrame
+    tied: int | None
     annotations: pd.DataFrame
     audit: pd.DataFrame
     seconds: dict[str, float]
@@ -679,6 +682,7 @@ def _plain(one: Round) -> dict[str, Any]:
         "test_dice": one.test_dice_per_image,
         "scores": torch.tensor(one.queries["score"].to_numpy()),
         "lesion_areas": torch.tensor(one.queries["lesion_area_percent"].to_numpy()),
+        "tied": one.tied,
         "annotations": _columns(one.annotations.drop(columns=["round", "image_id"])),
         "audit": _columns(one.audit),
         "seconds": one.seconds,
@@ -697,6 +701,7 @@ def _from_plain(number: int, plain: Mapping[str, Any], annotated: torch.Tensor, 
         val_dice_per_image=plain["val_dice"],
         test_dice_per_image=plain["test_dice"],
         queries=query_table(number, queried_ids, plain["scores"], plain["lesion_areas"]),
+        tied=plain.get("tied"),
         annotations=annotation_table(number, ids_at(train, annotated[n - len(costs) : n]), costs),
         audit=_table(plain["audit"]),
         seconds=plain["seconds"],
@@ -726,6 +731,7 @@ def _round_table(rounds: Sequence[Round], batch_size: int) -> pd.DataFrame:
             "steps": len(one.losses),
             "loss": one.losses[-math.ceil(one.n_labelled / batch_size) :].double().mean().item(),
             "val_dice": one.val_dice,
+            "tied": one.tied,
         }
         for one in rounds
     )

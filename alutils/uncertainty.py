@@ -18,7 +18,7 @@ from alutils.compute import prepare, to_device
 from alutils.config import ConfigError, Experiment, did_you_mean
 from alutils.metrics import check_probabilities, is_number
 from alutils.sampler import decoder_sampler
-from alutils.seeding import seeded
+from alutils.seeding import make_generator, seeded
 
 REDUCTIONS: tuple[str, ...] = get_args(Experiment.model_fields["reduction"].annotation)
 
@@ -205,6 +205,30 @@ def mc_dropout_std(
     batches = mc_dropout_batches(model, images, experiment, generator, n_samples, batch_size=batch_size)
     maps = [dropout_maps.std for _, dropout_maps in batches]
     return torch.cat(maps) if maps else torch.zeros(0, 1, *images.shape[2:])
+
+
+def draws_dropout(model: nn.Module, image: torch.Tensor, experiment: Experiment) -> bool:
+    """Whether the model's dropout draws random numbers: without them all samples of eq. 3 agree.
+
+    It does not where the network has no dropout layer, their probability is 0, or no picture passes through them (some
+    encoders keep the dropout of the classifier that was cut off).
+
+    Args:
+        model: on the device where it is to run; it stays as it was.
+        image: any picture, uint8, (1, 3, H, W): one is predicted.
+        experiment: normalization.
+
+    >>> from alutils.model import build_unet
+    >>> image, narrow = torch.zeros(1, 3, 64, 64, dtype=torch.uint8), (16, 16, 16, 16, 16)
+    >>> models = [build_unet(encoder_weights=None, decoder_channels=narrow, dropout=p) for p in (0.5, 0.0)]
+    >>> [draws_dropout(model, image, Experiment()) for model in models]
+    [True, False]
+    """
+    device = next(model.parameters()).device
+    with _dropout_only(model), seeded(make_generator(0), device), torch.inference_mode():
+        before = _random_state(device)
+        model.forward(normalize(image.to(device), experiment))  # not called: that would compile for a batch of one
+        return not torch.equal(before, _random_state(device))
 
 
 def image_score(

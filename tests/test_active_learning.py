@@ -213,6 +213,22 @@ def test_without_queries_there_is_one_round(tmp_path):
     assert [one.n_labelled for one in rounds] == [4] and rounds[0].test_dice is not None
 
 
+def test_how_many_images_tied_at_the_cut_is_recorded_and_read_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(active_learning, "fit", lambda *_, **__: torch.ones(1))
+
+    def saturated(model, images, experiment, generator):
+        return torch.zeros(len(images))
+
+    rounds = run(tmp_path / "ties", strategy=saturated)
+    assert [one.tied for one in rounds] == [7, 5, 0]
+    assert pd.read_csv(tmp_path / "ties" / "rounds.csv")["tied"].tolist() == [7, 5, 0]
+    assert [one.tied for one in run(tmp_path / "ties", strategy=saturated)] == [7, 5, 0]
+    queried = [name for one in rounds for name in one.queries["image_id"]]
+    other = run(tmp_path / "other", make_experiment(seed=1, cold_start=1), strategy=saturated)
+    assert queried != sorted(queried) or queried != [name for one in other for name in one.queries["image_id"]]
+    assert [one.tied for one in run(tmp_path / "clean")] == [0, 0, 0]
+
+
 def test_the_oracle_reads_the_masks_of_queried_images_only(tmp_path, undisturbed):
     folder, rounds = undisturbed
     splits = make_splits()
