@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,15 +25,26 @@ from alutils.annotation import (
     combine,
     human_pixels,
 )
-from alutils.compute import resolve_device
+from alutils.augment import normalize
+from alutils.compute import check_compiler, resolve_device
 from alutils.config import ConfigError, Experiment, did_you_mean
 from alutils.cost import annotation_cost
 from alutils.data import Split, Splits, lesion_area
+from alutils.files import sha256
 from alutils.metrics import dice_score
-from alutils.model import UNet, unet_for
+from alutils.model import unet_for
+from alutils.own_code import code_checksum, function_name
 from alutils.packed import PackedMasks
 from alutils.progress import progress_bar
-from alutils.queries import STRATEGIES, Strategy, check_strategy, select_queries, strategy_name, tied_at_the_cut
+from alutils.queries import (
+    STRATEGIES,
+    Strategy,
+    check_dropout,
+    check_strategy,
+    select_queries,
+    strategy_name,
+    tied_at_the_cut,
+)
 from alutils.records import (
     LabelledSet,
     Round,
@@ -44,7 +55,7 @@ from alutils.records import (
     ids_at,
     query_table,
 )
-from alutils.seeding import make_generator
+from alutils.seeding import make_generator, seeded
 from alutils.training import TrainingDiverged, fit, predict_probabilities, probability_batches
 
 BASELINES = ("full", "full_cosine", "random_at_once")
@@ -55,6 +66,9 @@ It takes as many steps as all trainings of an arm that queries the same training
 other arms have annotated at their end.
 """
 
+Network = Callable[[Experiment], nn.Module]
+"""``network(experiment)`` -> a model from normalized images (N, 3, H, W) to logits (N, 1, H, W), as ``unet_for`` is."""
+
 COLD_START, TRAINING, QUERY, ANNOTATION = 1, 2, 3, 4  # what a generator's numbers are for: part of its key
 
 
@@ -64,6 +78,7 @@ def run_active_learning(
     output_dir: str | Path,
     *,
     strategy: Strategy | None = None,
+    network: Network | None = None,
     oracle: Oracle | None = None,
     device: str = "auto",
     progress: bool = True,
@@ -85,7 +100,9 @@ def run_active_learning(
             ``annotations.csv``, ``audit.csv``, ``timing.csv`` and ``state.pt`` (what a stopped run goes on from; while
             it waits for a person, ``trained.pt`` too).
         strategy: a function of your own (see :func:`alutils.queries.select_queries`) in place of the one that the
-            experiment names; it is recorded under its own name.
+            experiment names; it is recorded by its own name and its code (:mod:`alutils.own_code`).
+        network: a function of the experiment that builds a network of your own, and draws its initial weights from the
+            global random state, which is the seed's; recorded by its name and code too. None: :func:`alutils.unet_for`.
         oracle: who annotates, over ``splits.train``: None, the simulated oracle, or a person
             (:class:`alutils.HumanOracle`), who draws the queried images and not the cold start.
         device: where to compute: "auto", "cpu", "cuda", "cuda:1", ...; the pictures are moved there if they fit.
@@ -95,8 +112,9 @@ def run_active_learning(
         The rounds: ``experiment.n_queries + 1`` of them, fewer where the pool ends, one for a baseline.
 
     Raises:
-        ConfigError: if the settings do not fit the pictures, there is no such strategy or device, or ``output_dir``
-            holds another run (the differing settings are listed).
+        ConfigError: if the settings do not fit the pictures, there is no such strategy or device, a function of your
+            own has no source or the network no logits, the strategy needs dropout and the network has none, ``compile``
+            is set where torch cannot compile, or ``output_dir`` holds another run (the differing settings are listed).
         RecordsError: if the files of a stopped run cannot be read, or another process is at work in ``output_dir``.
         CannotWrite: if a file cannot be written; the rounds before are safe.
         TrainingDiverged: if the loss or the weights stop being numbers: the run has ended and its record says so.
@@ -113,13 +131,17 @@ def run_active_learning(
     [(0, 4, 2), (1, 6, 0)]
     """
     _check(experiment, splits, strategy, oracle)
-    torch_device = resolve_device(device)
-    folder = RunFolder(output_dir, _identity(experiment, splits, strategy, oracle))
     plan = _make_plan(experiment, strategy, len(splits.train))
+    _check_batches(plan)
+    torch_device = resolve_device(device)
+    initial = _build(network or unet_for, experiment, strategy)
+    folder = RunFolder(output_dir, _identity(experiment, splits, strategy, network or unet_for, initial, oracle))
+    initial = initial.to(torch_device)
     splits = splits.placed(torch_device)
     oracle = Oracle(splits.train.masks) if oracle is None else oracle.to(torch_device)
-    initial = unet_for(experiment).to(torch_device)
     state = folder.load(copy.deepcopy(initial), splits)
+    if experiment.compile and not (state is not None and state.finished):
+        check_compiler(torch_device)
     if state is None:
         masks = oracle.annotate_cold_start(plan.first)
         cold_start = LabelledSet.of(plan.first, masks, torch.ones_like(masks))
@@ -133,7 +155,7 @@ def _loop(
     plan: _Plan,
     splits: Splits,
     oracle: Oracle,
-    initial: UNet,
+    initial: nn.Module,
     state: RunState,
     folder: RunFolder,
     strategy: Strategy | None,
@@ -161,7 +183,7 @@ def _one_round(
     plan: _Plan,
     splits: Splits,
     oracle: Oracle,
-    initial: UNet,
+    initial: nn.Module,
     state: RunState,
     folder: RunFolder,
     strategy: Strategy | None,
@@ -233,7 +255,7 @@ def _one_round(
 
 
 def _ask(
-    oracle: Oracle, model: UNet, images: torch.Tensor, queried: torch.Tensor, experiment: Experiment, k: int
+    oracle: Oracle, model: nn.Module, images: torch.Tensor, queried: torch.Tensor, experiment: Experiment, k: int
 ) -> LabelledSet:
     """The queried images with the labels of the human and, where the mode has it so, of the model."""
     if experiment.annotation == "full" or len(queried) == 0:
@@ -317,10 +339,54 @@ def _make_plan(experiment: Experiment, strategy: Strategy | None, n_train: int) 
     return _Plan(training, order[:n_first], (n_first,), n_steps=sum(map(experiment.steps_for, sizes)))
 
 
+def _build(network: Network, experiment: Experiment, strategy: Strategy | None) -> nn.Module:
+    """The network with its initial weights, on the CPU, if it is one that the loop and the strategy can use."""
+    if not callable(network):
+        raise ConfigError(
+            f"network: must be a function of the experiment that returns a network, or None, got {network!r}"
+        )
+    name = function_name(network)
+    with seeded(make_generator(experiment.seed)):
+        model = network(experiment)
+    if not isinstance(model, nn.Module) or not list(model.parameters()):
+        raise ConfigError(
+            f"network: '{name}' must return a torch.nn.Module with parameters to train, got {type(model).__name__}"
+        )
+    model.cpu()
+    image = torch.zeros(1, 3, experiment.image_size, experiment.image_size, dtype=torch.uint8)
+    if network is not unet_for:
+        try:
+            with torch.inference_mode(), seeded(make_generator(experiment.seed)):
+                logits = model.eval()(normalize(image, experiment))
+        except Exception as error:
+            raise ConfigError(
+                f"network: '{name}' cannot predict images of shape {tuple(image.shape)}: {error}"
+            ) from error
+        if getattr(logits, "shape", None) != (1, 1, *image.shape[2:]):
+            got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            raise ConfigError(
+                f"network: '{name}' must return logits of shape (N, 1, H, W) for images (N, 3, H, W), here "
+                f"{(1, 1, *image.shape[2:])}, got {got}"
+            )
+    score = _scorer(experiment, strategy)
+    check_dropout(score, strategy_name(experiment, strategy), model, image, experiment)
+    return model
+
+
+def _scorer(experiment: Experiment, strategy: Strategy | None) -> Strategy | None:
+    """The function that scores, None for a baseline."""
+    return STRATEGIES.get(experiment.strategy) if strategy is None else strategy
+
+
 def _identity(
-    experiment: Experiment, splits: Splits, strategy: Strategy | None, oracle: Oracle | None
+    experiment: Experiment,
+    splits: Splits,
+    strategy: Strategy | None,
+    network: Network,
+    model: nn.Module,
+    oracle: Oracle | None,
 ) -> dict[str, Any]:
-    """What makes a run this one: its settings, with the strategy that is used, its pictures, and who annotates them."""
+    """What makes a run this one: its settings, pictures and network, with code of one's own, and who annotates."""
     settings = {**experiment.model_dump(mode="json"), "strategy": strategy_name(experiment, strategy)}
     data = {}
     for name in ("train", "val", "test"):
@@ -333,7 +399,19 @@ def _identity(
         }
     if oracle is not None and oracle.name != Oracle.name:  # the records of simulated runs do not say
         data["oracle"] = oracle.name
-    return {"experiment": settings, "data": data}
+    score = _scorer(experiment, strategy)
+    return {
+        "experiment": settings,
+        "data": data,
+        "strategy_code": None if score is None else code_checksum("strategy", score),
+        "network": {
+            "name": function_name(network),
+            "code": code_checksum("network", network, *{type(layer): None for layer in model.modules()}),
+            "class": f"{type(model).__module__}.{type(model).__qualname__}",
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "structure": sha256(str(model).encode())[:16],
+        },
+    }
 
 
 def _check(experiment: Experiment, splits: Splits, strategy: Strategy | None, oracle: Oracle | None) -> None:
@@ -372,6 +450,18 @@ def _check(experiment: Experiment, splits: Splits, strategy: Strategy | None, or
         raise ConfigError(
             f"cold_start: {experiment.cold_start} images, but the training set has only {len(splits.train)}"
         )
+
+
+def _check_batches(plan: _Plan) -> None:
+    """Refuse what :func:`alutils.training.fit` would refuse, before the first training and not after some rounds."""
+    experiment = plan.experiment
+    for k, n in enumerate(plan.sizes):
+        if experiment.image_size == 32 and 1 in (n % experiment.batch_size, experiment.batch_size):
+            raise ConfigError(
+                f"batch_size: {experiment.batch_size} leaves a batch of one image in round {k}, which trains on {n} of "
+                "32 x 32: its bottleneck is a single pixel, which batch norm cannot use; choose another batch_size, "
+                "cold_start or query_size, or a larger image_size"
+            )
 
 
 @contextmanager

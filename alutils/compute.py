@@ -163,3 +163,21 @@ def _fits(work: Callable[[int], object], n: int, device: torch.device) -> bool:
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # the latter on a CPU
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile a trifle on ``device``: torch looks for a compiler no sooner than a network is first called.
+
+    Raises:
+        ConfigError: if that fails.
+    """
+    options = {"fx_graph_cache": False}  # what was compiled once needs no compiler again
+    try:
+        torch.compile(lambda x: x + 1, options=options)(torch.zeros(2, device=device))
+    except Exception as error:  # torch has several types for it, and the compilers theirs
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        needed = "a C++ compiler (g++)" if device.type == "cpu" else "triton and a C compiler (gcc)"
+        raise ConfigError(
+            f"compile: torch.compile does not work on {device} ({(lines or [type(error).__name__])[0][:200]}); install "
+            f"what it needs, {needed}, or set compile to false"
+        ) from None

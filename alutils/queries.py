@@ -12,6 +12,7 @@ from torch import nn
 from alutils import uncertainty
 from alutils.config import ConfigError, Experiment, did_you_mean
 from alutils.metrics import is_number
+from alutils.own_code import function_name
 from alutils.training import probability_batches
 from alutils.uncertainty import DropoutMaps, draws_dropout, image_score, mc_dropout_batches
 
@@ -118,18 +119,21 @@ def check_strategy(strategy: Strategy | None) -> None:
         raise ConfigError(f"strategy: must be a function or None, got {strategy!r}; a name goes into the experiment")
 
 
-def check_dropout(strategy: Strategy, name: str, model: nn.Module, image: torch.Tensor, experiment: Experiment) -> None:
+def check_dropout(
+    strategy: Strategy | None, name: str, model: nn.Module, image: torch.Tensor, experiment: Experiment
+) -> None:
     """Refuse a strategy that scores by dropout where the model's dropout draws nothing.
 
     Args:
-        strategy: the function.
+        strategy: the function; None, as of a baseline, needs nothing.
         name: what to call it.
         model, image, experiment: as for :func:`alutils.uncertainty.draws_dropout`.
 
     Raises:
         ConfigError: if it is so.
     """
-    if getattr(_function(strategy), "needs_dropout", False) and not draws_dropout(model, image, experiment):
+    function = strategy.func if isinstance(strategy, functools.partial) else strategy
+    if getattr(function, "needs_dropout", False) and not draws_dropout(model, image, experiment):
         raise ConfigError(
             f"dropout: strategy '{name}' scores by what dropout changes, but the {type(model).__name__} drops nothing "
             f"(the experiment has dropout {experiment.dropout}), so that all images would score alike; take a dropout "
@@ -158,15 +162,7 @@ def strategy_name(experiment: Experiment, strategy: Strategy | None = None) -> s
     >>> strategy_name(Experiment()), strategy_name(Experiment(), max)
     ('least_confidence', 'max')
     """
-    if strategy is None:
-        return experiment.strategy
-    function = _function(strategy)
-    return getattr(function, "__name__", type(function).__name__)
-
-
-def _function(strategy: Strategy) -> Strategy:
-    """What ``functools.partial`` was given, and any other function itself."""
-    return strategy.func if isinstance(strategy, functools.partial) else strategy
+    return experiment.strategy if strategy is None else function_name(strategy)
 
 
 def random(model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator) -> torch.Tensor:

@@ -183,7 +183,8 @@ class RunFolder:
 
     Args:
         path: the folder; it need not exist.
-        identity: what makes the run this one, plain values for JSON: its "experiment" and its "data".
+        identity: what makes the run this one, plain values for JSON: its "experiment", its "data", its "network" and
+            the "strategy_code".
 
     Raises:
         ConfigError: if the folder holds another run (each differing field is listed with both values), or the files of
@@ -617,7 +618,8 @@ def _open_record(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
             )
         return {"status": "new", **identity, "seconds": 0.0, "provenance": []}
     record = _read_record(folder)
-    there, here = _flat({key: record[key] for key in identity}), _flat(identity)
+    keys = identity.keys() & record.keys()  # what an older record does not tell cannot differ
+    there, here = (_flat({key: fields[key] for key in fields if key in keys}) for fields in (record, identity))
     lines = [
         f"  {key}: {there.get(key, 'absent')} there, {here.get(key, 'absent')} here"
         for key in there | here

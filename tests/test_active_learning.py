@@ -11,13 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from alutils import active_learning
 from alutils.active_learning import BASELINES, run_active_learning
 from alutils.annotation import NO_AUDIT, WRITING_MODES, Oracle, human_pixels
 from alutils.config import ConfigError, Experiment
 from alutils.data import Split, Splits
-from alutils.model import build_unet
+from alutils.model import UNet, build_unet
+from alutils.queries import STRATEGIES
 from alutils.records import RecordsError, load_runs, load_table
 from alutils.training import predict_probabilities
 
@@ -474,6 +476,112 @@ def test_a_strategy_of_ones_own_queries_and_is_recorded_by_its_name(tmp_path, mo
         run(tmp_path)
 
 
+def make_strategy(sign):
+    def by_brightness(model, images, experiment, generator):
+        return sign * images.float().mean((1, 2, 3))
+
+    return by_brightness
+
+
+def test_a_strategy_of_ones_own_is_known_by_its_code(tmp_path, no_training, monkeypatch):
+    monkeypatch.setattr(active_learning, "fit", lambda *_, **__: torch.ones(1))
+    rounds = run(tmp_path, strategy=make_strategy(1))
+    assert_same_rounds(run(tmp_path, strategy=make_strategy(1)), rounds)
+    with pytest.raises(ConfigError, match=r"differ in\n  strategy_code: \w{16} there, \w{16} here$"):
+        run(tmp_path, strategy=make_strategy(-1))
+    with pytest.raises(ConfigError, match="strategy: the source of 'max' cannot be had"):
+        run(tmp_path / "max", strategy=max)
+    own = make_strategy(-1)
+    own.__name__ = "entropy"
+    run(tmp_path / "entropy", strategy=own)
+    with pytest.raises(ConfigError, match=r"differ in\n  strategy_code: \w{16} there, None here$"):
+        run(tmp_path / "entropy", make_experiment(strategy="entropy"))
+    run(tmp_path / "random", make_experiment(strategy="random"))
+    run(tmp_path / "random", strategy=STRATEGIES["random"])
+
+
+class TwoLayers(nn.Module):
+    """A network without ``encode`` and ``decode``."""
+
+    def __init__(self, width, dropout):
+        super().__init__()
+        self.first, self.norm, self.last = (
+            nn.Conv2d(3, width, 5, padding=2),
+            nn.BatchNorm2d(width),
+            nn.Conv2d(width, 1, 1),
+        )
+        self.dropout = nn.Dropout2d(dropout)
+
+    def forward(self, images):
+        return self.last(self.dropout(self.norm(self.first(images)).relu()))
+
+
+def two_layers(experiment):
+    return TwoLayers(8, experiment.dropout)
+
+
+@pytest.mark.parametrize("mode", ["full", "partial-refreshed"])
+def test_the_loop_takes_any_network_and_records_what_it_is(tmp_path, mode):
+    experiment = make_partial(mode, strategy="mc_dropout", n_queries=1)
+    state = torch.get_rng_state()
+    rounds = run(tmp_path / "a", experiment, network=two_layers)
+    assert isinstance(rounds[-1].model, TwoLayers) and rounds[-1].test_dice is not None
+    torch.manual_seed(1)
+    run(tmp_path / "b", experiment, network=two_layers)  # its initial weights are the seed's
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    torch.set_rng_state(state)
+    found = json.loads((tmp_path / "a" / "run.json").read_text())["network"]
+    assert found["name"] == "two_layers" and found["class"].endswith("test_active_learning.TwoLayers")
+    assert found["parameters"] == 3 * 25 * 8 + 8 + 2 * 8 + 8 + 1 and len(found["code"]) == len(found["structure"]) == 16
+    assert_same_rounds(run(tmp_path / "a", experiment, network=two_layers), rounds)
+    with pytest.raises(
+        ConfigError, match=r"differ in\n  network.name: two_layers there, unet_for here\n  network.code"
+    ):
+        run(tmp_path / "a", experiment)
+
+
+def test_a_network_that_was_patched_in_is_recorded_as_what_ran(tmp_path, undisturbed, monkeypatch):
+    folder, _ = undisturbed
+    known = json.loads((folder / "run.json").read_text())["network"]
+    assert known["name"] == "unet_for" and known["class"] == "alutils.model.UNet" and known["code"] is None
+    with monkeypatch.context() as patch:
+        patch.setattr(active_learning, "unet_for", two_layers)
+        with pytest.raises(ConfigError, match="network.name: unet_for there, two_layers here"):
+            run(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(UNet, "decode", lambda self, features: -self.segmentation_head(self.decoder(features)))
+        with pytest.raises(ConfigError, match=r"differ in\n  network.code: None there, \w{16} here$"):
+            run(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("alutils.model._convolution_1x1", lambda channels: nn.Conv2d(channels, channels, 1))
+        with pytest.raises(
+            ConfigError, match=r"differ in\n  network.parameters: \d+ there, \d+ here\n  network.structure"
+        ):
+            run(folder)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ("unet", "network: must be a function of the experiment .* got 'unet'"),
+        (lambda experiment: None, "network: '<lambda>' must return a torch.nn.Module with parameters .* got NoneType"),
+        (lambda experiment: nn.ReLU(), "network: '<lambda>' must return a torch.nn.Module with parameters .* got ReLU"),
+        (
+            lambda experiment: nn.Conv2d(3, 2, 1),
+            r"'<lambda>' must return logits .* here \(1, 1, 64, 64\), got \(1, 2, 64",
+        ),
+        (
+            lambda experiment: nn.Conv2d(1, 1, 1),
+            r"network: '<lambda>' cannot predict images of shape \(1, 3, 64, 64\): ",
+        ),
+    ],
+)
+def test_what_is_no_network_is_refused_at_the_call(tmp_path, network, message):
+    with pytest.raises(ConfigError, match=message):
+        run_active_learning(make_experiment(), make_splits(), tmp_path / "run", network=network, device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_strategy_that_returns_nonsense_ends_with_its_name(tmp_path):
     def nonsense(model, images, experiment, generator):
         return torch.zeros(len(images) + 1)
@@ -510,6 +618,32 @@ def test_the_progress_bar_counts_the_rounds(undisturbed, capsys):
 def test_what_cannot_work_is_refused_at_the_call(tmp_path, changes, n, size, message):
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
         run_active_learning(make_experiment(**changes), make_splits(n, size), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cold_start": 3, "query_size": 3}, "batch_size: 4 .* in round 2, which trains on 9 of 32 x 32"),
+        ({"n_queries": 30}, "batch_size: 4 leaves a batch of one image in round 5, which trains on 13"),
+        ({"cold_start": 5}, "batch_size: 4 leaves a batch of one image in round 0, .* another batch_size, cold_start"),
+        ({"batch_size": 1}, "batch_size: 1 leaves a batch of one"),
+        ({"strategy": "full"}, "batch_size: 4 leaves a batch of one image in round 0, which trains on 13"),
+    ],
+)
+def test_small_images_that_would_be_trained_alone_are_refused_at_the_call(tmp_path, no_training, changes, message):
+    experiment = make_experiment(image_size=32, **changes)
+    with pytest.raises(ConfigError, match=message):
+        run_active_learning(experiment, make_splits(13, 32), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("strategy", ["mc_dropout", "bald"])
+def test_strategies_by_dropout_are_refused_without_dropout(tmp_path, strategy):
+    with pytest.raises(ConfigError, match=f"dropout: strategy '{strategy}' .* dropout 0.0"):
+        run_active_learning(
+            make_experiment(strategy=strategy, dropout=0.0), make_splits(), tmp_path / "run", device="cpu"
+        )
     assert not (tmp_path / "run").exists()
 
 
