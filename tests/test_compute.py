@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -145,6 +146,25 @@ def test_a_model_is_compiled_once_and_only_when_asked(monkeypatch):
     for _ in range(2):
         assert torch.equal(predict_probabilities(model, images, compiled), expected)
     assert calls == [model]
+
+
+COMPILED_RUN = """
+import sys
+from alutils import ConfigError, Experiment, make_synthetic, run_active_learning
+experiment = Experiment(image_size=64, cold_start=2, n_queries=0, compile=True, encoder_weights=None)
+try:
+    run_active_learning(experiment, make_synthetic(2, 1, 1, image_size=64), sys.argv[1], device="cpu")
+except ConfigError as error:
+    print(error)
+"""
+
+
+def test_without_a_compiler_the_setting_compile_is_refused_at_the_call(tmp_path):
+    missing = {**os.environ, "PATH": str(tmp_path), "CXX": str(tmp_path / "g++")}
+    command = [sys.executable, "-c", COMPILED_RUN, str(tmp_path / "run")]
+    done = subprocess.run(command, env=missing, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("compile: torch.compile does not work on cpu (")
+    assert done.stdout.strip().endswith("install what it needs, a C++ compiler (g++), or set compile to false")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library can be told to keep memory")
