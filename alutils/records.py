@@ -29,13 +29,13 @@ import segmentation_models_pytorch as smp
 import torch
 import torchvision
 from filelock import FileLock, Timeout
+from torch import nn
 
 from alutils.compute import uses_bfloat16
 from alutils.config import ConfigError
 from alutils.cost import average_cost
 from alutils.data import Split, Splits
 from alutils.files import CannotWrite, remove_leftovers, replacing, sha256
-from alutils.model import UNet
 from alutils.packed import PackedMasks
 from alutils.training import TrainingDiverged
 
@@ -90,7 +90,7 @@ class Round:
     annotations: pd.DataFrame
     audit: pd.DataFrame
     seconds: dict[str, float]
-    model: UNet | None = field(repr=False)
+    model: nn.Module | None = field(repr=False)
     labels: LabelledSet | None = field(repr=False)
 
     @property
@@ -161,7 +161,7 @@ class LabelledSet:
 class RunState:
     """All that changes from round to round, and so all that a stopped run needs to go on."""
 
-    model: UNet
+    model: nn.Module
     labelled: LabelledSet
     rounds: list[Round]
 
@@ -230,12 +230,12 @@ class RunFolder:
         self._write_tables(state, splits)
         (self.path / "trained.pt").unlink(missing_ok=True)
 
-    def keep_training(self, number: int, model: UNet, losses: torch.Tensor, seconds: float) -> None:
+    def keep_training(self, number: int, model: nn.Module, losses: torch.Tensor, seconds: float) -> None:
         """Write what round ``number`` trained to ``trained.pt``: it has to wait for a person before it is over."""
         content = {"round": number, "model": _weights(model), "losses": losses, "seconds": seconds}
         _write_tensors(self.path / "trained.pt", content)
 
-    def kept_training(self, number: int, model: UNet) -> tuple[torch.Tensor, float] | None:
+    def kept_training(self, number: int, model: nn.Module) -> tuple[torch.Tensor, float] | None:
         """The losses and seconds of round ``number``, its weights loaded into ``model``; None if it is yet to train.
 
         Raises:
@@ -253,7 +253,7 @@ class RunFolder:
         except Exception as error:  # torch raises many kinds for files that are damaged
             raise RecordsError(f"{path} cannot be read ({error}); delete it to train this round again") from error
 
-    def load(self, model: UNet, splits: Splits) -> RunState | None:
+    def load(self, model: nn.Module, splits: Splits) -> RunState | None:
         """The state on disk, its weights loaded into ``model``; None where there is none yet.
 
         Where the last state is damaged, a warning says so, and the run goes on from the one before.
@@ -638,7 +638,7 @@ def _open_record(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _weights(model: UNet) -> dict[str, torch.Tensor]:
+def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
 
 
@@ -666,7 +666,7 @@ def _read_tensors(path: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _state_from(content: Mapping[str, Any], model: UNet, train: Split) -> RunState:
+def _state_from(content: Mapping[str, Any], model: nn.Module, train: Split) -> RunState:
     model.load_state_dict(content["model"])
     indices = content["labelled"]
     labelled = LabelledSet(indices, *(PackedMasks(content[name].to(train.masks.device)) for name in ("masks", "human")))
