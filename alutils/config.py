@@ -62,7 +62,7 @@ class Experiment(BaseModel):
     n_queries: int = Field(36, ge=0, le=_MOST, description="queries after the cold start (Table I: 36; Table II: 20)")
     strategy: str = Field("least_confidence", min_length=1, description="how images are queried, see alutils.queries")
     reduction: Literal["sum", "mean", "median", "top_k", "band_mean"] = Field(
-        "sum", description="from the pixels' uncertainty to the image's score"
+        "sum", description="from the pixels' uncertainty to the image's score; the band of band_mean is tau_u's"
     )
     annotation: Literal["full", "partial", "human-only", "model-only", "partial-refreshed", "contour-band"] = Field(
         "full", description="who labels the pixels of queried images, see alutils.annotation"
