@@ -50,6 +50,7 @@ from alutils.records import (
     Round,
     RunFolder,
     RunState,
+    WaitingRound,
     annotation_table,
     audit_table,
     ids_at,
@@ -190,27 +191,41 @@ def _one_round(
     progress: bool,
 ) -> Round:
     """Steps 4, 5, 1, 2 and 3 of Fig. 1; of ``state`` it changes the model alone."""
+    if not plan.experiment.fine_tune:
+        state.model = copy.deepcopy(initial)
+    kept = folder.kept_training(len(state.rounds), state.model, splits.train)  # the round had to wait for a person
+    waiting = kept or _train_and_query(plan, splits, oracle, state, strategy, progress)
+    seconds = dict(waiting.round.seconds)
+    with _timed(seconds, "annotation"):  # step 3
+        try:
+            answers = _ask(oracle, waiting.asked, plan.experiment)
+        except AnnotationsNeeded:
+            if kept is None:
+                folder.keep_training(waiting, state.model)
+            raise
+        labels = waiting.labelled.plus(answers)
+    return replace(waiting.round, seconds=seconds, model=state.model, labels=labels)
+
+
+def _train_and_query(
+    plan: _Plan, splits: Splits, oracle: Oracle, state: RunState, strategy: Strategy | None, progress: bool
+) -> WaitingRound:
+    """Steps 4, 5, 1 and 2 of Fig. 1, and which pixels of the queried images the human is to label."""
     experiment, train = plan.experiment, splits.train
     k, labelled, pool = len(state.rounds), state.labelled, state.labelled.pool(len(train))
     seconds: dict[str, float] = {}
-    if not experiment.fine_tune:
-        state.model = copy.deepcopy(initial)
 
-    kept = folder.kept_training(k, state.model)
-    if kept is not None:  # the round had to wait for a person
-        losses, seconds["training"] = kept
-    else:
-        with _timed(seconds, "training"):  # step 4
-            losses = fit(
-                state.model,
-                train.images[labelled.indices],
-                labelled.masks,
-                experiment,
-                make_generator(experiment.seed, TRAINING, k),
-                annotated=labelled.human if experiment.annotation == "human-only" else None,
-                n_steps=plan.n_steps,
-                progress=progress,
-            )
+    with _timed(seconds, "training"):  # step 4
+        losses = fit(
+            state.model,
+            train.images[labelled.indices],
+            labelled.masks,
+            experiment,
+            make_generator(experiment.seed, TRAINING, k),
+            annotated=labelled.human if experiment.annotation == "human-only" else None,
+            n_steps=plan.n_steps,
+            progress=progress,
+        )
     with _timed(seconds, "evaluation"):  # step 5
         val_dice = evaluate(state.model, splits.val, experiment)
 
@@ -228,16 +243,12 @@ def _one_round(
             images, generator = train.images[pool], make_generator(experiment.seed, QUERY, k)
             chosen, scores = select_queries(state.model, images, experiment.query_size, experiment, generator, strategy)
             queried, scores, tied = pool[chosen], scores[chosen], tied_at_the_cut(scores, chosen)
-    with _timed(seconds, "annotation"):  # step 3
-        try:
-            answers = _ask(oracle, state.model, train.images, queried, experiment, k)
-        except AnnotationsNeeded:
-            folder.keep_training(k, state.model, losses, seconds["training"])
-            raise
+    with _timed(seconds, "annotation"):
+        asked = _pixels_to_ask(state.model, train, queried, experiment, k)
         n_before = state.rounds[-1].n_labelled if state.rounds else 0
         costs = annotation_cost(state.labelled.masks[n_before:], state.labelled.human[n_before:])
 
-    return Round(
+    done = Round(
         number=k,
         labelled=labelled.indices,
         labelled_ids=ids_at(train, labelled.indices),
@@ -249,23 +260,32 @@ def _one_round(
         annotations=annotation_table(k, ids_at(train, labelled.indices[n_before:]), costs),
         audit=audit,
         seconds=seconds,
-        model=state.model,
-        labels=labelled.plus(answers),
+        model=None,
+        labels=None,
     )
+    return WaitingRound(done, labelled, asked)
 
 
-def _ask(
-    oracle: Oracle, model: nn.Module, images: torch.Tensor, queried: torch.Tensor, experiment: Experiment, k: int
+def _pixels_to_ask(
+    model: nn.Module, train: Split, queried: torch.Tensor, experiment: Experiment, k: int
 ) -> LabelledSet:
-    """The queried images with the labels of the human and, where the mode has it so, of the model."""
+    """The queried images: which pixels the human labels, and the model's labels of the others."""
     if experiment.annotation == "full" or len(queried) == 0:
-        masks = oracle.annotate(queried)
-        return LabelledSet.of(queried, masks, torch.ones_like(masks))
-    p = predict_probabilities(model, images[queried], experiment)
+        nothing = torch.zeros((len(queried), *train.masks.shape[1:]), dtype=torch.uint8, device=train.masks.device)
+        return LabelledSet.of(queried, nothing, nothing + 1)
+    p = predict_probabilities(model, train.images[queried], experiment)
     human = human_pixels(p, experiment, make_generator(experiment.seed, ANNOTATION, k))
     nothing = torch.zeros_like(human, dtype=torch.uint8)
-    answers = oracle.annotate(queried, human, suggestion=combine(nothing, p, human, experiment.tau_b))
-    return LabelledSet.of(queried, combine(answers, p, human, experiment.tau_b), human)
+    return LabelledSet.of(queried, combine(nothing, p, human, experiment.tau_b), human)
+
+
+def _ask(oracle: Oracle, asked: LabelledSet, experiment: Experiment) -> LabelledSet:
+    """The queried images with the labels of the human and, where the mode has it so, of the model."""
+    if experiment.annotation == "full" or len(asked.indices) == 0:
+        return replace(asked, masks=PackedMasks.pack(oracle.annotate(asked.indices)))
+    human, suggestion = asked.human[:].bool(), asked.masks[:]
+    answers = oracle.annotate(asked.indices, human, suggestion=suggestion)
+    return replace(asked, masks=PackedMasks.pack(torch.where(human, answers, suggestion)))
 
 
 def _review(
@@ -468,7 +488,7 @@ def _check_batches(plan: _Plan) -> None:
 def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    seconds[phase] = time.perf_counter() - start
+    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start
 
 
 def _with_bar(rounds: Iterator[Round], total: int) -> Iterator[Round]:

@@ -157,6 +157,22 @@ class LabelledSet:
         return others.nonzero().flatten()
 
 
+@dataclass(frozen=True, eq=False)
+class WaitingRound:
+    """A round that has trained and asks: all of it except the answers.
+
+    Args:
+        round: without the model and the labels.
+        labelled: what it trained on, with the model's labels as the next round takes them.
+        asked: the queried images, which of their pixels the human labels, and how the model labels the others (0 where
+            the human does).
+    """
+
+    round: Round
+    labelled: LabelledSet
+    asked: LabelledSet
+
+
 @dataclass(eq=False)
 class RunState:
     """All that changes from round to round, and so all that a stopped run needs to go on."""
@@ -177,7 +193,8 @@ class RunFolder:
     ``state.pt`` is all that a stopped run goes on from: one file, so that a stop anywhere leaves a consistent one. The
     state of the round before is kept in ``state.previous.pt``, for when the disk damages the last one. The tables and
     ``run.json`` follow the state, and are brought up to it when the run goes on. A round that waits for a person leaves
-    its model in ``trained.pt``: trained again it might ask for other pixels, where training does not repeat to the bit.
+    its model in ``trained.pt``, with what it asks for and how the model labels the rest: trained or predicted again, on
+    another machine or with other threads, it would ask for other pixels.
 
     A run that is not finished belongs to one process: the first that asks, as long as it lives and holds this object.
 
@@ -221,22 +238,25 @@ class RunFolder:
         """Write the state, then what follows from it."""
         content = {
             "model": _weights(state.model),
-            "labelled": state.labelled.indices,
-            "masks": state.labelled.masks.bits.cpu(),
-            "human": state.labelled.human.bits.cpu(),
+            **_packed(state.labelled),
             "rounds": [one._content for one in state.rounds],
         }
         _write_tensors(self.path / "state.pt", content, keep=self.path / "state.previous.pt")
         self._write_tables(state, splits)
         (self.path / "trained.pt").unlink(missing_ok=True)
 
-    def keep_training(self, number: int, model: nn.Module, losses: torch.Tensor, seconds: float) -> None:
-        """Write what round ``number`` trained to ``trained.pt``: it has to wait for a person before it is over."""
-        content = {"round": number, "model": _weights(model), "losses": losses, "seconds": seconds}
+    def keep_training(self, waiting: WaitingRound, model: nn.Module) -> None:
+        """Write what a round trained and asks for to ``trained.pt``: it has to wait for a person before it is over."""
+        content = {
+            "round": waiting.round.number,
+            "model": _weights(model),
+            "done": waiting.round._content,
+            **{name: _packed(getattr(waiting, name)) for name in ("labelled", "asked")},
+        }
         _write_tensors(self.path / "trained.pt", content)
 
-    def kept_training(self, number: int, model: nn.Module) -> tuple[torch.Tensor, float] | None:
-        """The losses and seconds of round ``number``, its weights loaded into ``model``; None if it is yet to train.
+    def kept_training(self, number: int, model: nn.Module, train: Split) -> WaitingRound | None:
+        """What round ``number`` asks for, its weights loaded into ``model``; None if it is yet to train.
 
         Raises:
             RecordsError: if the file cannot be read.
@@ -248,8 +268,10 @@ class RunFolder:
             content = _read_tensors(path)
             if content["round"] != number:
                 return None
+            labelled, asked = (_unpacked(content[name], train) for name in ("labelled", "asked"))
+            done = _from_plain(number, content["done"], torch.cat([labelled.indices, asked.indices]), train)
             model.load_state_dict(content["model"])
-            return content["losses"], content["seconds"]
+            return WaitingRound(done, labelled, asked)
         except Exception as error:  # torch raises many kinds for files that are damaged
             raise RecordsError(f"{path} cannot be read ({error}); delete it to train this round again") from error
 
@@ -666,11 +688,23 @@ def _read_tensors(path: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def _packed(labelled: LabelledSet) -> dict[str, torch.Tensor]:
+    return {
+        "labelled": labelled.indices,
+        "masks": labelled.masks.bits.cpu(),
+        "human": labelled.human.bits.cpu(),
+    }
+
+
+def _unpacked(content: Mapping[str, Any], train: Split) -> LabelledSet:
+    masks, human = (PackedMasks(content[name].to(train.masks.device)) for name in ("masks", "human"))
+    return LabelledSet(content["labelled"], masks, human)
+
+
 def _state_from(content: Mapping[str, Any], model: nn.Module, train: Split) -> RunState:
     model.load_state_dict(content["model"])
-    indices = content["labelled"]
-    labelled = LabelledSet(indices, *(PackedMasks(content[name].to(train.masks.device)) for name in ("masks", "human")))
-    rounds = [_from_plain(k, plain, indices, train) for k, plain in enumerate(content["rounds"])]
+    labelled = _unpacked(content, train)
+    rounds = [_from_plain(k, plain, labelled.indices, train) for k, plain in enumerate(content["rounds"])]
     rounds[-1] = replace(rounds[-1], model=model, labels=labelled)
     return RunState(model, labelled, rounds)
 

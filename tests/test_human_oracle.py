@@ -9,13 +9,15 @@ import torch
 from PIL import Image
 from test_active_learning import contents, make_experiment, make_partial, make_splits, run
 
-from alutils import active_learning
+from alutils import active_learning, queries, training
+from alutils.active_learning import run_active_learning
 from alutils.annotation import AnnotationsNeeded, Oracle
 from alutils.config import ConfigError
 from alutils.data import DataError, Split
 from alutils.drawing import Drawing, drawing_table
 from alutils.human_oracle import HumanOracle
 from alutils.records import RecordsError, load_runs, load_table
+from alutils.training import probability_batches
 
 INDICES = torch.tensor([3, 0])
 
@@ -216,6 +218,38 @@ def test_a_round_that_waits_is_not_trained_again(tmp_path, monkeypatch):
     assert len(drawing_table(tmp_path / "drawings")) == 4
     assert not (tmp_path / "run" / "trained.pt").exists()
     assert all(one.seconds["training"] > 0 for one in rounds)
+
+
+@pytest.mark.parametrize("mode", ["partial", "partial-refreshed", "contour-band"])
+def test_a_round_that_waits_predicts_nothing_anew(tmp_path, mode, monkeypatch):
+    """Another machine predicts otherwise, so it would ask for another band, and label the rest otherwise."""
+    experiment, drawings = make_partial(mode, n_queries=2), tmp_path / "drawings"
+    expected, _ = run_with_a_person(tmp_path / "one machine", experiment, make_oracle(tmp_path / "others"))
+    for _ in range(2):
+        with pytest.raises(AnnotationsNeeded):
+            run(tmp_path / "run", experiment, oracle=make_oracle(drawings))
+        draw(make_oracle(drawings))
+        go_on_elsewhere(tmp_path / "run", experiment, make_oracle(drawings), monkeypatch)
+    again = run(tmp_path / "run", experiment, oracle=make_oracle(drawings))
+    assert contents(tmp_path / "run") == contents(tmp_path / "one machine")
+    for kind in ("masks", "human"):
+        assert torch.equal(getattr(again[-1].labels, kind)[:], getattr(expected[-1].labels, kind)[:])
+
+
+def go_on_elsewhere(folder, experiment, oracle, monkeypatch):
+    """Until the waiting round is over, where the network's predictions are shifted."""
+
+    def other_batches(*arguments, **options):
+        for chosen, p in probability_batches(*arguments, **options):
+            yield chosen, (p + 0.02).clamp(max=1)
+
+    with monkeypatch.context() as elsewhere:
+        for module in (active_learning, training, queries):
+            elsewhere.setattr(module, "probability_batches", other_batches)
+        n_done = len(pd.read_csv(folder / "rounds.csv")) if (folder / "rounds.csv").exists() else 0
+        rounds = run_active_learning(experiment, make_splits(), folder, oracle=oracle, device="cpu", progress=False)
+        for _ in range(n_done + 1):
+            next(rounds)
 
 
 def test_a_damaged_model_of_a_waiting_round_is_named(tmp_path):
