@@ -27,7 +27,7 @@ from alutils.annotation import (
 )
 from alutils.augment import normalize
 from alutils.compute import check_compiler, resolve_device
-from alutils.config import ConfigError, Experiment, did_you_mean
+from alutils.config import ConfigError, Experiment, did_you_mean, expanded
 from alutils.cost import annotation_cost
 from alutils.data import Split, Splits, lesion_area
 from alutils.files import sha256
@@ -136,7 +136,10 @@ def run_active_learning(
     _check_batches(plan)
     torch_device = resolve_device(device)
     initial = _build(network or unet_for, experiment, strategy)
-    folder = RunFolder(output_dir, _identity(experiment, splits, strategy, network or unet_for, initial, oracle))
+    folder = RunFolder(
+        expanded("output_dir", output_dir),
+        _identity(experiment, splits, strategy, network or unet_for, initial, oracle),
+    )
     initial = initial.to(torch_device)
     splits = splits.placed(torch_device)
     oracle = Oracle(splits.train.masks) if oracle is None else oracle.to(torch_device)

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.widgets import LassoSelector
 from skimage.segmentation import find_boundaries
 
+from alutils.config import expanded
 from alutils.drawing import Drawing, Request, find_drawing
 from alutils.figures import BLUE, LABELLED_BY, VERMILION, draw_outline, show_figure, someone_is_there
 
@@ -63,7 +64,7 @@ class Annotator:
     ) -> None:
         if not requests:
             raise ValueError("requests: there is no image to draw")
-        self.folder = Path(folder)
+        self.folder = expanded("folder", folder)
         found = [find_drawing(folder, request) for request in requests]
         self.drawings = [
             Drawing(request, clock=clock, record=saved and saved[0])

@@ -238,6 +238,48 @@ def parse_settings(given: str | Mapping[str, Any], *, source: str = "overrides")
     return dict(settings)
 
 
+def expanded(name: str, path: str | os.PathLike[str]) -> Path:
+    """A path as a user gave it, ``~`` made the home folder.
+
+    Args:
+        name: of the parameter or environment variable that it was given for.
+        path: absolute, or relative to the current folder.
+
+    Raises:
+        ConfigError: naming the parameter, if no file or folder can have that path.
+
+    >>> expanded("output_dir", "runs/mine").parts
+    ('runs', 'mine')
+    >>> expanded("output_dir", "~/mine") == Path.home() / "mine"
+    True
+    """
+    check_text(**{name: path})
+    try:
+        return Path(path).expanduser()
+    except (TypeError, RuntimeError) as error:  # bytes; or ~ where there is no home folder, or no such user
+        raise ConfigError(f"{name}: {path!r} cannot be a path ({error}); write the whole path") from None
+
+
+def check_text(**parameters: object) -> None:
+    """Refuse what is no text, above all what papermill and YAML made a number of.
+
+    Raises:
+        ConfigError: naming the parameter, and how to write it.
+
+    >>> check_text(device="cuda:1", output_dir=20240501)
+    Traceback (most recent call last):
+    alutils.config.ConfigError: output_dir: must be text, got 20240501. papermill's -p and YAML make numbers ...
+    """
+    for name, value in parameters.items():
+        if isinstance(value, bool | int | float):
+            raise ConfigError(
+                f"{name}: must be text, got {value!r}. papermill's -p and YAML make numbers of digits (007 becomes 7): "
+                f'write -r {name} {value}, as it was meant, or in quotes in YAML and Python: "{value}"'
+            )
+        if not isinstance(value, str | os.PathLike) or "\0" in str(value):
+            raise ConfigError(f"{name}: must be text, got {_shown(value)}; leave it out for its default")
+
+
 def did_you_mean(name: str, valid: list[str]) -> str:
     """``did you mean 'x'?`` for the nearest valid name, or the list of all where none is near.
 
@@ -269,9 +311,7 @@ def _shown(value: Any) -> str:
 
 
 def _profile_path(profile: str | Path) -> Path:
-    if not isinstance(profile, str | os.PathLike):
-        raise ConfigError(f"profile: must be a name such as 'quick' or the path of a YAML file, got {_shown(profile)}")
-    path = Path(profile)
+    path = expanded("profile", profile)
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         return path
     return PROFILES_DIR / f"{profile}.yaml"

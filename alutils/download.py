@@ -21,6 +21,8 @@ import requests
 from filelock import FileLock
 from tqdm import tqdm
 
+from alutils.config import ConfigError, expanded
+
 
 class DownloadError(RuntimeError):
     """The data set cannot be downloaded or unpacked; the message names the file or the address and the remedy."""
@@ -101,7 +103,7 @@ def download_isic2018(
     ...     download_isic2018(root, archives=()) == Path(root)
     True
     """
-    root = Path(root).expanduser()
+    root = expanded("root", root)
     if all(_is_unpacked(root, archive) for archive in archives):  # also where nothing may be written
         return root
     try:
@@ -253,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         download_isic2018(options.root, keep_archives=options.keep_archives)
-    except DownloadError as error:
+    except (ConfigError, DownloadError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -21,6 +21,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from skimage.draw import polygon2mask
 
+from alutils.config import expanded
 from alutils.data import DataError, Split
 from alutils.files import replacing
 from alutils.metrics import dice_score
@@ -250,8 +251,8 @@ class Drawing:
             tau_u=request.tau_u,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        write_mask(Path(folder) / f"{request.id}.png", self.mask)
-        write_text(Path(folder) / f"{request.id}.json", record.model_dump_json() + "\n")
+        write_mask(expanded("folder", folder) / f"{request.id}.png", self.mask)
+        write_text(expanded("folder", folder) / f"{request.id}.json", record.model_dump_json() + "\n")
         return record
 
 
@@ -269,7 +270,7 @@ def find_drawing(folder: str | Path, request: Request) -> tuple[DrawingRecord, n
     Raises:
         DataError: if the files of a drawing are there and cannot be used.
     """
-    if not (Path(folder) / f"{request.id}.json").exists():
+    if not (expanded("folder", folder) / f"{request.id}.json").exists():
         return None
     found = read_drawing(folder, request.id)
     return found if found[0].where == checksum(request.where) else None
@@ -283,7 +284,7 @@ def read_drawing(folder: str | Path, id: str) -> tuple[DrawingRecord, np.ndarray
         ValueError: if the id cannot name a file.
     """
     check_id(id)
-    path = Path(folder) / f"{id}.json"
+    path = expanded("folder", folder) / f"{id}.json"
     try:
         record = DrawingRecord.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
@@ -319,7 +320,7 @@ def drawing_table(folder: str | Path, split: Split | None = None) -> pd.DataFram
     """
     truths = {} if split is None else dict(zip(split.ids, split.masks, strict=True))
     rows = []
-    for path in sorted(Path(folder).glob("*.json")):
+    for path in sorted(expanded("folder", folder).glob("*.json")):
         record, mask = read_drawing(folder, path.stem)
         truth = truths.get(record.id)
         dice = float("nan") if truth is None else dice_score(torch.from_numpy(mask)[None], truth[None].cpu()).item()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from alutils.annotation import AnnotationsNeeded, Oracle
+from alutils.config import expanded
 from alutils.data import DataError, Split
 from alutils.drawing import Request, check_id, find_drawing, make_requests, read_mask, write_mask
 from alutils.records import write_json
@@ -54,7 +55,8 @@ class HumanOracle(Oracle):
         super().__init__(split.masks)
         for id in split.ids:
             check_id(id)
-        self._split, self.folder, self._tau_u, self._draws_cold_start = split, Path(folder), tau_u, draws_cold_start
+        self.folder = expanded("folder", folder)
+        self._split, self._tau_u, self._draws_cold_start = split, tau_u, draws_cold_start
 
     def annotate_cold_start(self, indices: torch.Tensor) -> torch.Tensor:
         """The cold start in full: the truth, unless the person draws it too."""

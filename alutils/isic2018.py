@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from alutils.config import expanded
 from alutils.data import DataError, Split, Splits, identical_pictures, picture_sums
 from alutils.files import CannotWrite, remove_leftovers, replacing
 from alutils.progress import progress_bar
@@ -136,9 +137,9 @@ def load_isic2018(
     if n_workers is not None and not (type(n_workers) is int and n_workers >= 1):
         raise ValueError(f"n_workers must be None or an integer of at least 1, got {n_workers!r}")
 
-    root = _expanded("root", root)
+    root = expanded("root", root)
     if cache_dir:
-        cache_dir = _expanded("cache_dir", cache_dir)
+        cache_dir = expanded("cache_dir", cache_dir)
     listing, problems, fingerprint = _list_files(root)
     decode = partial(_decode_all, listing, image_size, degenerate_masks == "error", n_workers or _cpu_cores())
     if problems:
@@ -165,13 +166,6 @@ def load_isic2018(
     splits, image_sums = _as_splits(*cache, listing)
     _warn_of_identical_pictures(root, identical_pictures(splits, image_sums=image_sums))
     return splits
-
-
-def _expanded(name: str, path: str | Path) -> Path:
-    try:
-        return Path(path).expanduser()
-    except (TypeError, RuntimeError) as error:  # not a path; or ~nobody
-        raise ValueError(f"{name} must be the path of a folder, got {path!r}: {error}") from None
 
 
 def _warn_of_identical_pictures(root: Path, pairs: pd.DataFrame) -> None:

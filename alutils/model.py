@@ -9,7 +9,7 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
-from alutils.config import Experiment
+from alutils.config import Experiment, expanded
 from alutils.seeding import make_generator, seeded
 from alutils.weights import fetching, load_encoder, verify_download, weight_names
 
@@ -90,7 +90,7 @@ def build_unet(
     if known:
         verify_download(encoder, encoder_weights)
     elif encoder_weights is not None:
-        load_encoder(model.encoder, encoder, Path(encoder_weights))
+        load_encoder(model.encoder, encoder, expanded("encoder_weights", encoder_weights))
     return model
 
 

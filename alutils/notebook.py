@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from IPython import get_ipython
+from IPython.core.inputtransformer2 import TransformerManager
 
 from alutils.compute import resolve_device
-from alutils.config import PROFILES_DIR, ConfigError, Experiment, did_you_mean, parse_settings
+from alutils.config import PROFILES_DIR, ConfigError, Experiment, check_text, did_you_mean, expanded, parse_settings
 from alutils.data import Splits
 from alutils.files import replacing
 from alutils.isic2018 import load_isic2018
 from alutils.synthetic import make_synthetic
 
-RUNS_DIR = Path(os.environ.get("ALUTILS_RUNS") or PROFILES_DIR.parent / "runs")
-FIGURES_DIR = Path(os.environ.get("ALUTILS_FIGURES") or PROFILES_DIR.parent / "figures")
-RESULTS_DIR = PROFILES_DIR.parent / "results"
+ROOT = PROFILES_DIR.parent
+RUNS_DIR = expanded("ALUTILS_RUNS", os.environ.get("ALUTILS_RUNS") or ROOT / "runs")
+FIGURES_DIR = expanded("ALUTILS_FIGURES", os.environ.get("ALUTILS_FIGURES") or ROOT / "figures")
+RESULTS_DIR = ROOT / "results"
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def open_workspace(
     """Check a notebook's parameters, then load or generate its data.
 
     Args:
-        notebook: its name, such as "01_data": names the default output folder.
+        notebook: its name, such as "01_data": names the default output folder, and the file with the parameters.
         profile: name or path, see :meth:`Experiment.from_profile`.
         data_root: a folder with ISIC 2018, see :func:`load_isic2018`; empty: synthetic images.
         seed: of the experiment; None: the profile's.
@@ -75,14 +77,14 @@ def open_workspace(
     >>> len(workspace.splits.train), workspace.device.type, workspace.data_name
     (4, 'cpu', 'synthetic images')
     """
-    refuse_unknown_parameters()
-    for name, value in (("data_root", data_root), ("device", device), ("output_dir", output_dir)):
-        _check_text(name, value)
+    refuse_unknown_parameters(notebook)
+    texts = {"strategy": settings["strategy"]} if "strategy" in settings else {}
+    check_text(profile=profile, data_root=data_root, device=device, output_dir=output_dir, **texts)
     changes = parse_settings(overrides)
     changes.update(settings if seed is None else {"seed": seed, **settings})
     experiment = Experiment.from_profile(profile, **changes)
     chosen_device = resolve_device(device)
-    folder = Path(output_dir) if output_dir else RUNS_DIR / Path(profile).stem / notebook
+    folder = expanded("output_dir", output_dir) if output_dir else RUNS_DIR / Path(profile).stem / notebook
     _check_folder(folder)
     if data_root:
         splits = load_isic2018(data_root, experiment.image_size)
@@ -103,16 +105,20 @@ def show_code(function: Callable[..., Any]) -> None:
     print((signature.rstrip() + body).rstrip())
 
 
-def refuse_unknown_parameters() -> None:
+def refuse_unknown_parameters(notebook: str) -> None:
     """Stop a notebook that papermill gave a parameter it does not have: papermill itself only warns.
+
+    Args:
+        notebook: its name, such as "01_data". Which parameters there are says the cell with the tag "parameters" in the
+            project's file; where there is no such file, all are accepted.
 
     Raises:
         ConfigError: naming the parameter and the nearest one that there is.
 
-    >>> refuse_unknown_parameters()
+    >>> refuse_unknown_parameters("01_data")
     """
     shell = get_ipython()
-    _compare_parameters(shell.history_manager.input_hist_raw if shell else [])
+    _compare_parameters(shell.history_manager.input_hist_raw if shell else [], ROOT / "notebooks" / f"{notebook}.ipynb")
 
 
 def copy_figures(source: str | Path, names: Sequence[str], target: Path) -> list[str]:
@@ -123,17 +129,12 @@ def copy_figures(source: str | Path, names: Sequence[str], target: Path) -> list
     """
     found = []
     for name in (f"{stem}{suffix}" for stem in names for suffix in (".png", ".svg")):
-        path = next(iter(sorted(Path(source).rglob(name))), None)
+        path = next(iter(sorted(expanded("source", source).rglob(name))), None)
         if path:
             with replacing(target / name) as temporary:
                 shutil.copyfile(path, temporary)
             found.append(name)
     return found
-
-
-def _check_text(name: str, value: object) -> None:
-    if not isinstance(value, str | os.PathLike) or "\0" in str(value):
-        raise ConfigError(f"{name}: must be text, got {value!r}; leave it out for its default")
 
 
 def _check_folder(folder: Path) -> None:
@@ -145,16 +146,23 @@ def _check_folder(folder: Path) -> None:
         raise ConfigError(f"output_dir: nothing can be written into {nearest}; give another folder")
 
 
-def _compare_parameters(cells: Sequence[str]) -> None:
-    """papermill puts what it was given into a cell after the notebook's parameters, and only warns of other names."""
-    for parameters, given in pairwise(cells):
-        if given.startswith("# Parameters\n"):
-            known = _assigned_names(parameters)
-            for name in _assigned_names(given):
-                if name not in known:
-                    raise ConfigError(f"{name}: this notebook has no such parameter; {did_you_mean(name, known)}")
+def _compare_parameters(ran: Sequence[str], file: Path) -> None:
+    """Of the cells that ``ran`` the last one that papermill began (it may have been edited) with those of the file."""
+    given = next((cell for cell in reversed(ran) if cell.startswith("# Parameters\n")), None)
+    if given is None or not file.exists():
+        return
+    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    parameters = (cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    known = [name for source in parameters for name in _assigned_names("".join(source))]
+    for name in _assigned_names(given):
+        if name not in known:
+            raise ConfigError(f"{name}: this notebook has no such parameter; {did_you_mean(name, known)}")
 
 
 def _assigned_names(cell: str) -> list[str]:
-    assignments = [statement for statement in ast.parse(cell).body if isinstance(statement, ast.Assign)]
+    try:
+        statements = ast.parse(TransformerManager().transform_cell(cell)).body  # it may have %magic and !shell lines
+    except SyntaxError:  # it did not run
+        return []
+    assignments = [statement for statement in statements if isinstance(statement, ast.Assign)]
     return [target.id for statement in assignments for target in statement.targets if isinstance(target, ast.Name)]

@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from alutils.compute import uses_bfloat16
-from alutils.config import ConfigError
+from alutils.config import ConfigError, expanded
 from alutils.cost import average_cost
 from alutils.data import Split, Splits
 from alutils.files import CannotWrite, remove_leftovers, replacing, sha256
@@ -433,8 +433,8 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
     Raises:
         RecordsError: if there is no finished run, or a file of one cannot be read.
     """
-    rows = []
-    for path, record in _finished_runs(Path(folder)):
+    folder, rows = expanded("folder", folder), []
+    for path, record in _finished_runs(folder):
         rounds, test_dice, annotations = (
             _read_table(path, name, record["sha256"][name]) for name in ("rounds", "test_dice", "annotations")
         )
@@ -475,7 +475,7 @@ def load_table(folder: str | Path, name: str) -> pd.DataFrame:
     if name not in TABLES:
         raise ValueError(f"name must be one of {', '.join(TABLES)}, got {name!r}")
     tables = []
-    for path, record in _finished_runs(Path(folder)):
+    for path, record in _finished_runs(expanded("folder", folder)):
         table = _read_table(path, name, record["sha256"][name])
         table.insert(0, "run", path.relative_to(folder).as_posix())
         table.insert(1, "strategy", record["experiment"]["strategy"])
@@ -493,7 +493,7 @@ def load_results(folder: str | Path) -> dict[str, pd.DataFrame]:
     Raises:
         RecordsError: if there is no finished run, or a file cannot be read or was changed.
     """
-    folder = Path(folder)
+    folder = expanded("folder", folder)
     if not (folder / "runs.csv").exists():
         return {"runs": load_runs(folder), **{name: load_table(folder, name) for name in TABLES}}
     sums = folder / CHECKSUMS
@@ -532,13 +532,14 @@ def load_diverged(folder: str | Path) -> pd.DataFrame:
     >>> load_diverged("nowhere").empty
     True
     """
+    folder = expanded("folder", folder)
     rows = [
         {
             "run": path.relative_to(folder).as_posix(),
             **{key: record["experiment"][key] for key in ("strategy", "annotation", "seed")},
             **record["diverged"],
         }
-        for path, record in _runs(Path(folder))
+        for path, record in _runs(folder)
         if record["status"] == "diverged"
     ]
     return pd.DataFrame(rows, columns=["run", "strategy", "annotation", "seed", "round", "message"])

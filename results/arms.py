@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alutils.active_learning import run_active_learning
+from alutils.config import expanded
 from alutils.notebook import RUNS_DIR, open_workspace
 from alutils.records import load_results, write_results
 
@@ -26,7 +27,8 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 
 def run_arms(options: argparse.Namespace, arms: Mapping[str, Mapping[str, Any]]) -> None:
     """Each arm, a name with its settings, for each seed; then one table of each kind for all of them."""
-    runs = RUNS_DIR / "results" / options.results.name
+    results = expanded("results", options.results)
+    runs = RUNS_DIR / "results" / results.name
     common = {"profile": options.profile, "device": options.device, "overrides": options.overrides}
     work = open_workspace("results", data_root=options.data, **common)
     for seed in options.seeds:
@@ -35,4 +37,4 @@ def run_arms(options: argparse.Namespace, arms: Mapping[str, Mapping[str, Any]])
             folder = runs / f"{name}-seed{seed}"
             *_, last = run_active_learning(experiment, work.splits, folder, device=options.device, progress=False)
             print(f"{folder.name}: validation Dice {last.val_dice:.3f}, test Dice {last.test_dice:.3f}", flush=True)
-    write_results(options.results, load_results(runs))
+    write_results(results, load_results(runs))
