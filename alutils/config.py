@@ -311,6 +311,8 @@ def _shown(value: Any) -> str:
 
 
 def _profile_path(profile: str | Path) -> Path:
+    if not isinstance(profile, str | os.PathLike):
+        raise ConfigError(f"profile: must be a name such as 'quick' or the path of a YAML file, got {_shown(profile)}")
     path = expanded("profile", profile)
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         return path
