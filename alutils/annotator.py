@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from ipympl.backend_nbagg import Canvas, FigureManager
 from IPython.display import display
-from matplotlib.backend_bases import Event
+from matplotlib.axes import Axes
+from matplotlib.backend_bases import LocationEvent, MouseButton, MouseEvent
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.widgets import LassoSelector
+from matplotlib.lines import Line2D
 from skimage.segmentation import find_boundaries
 
 from alutils.config import expanded
@@ -42,7 +43,7 @@ class Annotator:
 
     Attributes:
         drawings: one :class:`alutils.drawing.Drawing` a request.
-        done: which of them are saved.
+        done: which of them have been saved, changed since then or not.
         position: of the one that is shown.
         erase: whether the next lasso erases.
 
@@ -56,7 +57,7 @@ class Annotator:
     >>> annotator.lasso([(0.5, 0.5), (4.5, 0.5), (4.5, 2.5), (0.5, 2.5)])
     >>> annotator.save()
     >>> annotator.status()
-    'image 1 of 1 (saved) | a | 0 s, 1 stroke, 8 pixels changed, 64 to decide | all 1 saved'
+    'image 1 of 1 (saved) | a | 8 of 64 pixels to decide marked | 0 s, 1 stroke, 8 changes of a pixel | all 1 ...'
     """
 
     def __init__(
@@ -103,22 +104,23 @@ class Annotator:
         self._go_to((self.position - 1) % len(self.drawings))
 
     def save(self) -> None:
-        """Save the drawing, and open the next image that is not saved yet."""
+        """Save the drawing, and open the next image that is not saved as it stands."""
         self.drawing.save(self.folder)
         self.done[self.position] = True
         n = len(self.drawings)
         ahead = [(self.position + step) % n for step in range(1, n)]
-        self._go_to(next((place for place in ahead if not self.done[place]), self.position))
+        self._go_to(next((place for place in ahead if not self.drawings[place].saved), self.position))
 
     def status(self) -> str:
         """A line: which image of how many, what it has taken so far."""
         drawing, n = self.drawing, len(self.drawings)
-        saved = " (saved)" if self.done[self.position] else ""
-        strokes = f"{drawing.n_strokes} stroke{'s' * (drawing.n_strokes != 1)}"
+        saved = " (saved)" if drawing.saved else " (changed since it was saved)" if self.done[self.position] else ""
+        n_saved = sum(one.saved for one in self.drawings)
         return (
-            f"image {self.position + 1} of {n}{saved} | {drawing.request.id} | {drawing.seconds:.0f} s, {strokes}, "
-            f"{drawing.pixels_changed} pixels changed, {drawing.request.n_decided} to decide | "
-            f"{'all ' * all(self.done)}{sum(self.done)} saved"
+            f"image {self.position + 1} of {n}{saved} | {drawing.request.id} | "
+            f"{drawing.n_marked} of {drawing.request.n_decided} pixels to decide marked | {drawing.seconds:.0f} s, "
+            f"{_count(drawing.n_strokes, 'stroke')}, {_count(drawing.pixels_changed, 'change')} of a pixel | "
+            + (f"all {n} saved: go on with the next cell" if n_saved == n else f"{n_saved} saved")
         )
 
     @cached_property
@@ -137,7 +139,7 @@ class Annotator:
         self._picture = axes.imshow(_painted(drawing))
         if drawing.request.mode == "band":
             draw_outline(axes, torch.from_numpy(drawing.request.where), BLUE, width=1)
-        axes.set_title(drawing.request.id, fontsize=9)
+        axes.set_title(drawing.request.id, fontsize=9, parse_math=False)
         axes.set_axis_off()
         self._update_panel()
 
@@ -171,7 +173,7 @@ class Panel(ipywidgets.VBox):
 
     def __init__(self, annotator: Annotator) -> None:
         super().__init__()
-        self._annotator, self._shown, self._selector = annotator, None, None
+        self._annotator, self._shown, self._mouse, self._asked = annotator, None, None, False
         self.canvas = Canvas(annotator.figure)  # of this figure alone: those of pyplot stay pictures
         FigureManager(self.canvas, 0)
         self.canvas.header_visible = self.canvas.footer_visible = self.canvas.toolbar_visible = False
@@ -179,9 +181,8 @@ class Panel(ipywidgets.VBox):
         self.canvas.mpl_connect("motion_notify_event", self._mouse_moved)
         self.pen = ipywidgets.ToggleButtons(options=["add", "erase"], style={"button_width": "5em"})
         self.pen.observe(self._pen_changed, "value")
-        actions = (annotator.undo, annotator.clear, annotator.back, annotator.save)
+        actions = (annotator.undo, annotator.clear, annotator.back, self._save_or_ask)
         self.undo, self.clear, self.back, self.save = (self._button(act) for act in actions)
-        self.save.description = "save and next"
         self.line = ipywidgets.Label()
         tools = ipywidgets.HBox([self.pen, self.undo, self.clear, self.back, self.save])
         self.children = [ipywidgets.HTML(_HELP), tools, self.line, self.canvas]
@@ -190,16 +191,11 @@ class Panel(ipywidgets.VBox):
     def update(self) -> None:
         """Show what has changed."""
         if self._shown != self._annotator.position:  # the old lasso went with the old image
-            if self._selector is not None:
-                self._selector.disconnect_events()
-            self._selector = LassoSelector(
-                self._annotator.figure.axes[0],
-                self._annotator.lasso,
-                useblit=False,  # ipympl cannot: the line would not be seen while it is drawn
-                props={"color": VERMILION, "linewidth": 1.5},
-                button=1,
-            )
+            if self._mouse is not None:
+                self._mouse.disconnect()
+            self._mouse = _Lasso(self._annotator.figure.axes[0], self._annotator.lasso)
             self._shown = self._annotator.position
+        self._asked = False
         self.pen.value = "erase" if self._annotator.erase else "add"
         self.line.value = self._annotator.status()
         self.canvas.draw_idle()
@@ -207,23 +203,102 @@ class Panel(ipywidgets.VBox):
     def _pen_changed(self, change: dict) -> None:
         self._annotator.erase = change["new"] == "erase"
 
+    def _save_or_ask(self) -> None:
+        """Save; where nothing is marked only at the second press, for the first one may be a slip."""
+        if self._annotator.drawing.n_marked or self._asked:
+            self._annotator.save()
+            return
+        self._asked = True
+        self.line.value = f"Nothing is marked in {self._annotator.drawing.request.id}: press again to save it so"
+
     def _button(self, act: Callable[[], None]) -> ipywidgets.Button:
         def press(_: ipywidgets.Button) -> None:
             try:
+                self._mouse.finish()
                 act()
             except OSError as error:  # JupyterLab puts what a callback raises into a log that few readers open
                 self.line.value = f"Not saved: {error}"
                 raise
 
-        button = ipywidgets.Button(description=act.__name__, layout={"width": "auto"})
+        name = "save and next" if act == self._save_or_ask else act.__name__
+        button = ipywidgets.Button(description=name, layout={"width": "auto"})
         button.on_click(press)
         return button
 
-    def _mouse_moved(self, _: Event) -> None:
+    def _mouse_moved(self, _: MouseEvent) -> None:
         before = int(self._annotator.drawing.seconds)
         self._annotator.drawing.touch()
-        if int(self._annotator.drawing.seconds) != before:
+        if int(self._annotator.drawing.seconds) != before and not self._asked:
             self.line.value = self._annotator.status()
+
+
+class _Lasso:
+    """The line that is drawn while the left button is held; outside of the image it runs along the edge.
+
+    A browser does not say that the button was released outside of the canvas: the line ends where the mouse left, as
+    soon as it is back without the button, or something else is pressed. (matplotlib's LassoSelector goes on with it.)
+
+    Args:
+        axes: with the image.
+        done: called with the corners.
+    """
+
+    def __init__(self, axes: Axes, done: Callable[[list[tuple[float, float]]], None]) -> None:
+        self._axes, self._done = axes, done
+        self._corners: list[tuple[float, float]] = []
+        self._line = axes.add_line(Line2D([], [], color=VERMILION, linewidth=1.5))
+        handlers = {
+            "button_press_event": self._pressed,
+            "motion_notify_event": self._moved,
+            "figure_leave_event": self._extend,
+            "button_release_event": self._released,
+        }
+        self._canvas = axes.figure.canvas
+        self._connections = [self._canvas.mpl_connect(name, handler) for name, handler in handlers.items()]
+
+    def finish(self) -> None:
+        """End the line where it is, if there is one."""
+        corners, self._corners = self._corners, []
+        if corners:
+            self._line.set_data([], [])
+            self._done(corners)
+
+    def disconnect(self) -> None:
+        """Hear no more of the mouse."""
+        for connection in self._connections:
+            self._canvas.mpl_disconnect(connection)
+
+    def _pressed(self, event: MouseEvent) -> None:
+        self.finish()
+        if event.button == MouseButton.LEFT:
+            self._corners = [self._place(event)]
+
+    def _moved(self, event: MouseEvent) -> None:
+        held = getattr(event, "buttons", None)  # None: the backend does not say
+        if held is None or MouseButton.LEFT in held:
+            self._extend(event)
+        else:
+            self.finish()
+
+    def _released(self, event: MouseEvent) -> None:
+        if event.button == MouseButton.LEFT:
+            self._extend(event)
+            self.finish()
+
+    def _extend(self, event: LocationEvent) -> None:
+        if self._corners:
+            self._corners.append(self._place(event))
+            self._line.set_data(*zip(*self._corners, strict=True))
+            self._canvas.draw_idle()
+
+    def _place(self, event: LocationEvent) -> tuple[float, float]:
+        x, y = self._axes.transData.inverted().transform((event.x, event.y))
+        left, right, bottom, top = self._axes.images[0].get_extent()
+        return float(np.clip(x, left, right)), float(np.clip(y, top, bottom))
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'s' * (n != 1)}"
 
 
 def _painted(drawing: Drawing) -> np.ndarray:

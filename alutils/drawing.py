@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,9 @@ from alutils.records import write_text
 LONGEST_PAUSE = 30.0
 """Seconds: of a longer time without a stroke, a button or a movement of the mouse only so much counts as work."""
 
+_LONGEST_STEM = 200
+"""Bytes: most file systems take names of 255, and ours have endings."""
+
 _Corner = tuple[float, float]
 _Count = Annotated[int, Field(ge=0)]
 
@@ -46,14 +50,14 @@ class Stroke(_Record):
 
 
 class DrawingRecord(_Record):
-    """What ``<id>.json`` says of a drawing: how it was made, and the checksums of what it belongs to."""
+    """What the JSON of a drawing says: how it was made, and the checksums of what it belongs to."""
 
     id: str
     mode: Literal["band", "full"]
     height: _Count
     width: _Count
     seconds: float = Field(ge=0, description="of work, see Drawing")
-    n_strokes: _Count = Field(description="lassos drawn, those taken back included")
+    n_strokes: _Count = Field(description="lassos that changed something, those taken back included")
     pixels_changed: _Count = Field(description="by all these lassos together, so a pixel may count more than once")
     pixels_decided: _Count = Field(description="that the person was asked for")
     strokes: tuple[Stroke, ...] = Field(description="those not taken back: replay() makes the mask of them")
@@ -69,7 +73,7 @@ class Request:
     """One image that a person is asked to annotate.
 
     Args:
-        id: of the image; it names the files, so it has letters, digits, ``_``, ``-`` and dots only.
+        id: of the image; it names the files, see :func:`file_stem`.
         image: uint8 (3, H, W), RGB.
         where: bool or 0 and 1, (1, H, W): the pixels that the person decides. All of them: the whole image is drawn.
         start: 0 and 1, (1, H, W): the mask before the first stroke.
@@ -91,7 +95,7 @@ class Request:
     tau_u: float | None = None
 
     def __post_init__(self) -> None:
-        check_id(self.id)
+        file_stem(self.id)
         for name in ("image", "where", "start"):
             value = getattr(self, name)
             value = value.cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
@@ -159,8 +163,9 @@ class Drawing:
 
     Attributes:
         mask: bool (1, H, W), as it stands. Outside of ``request.where`` it is ``request.start``, whatever is drawn.
+        saved: whether a file holds it as it stands.
         strokes: the lassos not taken back.
-        n_strokes: lassos drawn, those taken back included.
+        n_strokes: lassos that changed something, those taken back included.
         pixels_changed: by all these lassos together.
         seconds: of work: between one :meth:`touch` and the next, a long one counting :data:`LONGEST_PAUSE`; not from
             :meth:`pause` or :meth:`save` to the next.
@@ -180,7 +185,12 @@ class Drawing:
         self.n_strokes, self.pixels_changed, self.seconds = (
             (record.n_strokes, record.pixels_changed, record.seconds) if record else (0, 0, 0.0)
         )
-        self.mask = replay(request, self.strokes)
+        self.mask, self.saved = replay(request, self.strokes), record is not None
+
+    @property
+    def n_marked(self) -> int:
+        """Pixels, of those that the person decides, that stand as lesion."""
+        return int((self.mask & self.request.where).sum())
 
     def touch(self) -> None:
         """The person is at work, now."""
@@ -199,7 +209,8 @@ class Drawing:
 
         Args:
             corners: (x, y) in pixels, (0, 0) the centre of the upper left one; the last one is joined to the first. A
-                lasso of fewer than three corners is a slip of the mouse and does not count.
+                lasso of fewer than three corners, or one that changes nothing, is a slip of the mouse and does not
+                count.
             erase: background instead of lesion.
 
         Raises:
@@ -214,25 +225,29 @@ class Drawing:
         stroke = Stroke(corners=tuple((x, y) for x, y in points.round(2).tolist()), erase=erase)
         before, self.mask = self.mask, _apply(stroke, self.mask, self.request.where)
         changed = int((self.mask != before).sum())
-        self.strokes.append(stroke)
-        self.n_strokes += 1
-        self.pixels_changed += changed
+        if changed:
+            self.strokes.append(stroke)
+            self.n_strokes += 1
+            self.pixels_changed += changed
+            self.saved = False
         return changed
 
     def undo(self) -> None:
         """Take the last lasso back."""
         self.touch()
+        self.saved = self.saved and not self.strokes
         self.strokes = self.strokes[:-1]
         self.mask = replay(self.request, self.strokes)
 
     def clear(self) -> None:
         """Take all lassos back."""
         self.touch()
+        self.saved = self.saved and not self.strokes
         self.strokes = []
         self.mask = self.request.start
 
     def save(self, folder: str | Path) -> DrawingRecord:
-        """Write ``<id>.png`` (0 and 255), then ``<id>.json``, each whole or not at all."""
+        """Write a PNG (0 and 255), then a JSON, named by :func:`file_stem`, each whole or not at all."""
         self.pause()
         request = self.request
         record = DrawingRecord(
@@ -251,8 +266,10 @@ class Drawing:
             tau_u=request.tau_u,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        write_mask(expanded("folder", folder) / f"{request.id}.png", self.mask)
-        write_text(expanded("folder", folder) / f"{request.id}.json", record.model_dump_json() + "\n")
+        path = expanded("folder", folder) / f"{file_stem(request.id)}.json"
+        write_mask(path.with_name(f"{path.stem}.png"), self.mask)
+        write_text(path, record.model_dump_json() + "\n")
+        self.saved = True
         return record
 
 
@@ -270,7 +287,7 @@ def find_drawing(folder: str | Path, request: Request) -> tuple[DrawingRecord, n
     Raises:
         DataError: if the files of a drawing are there and cannot be used.
     """
-    if not (expanded("folder", folder) / f"{request.id}.json").exists():
+    if not (expanded("folder", folder) / f"{file_stem(request.id)}.json").exists():
         return None
     found = read_drawing(folder, request.id)
     return found if found[0].where == checksum(request.where) else None
@@ -283,8 +300,7 @@ def read_drawing(folder: str | Path, id: str) -> tuple[DrawingRecord, np.ndarray
         DataError: if a file is missing or damaged, or the two do not belong together; the message names it.
         ValueError: if the id cannot name a file.
     """
-    check_id(id)
-    path = expanded("folder", folder) / f"{id}.json"
+    path = expanded("folder", folder) / f"{file_stem(id)}.json"
     try:
         record = DrawingRecord.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
@@ -295,9 +311,10 @@ def read_drawing(folder: str | Path, id: str) -> tuple[DrawingRecord, np.ndarray
         raise DataError(f"{path} cannot be read ({error}); {_REMEDY}") from None
     if record.id != id:
         raise DataError(f"{path} is the record of another image, {record.id!r}; {_REMEDY}")
-    mask = read_mask(path.with_name(f"{id}.png"), record.height, record.width)
+    picture = path.with_name(f"{path.stem}.png")
+    mask = read_mask(picture, record.height, record.width)
     if checksum(mask) != record.mask:
-        raise DataError(f"{path.with_name(f'{id}.png')} is not the mask that {path.name} was saved with; {_REMEDY}")
+        raise DataError(f"{picture} is not the mask that {path.name} was saved with; {_REMEDY}")
     return record, mask
 
 
@@ -321,7 +338,7 @@ def drawing_table(folder: str | Path, split: Split | None = None) -> pd.DataFram
     truths = {} if split is None else dict(zip(split.ids, split.masks, strict=True))
     rows = []
     for path in sorted(expanded("folder", folder).glob("*.json")):
-        record, mask = read_drawing(folder, path.stem)
+        record, mask = read_drawing(folder, unquote(path.stem))
         truth = truths.get(record.id)
         dice = float("nan") if truth is None else dice_score(torch.from_numpy(mask)[None], truth[None].cpu()).item()
         counts = (record.seconds, record.n_strokes, record.pixels_changed, record.pixels_decided)
@@ -330,18 +347,24 @@ def drawing_table(folder: str | Path, split: Split | None = None) -> pd.DataFram
     return pd.DataFrame(rows, columns=columns)
 
 
-def check_id(id: str) -> None:
-    """Refuse an id that cannot name a file of its folder.
+def file_stem(id: str) -> str:
+    """The name for the files of the image ``id``: one for each id, from which ``urllib.parse.unquote`` makes it again.
+
+    Other characters than letters, digits, ``_``, ``-`` and dots, and a dot at the beginning, are written as in a URL.
 
     Raises:
-        ValueError: if it has other characters than letters, digits, ``_``, ``-`` and dots, or begins with a dot.
+        ValueError: if the id is empty, no Unicode text, or too long for a file's name.
 
-    >>> check_id("../ISIC_1")
-    Traceback (most recent call last):
-    ValueError: id '../ISIC_1' cannot name a file: letters, digits, _, - and dots only, and no dot first
+    >>> file_stem("ISIC_0000001"), file_stem("../left eye")
+    ('ISIC_0000001', '%2E.%2Fleft%20eye')
     """
-    if not re.fullmatch(r"[\w-][\w.-]*", id):
-        raise ValueError(f"id {id!r} cannot name a file: letters, digits, _, - and dots only, and no dot first")
+    try:
+        stem = re.sub(r"[^\w.-]|^\.", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), id)
+    except UnicodeEncodeError:
+        raise ValueError(f"id {id!r} cannot name a file: it is no Unicode text") from None
+    if not 0 < len(stem.encode()) <= _LONGEST_STEM:
+        raise ValueError(f"id {id!r} cannot name a file: it is empty, or longer than {_LONGEST_STEM} bytes")
+    return stem
 
 
 def checksum(mask: np.ndarray) -> str:

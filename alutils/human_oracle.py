@@ -12,7 +12,7 @@ import torch
 from alutils.annotation import AnnotationsNeeded, Oracle
 from alutils.config import expanded
 from alutils.data import DataError, Split
-from alutils.drawing import Request, check_id, find_drawing, make_requests, read_mask, write_mask
+from alutils.drawing import Request, file_stem, find_drawing, make_requests, read_mask, write_mask
 from alutils.records import write_json
 
 
@@ -29,8 +29,8 @@ class HumanOracle(Oracle):
 
     Args:
         split: the pool: images, true masks, ids.
-        folder: of this run and this person; it takes the drawings (``<id>.png``, ``<id>.json``) and in ``requests/``
-            what is asked for.
+        folder: of this run and this person; it takes the drawings (a PNG and a JSON each, see
+            :func:`alutils.drawing.file_stem`) and in ``requests/`` what is asked for.
         tau_u: recorded with the drawings.
         draws_cold_start: the person draws the cold start too.
 
@@ -54,7 +54,7 @@ class HumanOracle(Oracle):
     ) -> None:
         super().__init__(split.masks)
         for id in split.ids:
-            check_id(id)
+            file_stem(id)
         self.folder = expanded("folder", folder)
         self._split, self._tau_u, self._draws_cold_start = split, tau_u, draws_cold_start
 
@@ -111,7 +111,7 @@ class HumanOracle(Oracle):
                 f"{path} cannot be used ({error}); delete it and call run_active_learning again to ask anew"
             ) from None
         planes = [
-            np.stack([read_mask(path.with_name(f"{id}.{name}.png"), height, width) for id in ids])
+            np.stack([read_mask(path.with_name(f"{file_stem(id)}.{name}.png"), height, width) for id in ids])
             for name in ("where", "start")
         ]
         where, start = (torch.from_numpy(plane) for plane in planes)
@@ -121,6 +121,6 @@ class HumanOracle(Oracle):
         """The pictures first: the list that is there is complete."""
         folder, asked = self.folder / "requests", [request for request in asked if request.n_decided]
         for request in asked:
-            write_mask(folder / f"{request.id}.where.png", request.where)
-            write_mask(folder / f"{request.id}.start.png", request.start)
+            write_mask(folder / f"{file_stem(request.id)}.where.png", request.where)
+            write_mask(folder / f"{file_stem(request.id)}.start.png", request.start)
         write_json(folder / "requests.json", {"ids": [request.id for request in asked], "tau_u": self._tau_u})

@@ -167,7 +167,7 @@ def test_a_lasso_marks_pixels_of_the_band_alone_and_is_saved(page, lab):
     canvas = cell.locator("canvas").last
     expect(canvas).to_be_visible(timeout=20 * SECONDS)
     status = cell.locator(".widget-label", has_text="to decide")
-    expect(status).to_contain_text("0 strokes, 0 pixels changed")
+    expect(status).to_contain_text("0 strokes, 0 changes of a pixel")
     box = canvas.bounding_box()
     corners = [(0.2, 0.25), (0.8, 0.25), (0.8, 0.8), (0.2, 0.8), (0.2, 0.3)]
     places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in corners]
@@ -178,8 +178,9 @@ def test_a_lasso_marks_pixels_of_the_band_alone_and_is_saved(page, lab):
     page.mouse.up()
     expect(status).to_contain_text("1 stroke,", timeout=20 * SECONDS)
     page.screenshot(path=SHOTS / "lasso.png")
-    changed, decided = (int(status.inner_text().split(word)[0].split()[-1]) for word in ("pixels changed", "to decide"))
-    assert 0 < changed <= decided
+    counts = re.search(r"(\d+) of (\d+) pixels to decide marked .* (\d+) changes of a pixel", status.inner_text())
+    marked, decided, changed = map(int, counts.groups())
+    assert 0 < marked == changed <= decided
     cell.get_by_role("button", name="save and next").click()
     expect(status).to_contain_text("1 saved", timeout=20 * SECONDS)
     _, folder = lab

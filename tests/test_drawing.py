@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import re
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from IPython.display import Image
-from matplotlib.backend_bases import MouseEvent
+from matplotlib.backend_bases import LocationEvent, MouseEvent
 from matplotlib.path import Path as Polygon
 from PIL import Image as PILImage
 
@@ -22,6 +24,7 @@ from alutils.drawing import (
     Drawing,
     Request,
     drawing_table,
+    file_stem,
     find_drawing,
     make_requests,
     read_drawing,
@@ -96,10 +99,16 @@ def test_nothing_changes_outside_of_the_band_and_the_strokes_replay_to_the_mask(
     np.testing.assert_array_equal(replay(request, drawing.strokes), drawing.mask)
 
 
-def test_a_lasso_outside_of_the_band_does_nothing():
+def test_a_lasso_that_changes_nothing_does_not_count_and_is_not_what_undo_takes_back():
     drawing = Drawing(make_request(where=left_half()))
-    assert drawing.lasso([(4.5, 0), (7.5, 0), (7.5, 7.5)]) == 0
-    assert not drawing.mask.any() and (drawing.n_strokes, drawing.pixels_changed) == (1, 0)
+    drawing.lasso(SQUARE)
+    before = drawing.mask.copy()
+    assert drawing.lasso([(4.5, 0), (7.5, 0), (7.5, 7.5)]) == 0  # outside of the band
+    assert drawing.lasso(SQUARE) == 0
+    np.testing.assert_array_equal(drawing.mask, before)
+    assert (drawing.n_strokes, drawing.pixels_changed) == (1, int(before.sum()))
+    drawing.undo()
+    assert not drawing.mask.any()
 
 
 @untimed
@@ -108,8 +117,7 @@ def test_undo_goes_back_stroke_by_stroke_and_clear_to_the_start(where, start, st
     drawing = Drawing(make_request(where=where, start=start))
     history = [drawing.mask]
     for points, erase in strokes:
-        drawing.lasso(points, erase=erase)
-        if len(points) >= 3:
+        if drawing.lasso(points, erase=erase):
             history.append(drawing.mask)
     for mask in [*history[-2::-1], start]:  # one undo more than there are strokes
         drawing.undo()
@@ -158,10 +166,28 @@ def test_time_counts_while_somebody_is_at_work():
 # Requests
 
 
-@pytest.mark.parametrize(
-    "id", ["", ".", "..", "../a", "a/b", "/etc/passwd", "a\\b", ".hidden", "a\n", "a\0", "a b", "C:a", "~a$"]
-)
-def test_an_id_that_could_leave_the_folder_is_refused(id, tmp_path):
+names = ["a b", ".", "..", "../a", "a/b", "/etc/passwd", "a\\b", ".hidden", "a\n", "a\0", "C:a", "~a$", "50 %", "é1"]
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=10) | st.sampled_from(names))
+def test_every_id_has_a_file_of_its_own_in_the_folder(id):
+    stem = file_stem(id)
+    assert unquote(stem) == id and re.fullmatch(r"[\w%-][\w%.-]*", stem)
+    if re.fullmatch(r"[\w-][\w.-]*", id):
+        assert stem == id
+
+
+@pytest.mark.parametrize("id", names)
+def test_a_drawing_of_any_id_is_saved_within_the_folder_and_found_again(id, tmp_path):
+    folder = tmp_path / "drawings"
+    save_one(folder, id)
+    assert len(list(folder.iterdir())) == 2 and list(tmp_path.iterdir()) == [folder]
+    assert read_drawing(folder, id)[0].id == id
+    assert drawing_table(folder)["image_id"].tolist() == [id]
+
+
+@pytest.mark.parametrize("id", ["", "a" * 201, "\udcff"])
+def test_an_id_that_cannot_name_a_file_is_refused(id, tmp_path):
     with pytest.raises(ValueError, match="cannot name a file"):
         make_request(id)
     with pytest.raises(ValueError, match="cannot name a file"):
@@ -348,7 +374,8 @@ def test_the_mouse_draws_and_the_buttons_take_back_save_and_open_the_next(tmp_pa
     drag(annotator, [(10.5, 10.5), (50.5, 10.5), (50.5, 20.5), (10.5, 20.5)])
     first = annotator.drawing
     assert first.n_strokes == 1 and first.mask[0, 11:21, 11:32].all() and first.mask[0, :, :32].sum() == 210
-    assert "image 1 of 3 | image0" in panel.line.value and "1 stroke, 210 pixels changed" in panel.line.value
+    assert "image 1 of 3 | image0 | 210 of 2048 pixels to decide marked" in panel.line.value
+    assert "1 stroke, 210 changes of a pixel" in panel.line.value
     panel.pen.value = "erase"
     drag(annotator, [(10.5, 10.5), (20.5, 10.5), (20.5, 20.5), (10.5, 20.5)])
     assert first.mask[0, :, :32].sum() == 110
@@ -363,9 +390,13 @@ def test_the_mouse_draws_and_the_buttons_take_back_save_and_open_the_next(tmp_pa
     assert not annotator.drawing.mask[0, :, :32].any()
     panel.back.click()
     assert annotator.drawing is first and "image 1 of 3 (saved)" in panel.line.value
-    for _ in range(3):
+    panel.save.click()
+    panel.save.click()
+    panel.save.click()  # nothing is marked in the other two
+    assert "changes of a pixel | 2 saved" in panel.line.value
+    for _ in range(2):
         panel.save.click()
-    assert "all 3 saved" in panel.line.value
+    assert "all 3 saved: go on with the next cell" in panel.line.value
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["image0.png", "image1.png", "image2.png"]
 
 
@@ -395,8 +426,78 @@ def test_a_folder_that_cannot_be_written_is_said_on_the_line(tmp_path):
     (tmp_path / "file").touch()
     annotator = make_annotator(tmp_path / "file" / "drawings")
     panel = annotator.panel
+    annotator.lasso(SQUARE)
     panel.save.click()  # the error itself goes to Jupyter's log
     assert panel.line.value.startswith("Not saved: ") and annotator.done == [False] * 3
+
+
+def release_outside(annotator, points):
+    """The mouse leaves the canvas with the button held; of its release there the browser does not tell."""
+    canvas, axes = annotator.panel.canvas, annotator.figure.axes[0]
+    *places, outside = axes.transData.transform(points)
+    for kind, (x, y) in zip(["button_press", *["motion_notify"] * (len(places) - 1)], places, strict=True):
+        send(canvas, kind, x, y)
+    canvas.callbacks.process("figure_leave_event", LocationEvent("figure_leave_event", canvas, *outside))
+
+
+def test_a_lasso_over_the_edge_runs_along_it_and_goes_on_where_the_mouse_comes_back(tmp_path):
+    annotator = make_annotator(tmp_path)
+    canvas, axes = annotator.panel.canvas, annotator.figure.axes[0]
+    release_outside(annotator, [(19.5, 10.5), (-0.4, 10.5), (-9, 10.5)])
+    assert not annotator.drawing.strokes
+    for kind, place in (("motion_notify", (-3, 30.5)), ("motion_notify", (19.5, 30.5)), ("button_release", (19.5, 12))):
+        send(canvas, kind, *axes.transData.transform(place))
+    (stroke,) = annotator.drawing.strokes
+    assert min(x for x, _ in stroke.corners) == -0.5
+    expected = np.zeros((64, 32), bool)
+    expected[11:31, :20] = True
+    np.testing.assert_array_equal(annotator.drawing.mask[0, :, :32], expected)
+
+
+@pytest.mark.parametrize("sign", ["motion", "press", "undo", "save"])
+def test_a_lasso_released_outside_of_the_canvas_is_neither_lost_nor_sticks_to_the_mouse(tmp_path, sign):
+    annotator = make_annotator(tmp_path)
+    first, canvas, axes = annotator.drawing, annotator.panel.canvas, annotator.figure.axes[0]
+    release_outside(annotator, [(10.5, 10.5), (20.5, 10.5), (20.5, 66), (20.5, 80)])
+    place = axes.transData.transform((30, 5))
+    match sign:
+        case "motion":
+            event = MouseEvent("motion_notify_event", canvas, *place, buttons=[])
+            canvas.callbacks.process("motion_notify_event", event)
+        case "press":
+            send(canvas, "button_press", *place)
+        case _:
+            getattr(annotator.panel, sign).click()
+    assert first.n_strokes == 1 and all(10 < x < 21 and y <= 63.5 for s in first.strokes for x, y in s.corners)
+    assert first.saved == (sign == "save") and first.mask[0, 60, 20] == (sign != "undo")
+    send(canvas, "button_release", *place)
+    drag(annotator, [(2, 2), (6, 2), (6, 6)])
+    assert annotator.drawing.n_strokes == (1 if sign == "save" else 2)  # the next one is a whole one
+
+
+def test_what_is_changed_after_saving_is_not_called_saved(tmp_path):
+    annotator = make_annotator(tmp_path, n=1)
+    for change in (lambda: annotator.lasso(SQUARE), annotator.undo, lambda: annotator.lasso(SQUARE), annotator.clear):
+        change()
+        assert "(saved)" not in annotator.status() and "| 0 saved" in annotator.status()
+        annotator.save()
+        assert "image 1 of 1 (saved)" in annotator.status() and "all 1 saved" in annotator.status()
+    annotator.undo()  # there is nothing to take back
+    assert "(saved)" in annotator.status()
+    annotator.lasso(SQUARE)
+    assert "(changed since it was saved)" in annotator.status()
+    assert "(saved)" in make_annotator(tmp_path, n=1).status()  # as the file has it
+
+
+def test_a_drawing_without_lesion_is_saved_at_the_second_press(tmp_path):
+    annotator = make_annotator(tmp_path)
+    annotator.panel.save.click()
+    assert "Nothing is marked in image0" in annotator.panel.line.value and not list(tmp_path.iterdir())
+    annotator.panel.undo.click()
+    annotator.panel.save.click()
+    assert annotator.done == [False] * 3  # asked anew
+    annotator.panel.save.click()
+    assert annotator.done == [True, False, False]
 
 
 def test_outside_of_the_band_the_picture_never_changes(tmp_path):

@@ -12,6 +12,7 @@ from test_active_learning import contents, make_experiment, make_partial, make_s
 from alutils import active_learning, queries, training
 from alutils.active_learning import run_active_learning
 from alutils.annotation import AnnotationsNeeded, Oracle
+from alutils.annotator import Annotator
 from alutils.config import ConfigError
 from alutils.data import DataError, Split
 from alutils.drawing import Drawing, drawing_table
@@ -127,10 +128,20 @@ def test_a_wrong_where_is_refused_and_not_asked_for(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_id_that_could_leave_the_folder_is_refused_at_once(tmp_path):
-    images, masks = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="id '../a' cannot name a file"):
-        HumanOracle(Split(images, masks, ("../a",)), tmp_path)
+def test_any_id_that_a_split_allows_can_be_drawn_or_is_refused_at_once(tmp_path):
+    images, masks = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.ones(2, 1, 8, 8, dtype=torch.uint8)
+    oracle = HumanOracle(Split(images, masks, ("../left eye", "$5$")), tmp_path / "drawn")
+    with pytest.raises(AnnotationsNeeded) as needed:
+        oracle.annotate(torch.tensor([1, 0]))
+    assert needed.value.ids == ("$5$", "../left eye")
+    annotator = Annotator(oracle.requests(), oracle.folder)
+    annotator.figure.canvas.draw()
+    for _ in range(2):
+        annotator.lasso([(-1, -1), (9, -1), (9, 9), (-1, 9)])
+        annotator.save()
+    assert oracle.annotate(torch.tensor([1, 0])).all() and [path.name for path in tmp_path.iterdir()] == ["drawn"]
+    with pytest.raises(ValueError, match="id '' cannot name a file"):
+        HumanOracle(Split(images, masks, ("a", "")), tmp_path)
 
 
 @pytest.mark.parametrize(
