@@ -69,13 +69,13 @@ class Course:
         self.released = root / "runs" / "exercises" / "release" / "exercises"
         assert len(list(self.released.glob("*.ipynb"))) == len(EXERCISES), log
 
-    def grades(self, student, notebooks, *, in_kernel=False):
+    def grades(self, student, notebooks, **options):
         """What nbgrader gives for the submitted ``notebooks`` (by stem): {(stem, grade_id): grade}."""
         folder = self.root / "runs" / "exercises" / "submitted" / student / "exercises"
         folder.mkdir(parents=True)
         for stem, notebook in notebooks.items():
             nbformat.write(notebook, folder / f"{stem}.ipynb")
-        self._call("autograde", "exercises", student, in_kernel=in_kernel)
+        self._call("autograde", "exercises", student, **options)
         with Gradebook(self.config.CourseDirectory.db_url) as book:
             submission = book.find_submission("exercises", student)
             return {
@@ -85,8 +85,10 @@ class Course:
                 if notebook.name in notebooks
             }
 
-    def _call(self, name, *arguments, in_kernel=False):
+    def _call(self, name, *arguments, in_kernel=False, seconds_for=None):
         config = Config(self.config)
+        if seconds_for:
+            config.ExecutePreprocessor.timeout_func = seconds_for
         if not in_kernel:
             usual = Autograde.autograde_preprocessors.default()
             config.Autograde.autograde_preprocessors = [ExecuteHere if one is Execute else one for one in usual]
@@ -120,7 +122,8 @@ def test_the_students_version_is_the_source_with_gaps(path, course):
         elif kind(original) == "answer":
             expected = "YOUR ANSWER HERE"
         elif kind(original) == "test":
-            expected = re.sub(r"\n### BEGIN HIDDEN TESTS\n.*### END HIDDEN TESTS", "", expected, flags=re.DOTALL)
+            hidden = r"### BEGIN HIDDEN TESTS\n.*?### END HIDDEN TESTS"  # at the beginning or at the end
+            expected = re.sub(rf"^{hidden}\n|\n{hidden}$", "", expected, flags=re.DOTALL)
         assert cell.source == expected
         assert not cell.get("outputs")
 
@@ -135,7 +138,7 @@ def test_the_students_version_holds_no_line_of_a_solution_or_a_hidden_test(path,
             secrets += cell.source.split(". ")
         for region in re.findall(r"### BEGIN .*?\n(.*?)### END ", cell.source, flags=re.DOTALL):
             secrets += [line.strip() for line in region.splitlines()]
-    secrets = [secret for secret in secrets if len(secret) > 25]
+    secrets = [secret for secret in secrets if len(secret) > 25 and not secret.startswith("def ")]
     assert len(secrets) > 10
     assert [secret for secret in secrets if secret in released] == []
 
@@ -173,6 +176,56 @@ def test_a_kernel_gives_the_same_grades_and_brings_the_locked_tests_back(course)
     assert scores == [0, 2]
 
 
+def test_an_endless_loop_ends_and_costs_its_own_points_alone(course):
+    path = EXERCISES[0]
+    notebook, name = solved(path, course.released), "most_unsure_first"
+    (gap,) = [cell for cell in notebook.cells if kind(cell) == "solution" and name in cell.source]
+    gap.source = with_body(gap.source, "while True:\n    pass")
+    limit = course.config.ExecutePreprocessor.timeout_func
+    assert {limit(cell) for cell in notebook.cells} == {60}
+    grades = course.grades(
+        "endless", {path.stem: notebook}, in_kernel=True, seconds_for=lambda c: 2 if name in c.source else limit(c)
+    )
+    lost = {grade for (_, grade), (score, most, _) in grades.items() if grade.endswith("-tests") and score != most}
+    assert lost == {"e1-most-unsure-first-tests"}
+
+
+@by_name
+def test_the_cells_that_train_are_given_more_time(path, course):
+    limit = course.config.ExecutePreprocessor.timeout_func
+    for cell in cells_of(course.released / path.name):
+        trains = "alutils.fit(" in cell.source or "final_dice(strategy, seed)" in cell.source
+        assert limit(cell) == (
+            900 if cell.cell_type == "code" and trains and "def final_dice" not in cell.source else 60
+        )
+
+
+@by_name
+@pytest.mark.parametrize("body", ["raise NotImplementedError()", "return None"])
+def test_an_error_in_one_gap_costs_no_points_of_another(path, body):
+    for gap in [cell for cell in cells_of(path) if kind(cell) == "solution"]:
+        names, lost = {"__name__": "__main__"}, []
+        for cell in cells_of(path):
+            if kind(cell) == "solution" and grade_id(cell) == grade_id(gap):
+                cell.source = with_body(cell.source, body)
+            try:
+                if kind(cell) in ("solution", "test") or defines(cell):
+                    run_cell(cell, names)
+            except Exception:
+                if kind(cell) == "test":
+                    lost.append(grade_id(cell))
+        assert lost == [f"{grade_id(gap)}-tests"]
+
+
+def defines(cell):
+    """Whether a cell that is not the student's has something that others need."""
+    return (
+        cell.cell_type == "code"
+        and kind(cell) == "plain"
+        and bool(re.search(r"^(import|from|def|class) ", cell.source, re.M))
+    )
+
+
 WRONG_ANSWERS = {
     "1_pixel_uncertainty": {
         "least-confidence": [
@@ -183,11 +236,13 @@ WRONG_ANSWERS = {
         "one-sided-entropy": [
             ("return p * torch.log2(p.clamp(min=1e-9))", "minus sign"),
             ("return -torch.special.xlogy(p, p)", "natural logarithm"),
+            ("return -p * torch.log(p)", "natural logarithm"),  # and not a number at 0, which is said next
             ("return -p * torch.log2(p)", "0 \\* log"),
             ("q = p.clamp(1e-9, 1 - 1e-7)\nreturn -q * q.log2() - (1 - q) * (1 - q).log2()", "first term only"),
         ],
         "binary-entropy": [
             ("return -torch.special.xlogy(p, p) - torch.special.xlogy(1 - p, 1 - p)", "natural logarithm"),
+            ("return -p * p.log() - (1 - p) * (1 - p).log()", "natural logarithm"),
             ("return one_sided_entropy(p)", "background's term"),
             ("return -p * torch.log2(p) - (1 - p) * torch.log2(1 - p)", "0 log 0"),
         ],
@@ -443,10 +498,7 @@ def test_a_wrong_answer_loses_its_points_and_is_told_why(stem, name, body, messa
             with pytest.raises(AssertionError, match=message):
                 run_cell(cell, names)
             return
-        needed = kind(cell) == "solution" or (
-            kind(cell) == "plain" and re.search(r"^(import|from|def|class) ", cell.source, re.M)
-        )
-        if cell.cell_type == "code" and needed:
+        if kind(cell) == "solution" or defines(cell):
             run_cell(cell, names)
     pytest.fail(f"{stem} has no test of {name}")
 
