@@ -3,12 +3,12 @@
 # make test        set up, then run all tests
 # make test-faults inject all faults and all bad input: 20 minutes, 20 GB in TMPDIR; writes results/faults.json
 # make audit       ask pip-audit for known vulnerabilities of the installed packages; needs the internet
-# make lab         set up, then open the notebooks in JupyterLab
+# make lab         set up, then open copies of the notebooks, lab/, in JupyterLab; one that is there stays as it is
 # make bench       run all benchmarks, for half an hour on a quiet machine; writes results/bench/; DATA= as well
 # make notebooks   run the committed notebooks in place, at default parameters, and the exercises with their solutions
 # make exercises   the exercises with gaps, for students; writes runs/exercises/release/exercises/
 # make site        set up, then build the website from the notebooks as they are; writes runs/site/html/
-# make clean       remove what the above made
+# make clean       remove what the above made, except lab/
 #
 # The paper's settings on GPUs:  make reproduce PROFILE=paper DATA=/path/to/isic2018 SEEDS="0 1 2"
 # All other settings: snakemake, see the first lines of the Snakefile
@@ -50,8 +50,14 @@ audit: .venv/installed
 	$(BIN)/pip install --quiet pip-audit
 	$(BIN)/pip-audit --skip-editable
 
-lab: .venv/installed
-	$(BIN)/jupyter lab notebooks
+# Running a notebook writes its file: what is run are copies, with the project as JupyterLab's root, so that its browser
+# reaches runs/ and figures/. A copy is made where none is: delete or rename one for a fresh one.
+lab: .venv/installed $(patsubst notebooks/%,lab/%,$(NOTEBOOKS) $(EXERCISES))
+	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/lab
+
+lab/%.ipynb: | notebooks/%.ipynb
+	@mkdir -p "$(@D)"
+	cp "notebooks/$*.ipynb" "$@"
 
 bench: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[bench]'

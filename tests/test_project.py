@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -54,3 +56,36 @@ def test_the_readme_says_how_many_faults_were_injected():
     readme = (ROOT / "README.md").read_text()
     for fault, n in counts["survived"].items():
         assert f"| {fault} | {n:,} |" in readme
+
+
+def test_make_lab_opens_copies_of_the_notebooks_and_overwrites_none(tmp_path):
+    project = tmp_path / "a project"
+    for name in ("Makefile", "pyproject.toml"):
+        (project / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, project / name)
+    committed = {name: f"committed {name}" for name in ("01_data", "04_image_al", "exercises/1_pixel_uncertainty")}
+    for name, text in committed.items():
+        (project / "notebooks" / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / "notebooks" / f"{name}.ipynb").write_text(text)
+    jupyter = project / ".venv" / "bin" / "jupyter"
+    jupyter.parent.mkdir(parents=True)
+    jupyter.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > started\n')
+    jupyter.chmod(0o755)
+    (project / ".venv" / "installed").touch()
+
+    def make_lab():
+        subprocess.run(["make", "lab"], cwd=project, check=True, capture_output=True)
+        return {name: (project / "lab" / f"{name}.ipynb").read_text() for name in committed}
+
+    assert make_lab() == committed
+    assert f"--ServerApp.root_dir={project}" in (project / "started").read_text().splitlines()
+    mine = project / "lab" / "04_image_al.ipynb"
+    mine.write_text("mine")
+    (project / "notebooks" / "04_image_al.ipynb").write_text("newer")
+    assert make_lab() == {**committed, "04_image_al": "mine"}
+    mine.unlink()
+    assert make_lab() == {**committed, "04_image_al": "newer"}
+
+
+def test_git_ignores_the_copies():
+    assert {"lab/", "runs/"} <= set((ROOT / ".gitignore").read_text().splitlines())
