@@ -21,7 +21,8 @@ from skimage.segmentation import find_boundaries
 
 from alutils.config import expanded
 from alutils.drawing import Drawing, Request, find_drawing
-from alutils.figures import BLUE, LABELLED_BY, VERMILION, draw_outline, show_figure, someone_is_there
+from alutils.figures import BLUE, LABELLED_BY, VERMILION, draw_outline, show_figure
+from alutils.interactive import is_interactive
 
 _HELP = (
     "Hold the mouse button and draw around lesion (add) or around what is none (erase). Only the pixels in colour are "
@@ -152,7 +153,7 @@ class Annotator:
             self.panel.update()
 
     def _ipython_display_(self) -> None:
-        if someone_is_there():
+        if is_interactive():
             display(self.panel)
             return
         show_figure(

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import io
-import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import PIL.Image
 import torch
-from IPython import get_ipython
 from IPython.display import DisplayHandle, Image, display
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from skimage.segmentation import mark_boundaries
 
 from alutils.files import replacing
-from alutils.uncertainty import binary_entropy, least_confidence, one_sided_entropy
 
 # Okabe and Ito's palette, told apart by all kinds of colour vision; pair it with line styles or markers for print.
 BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW, BLACK = (
@@ -43,18 +40,16 @@ def show_figure(
     save_as: str | Path | None = None,
     dpi: int = 80,
     update: DisplayHandle | None = None,
-    quick: bool = False,
 ) -> None:
     """Show a figure in the notebook with alternative text, save it, and close it.
 
     Args:
         figure: from matplotlib.
         alt: what a reader who cannot see the figure has to know: what is drawn, and what it shows.
-        save_as: a path without suffix; ``.png`` and ``.svg`` files are written there. None: it is only shown.
-        dpi: resolution of the picture in the notebook; the files have twice as much.
-        update: what ``display(display_id=True)`` returned: the figure takes that one's place.
-        quick: for a figure that follows a slider: its margins are not cut off, which needs a second drawing, and it is
-            a JPEG without a search for the smallest file.
+        save_as: a path without suffix, where a ``.png`` and a ``.svg`` file are written. With None, nothing is saved.
+        dpi: resolution of the picture in the notebook; the saved PNG has twice as much.
+        update: what ``display(display_id=True)`` returned: the figure replaces that output. Because such a figure
+            follows a slider, it is drawn in the fastest way: with its margins, and as a JPEG.
 
     Raises:
         ValueError: if there is no alternative text.
@@ -65,28 +60,15 @@ def show_figure(
     """
     if not alt.strip():
         raise ValueError("alt: describe the figure for readers who cannot see it")
-    shown = _quick_picture(figure, dpi) if quick else _smallest_picture(figure, dpi)
+    picture = _smallest_picture(figure, dpi) if update is None else _fast_picture(figure, dpi)
     if save_as is not None:
-        with plt.rc_context({"svg.hashsalt": "alutils"}):  # the same figure is the same file, whenever it was drawn
+        with plt.rc_context({"svg.hashsalt": "alutils"}):  # equal figures give equal files, whenever they are drawn
             for suffix, no_date in ((".png", None), (".svg", {"Date": None})):
                 with replacing(f"{save_as}{suffix}") as file:
                     figure.savefig(file, format=suffix[1:], dpi=2 * dpi, bbox_inches="tight", metadata=no_date)
     plt.close(figure)
-    image = Image(shown, alt=re.sub(r"\s+", " ", alt.strip()))
-    if update is None:
-        display(image)
-    else:
-        update.update(image)
-
-
-def someone_is_there() -> bool:
-    """Whether an editor runs this cell: JupyterLab, Notebook and VS Code say which, papermill and nbconvert do not.
-
-    >>> someone_is_there()
-    False
-    """
-    shell = get_ipython()
-    return hasattr(shell, "get_parent") and "cellId" in shell.get_parent().get("metadata", {})
+    show = display if update is None else update.update
+    show(Image(picture, alt=re.sub(r"\s+", " ", alt.strip())))
 
 
 def _smallest_picture(figure: Figure, dpi: int) -> bytes:
@@ -100,23 +82,21 @@ def _smallest_picture(figure: Figure, dpi: int) -> bytes:
     return min(chart.getvalue(), photograph.getvalue(), key=len)
 
 
-def _quick_picture(figure: Figure, dpi: int) -> bytes:
-    """The figure as a JPEG of the size that it was laid out for."""
+def _fast_picture(figure: Figure, dpi: int) -> bytes:
+    """The figure as a JPEG. Its margins stay, because to cut them off matplotlib would draw twice."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="jpeg", dpi=dpi, pil_kwargs={"quality": 85})
     return drawn.getvalue()
 
 
 def draw_image(axes: Axes, image: torch.Tensor, title: str = "") -> None:
-    """A picture without ticks: uint8 (3, H, W) in colour, or any (1, H, W) or (H, W) from 0 to 1 in grey."""
+    """A picture without ticks: uint8 (3, H, W) in colour, or (1, H, W) or (H, W) from 0 to 1 in grey."""
     pixels = image.detach().cpu().squeeze(0).numpy()
-    axes.imshow(pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels, cmap="gray", vmin=0, vmax=1)
-    axes.set_title(title, fontsize=9)
-    axes.set_axis_off()
+    _draw_pixels(axes, pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels, title)
 
 
 def draw_outline(axes: Axes, mask: torch.Tensor, colour: str, style: str = "solid", width: float = 1.5) -> None:
-    """The outline of a mask or the 0.5 level of a probability map, (1, H, W); its dark edge shows on any skin."""
+    """The outline of a mask, or the 0.5 level of a probability map, (1, H, W). Its dark edge shows on any skin."""
     level = np.pad(mask.detach().cpu().squeeze(0).float().numpy(), 1)  # the outline closes at the picture's edge
     grid = np.arange(-1, level.shape[1] - 1), np.arange(-1, level.shape[0] - 1)
     if level.min() < 0.5 <= level.max():
@@ -134,13 +114,11 @@ def draw_labels(axes: Axes, image: torch.Tensor, mask: torch.Tensor, human: torc
         human: which of them came from the human, (1, H, W), bool or 0 and 1.
         title: above the picture.
     """
-    axes.imshow(label_colours(image, mask, human))
-    axes.set_title(title, fontsize=9)
-    axes.set_axis_off()
+    _draw_pixels(axes, label_colours(image, mask, human), title)
 
 
 def label_colours(image: torch.Tensor, mask: torch.Tensor, human: torch.Tensor) -> np.ndarray:
-    """The picture that :func:`draw_labels` draws, from the same arguments: float32 (H, W, 3), 0 to 1.
+    """The pixels that :func:`draw_labels` draws, float32 (H, W, 3), 0 to 1.
 
     >>> image, mask = torch.zeros(3, 1, 1, dtype=torch.uint8), torch.ones(1, 1, 1)
     >>> label_colours(image, mask, human=1 - mask).round(2).tolist()  # 0.65 of the model's white
@@ -153,7 +131,7 @@ def label_colours(image: torch.Tensor, mask: torch.Tensor, human: torch.Tensor) 
 
 
 def label_legend(figure: Figure) -> None:
-    """What the colours of :func:`draw_labels` mean, below the figure."""
+    """Explain the colours of :func:`draw_labels` below the figure."""
     patches = [Patch(facecolor=colour, edgecolor="gray", label=name) for name, colour in LABELLED_BY.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8, frameon=False)
 
@@ -172,8 +150,8 @@ def contact_sheet(
         images: uint8 (N, 3, H, W).
         truths: masks (N, 1, H, W).
         predictions: probabilities or masks (N, 1, H, W).
-        titles: one a picture.
-        n_columns: pictures a row.
+        titles: one per picture; if empty, there are none.
+        n_columns: pictures per row.
 
     >>> contact_sheet(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), n_columns=2).axes[3].axison
     False
@@ -193,149 +171,42 @@ def contact_sheet(
     return figure
 
 
-def draw_unet(shapes: pd.DataFrame) -> Figure:
-    """The network as boxes, as high as their pictures are large: the encoder goes down, the decoder up.
-
-    Args:
-        shapes: from :func:`alutils.network.feature_shapes`.
-
-    >>> shapes = pd.DataFrame({"channels": [64, 32], "size": [32, 64]}, index=["encoder 1", "decoder 1"])
-    >>> len(draw_unet(shapes).axes[0].patches)
-    4
-    """
-    image = pd.DataFrame({"channels": [3], "size": [shapes["size"].max()]}, index=["image"])
-    output = pd.DataFrame({"channels": [1], "size": [shapes["size"].max()]}, index=["lesion logits"])
-    stages = pd.concat([image, shapes, output])
-    figure, ax = plt.subplots(figsize=(9.5, 3.4), layout="constrained")
-    levels = -np.log2(stages["size"] / stages["size"].max()).round()
-    colours = {"encoder": BLUE, "decoder": GREEN}
-    places = {}
-    for x, (name, channels, size) in enumerate(stages.itertuples()):
-        height = 0.9 - 0.06 * levels[name]
-        places[name] = (x, -levels[name])
-        box = plt.Rectangle(
-            (x - 0.3, -levels[name] - height / 2), 0.6, height, color=colours.get(name.split()[0], "gray")
-        )
-        ax.add_patch(box)
-        ax.text(x, -levels[name], f"{channels}\n{size}²", ha="center", va="center", color="white", fontsize=8)
-        ax.text(x, -levels[name] - height / 2 - 0.08, name, ha="center", va="top", fontsize=7)
-    for name, (x, y) in places.items():
-        for other, (other_x, other_y) in places.items():
-            if name.startswith("encoder") and other.startswith("decoder") and y == other_y:
-                ax.annotate("", (other_x - 0.35, y), (x + 0.35, y), arrowprops={"arrowstyle": "->", "linestyle": "--"})
-                ax.text((x + other_x) / 2, y + 0.06, "1x1 convolution", ha="center", fontsize=7)
-    bottom = max(stages.index[stages["size"] == stages["size"].min()], key=lambda name: places[name][0])
-    ax.text(places[bottom][0] + 0.4, places[bottom][1], "1x1 convolution,\ndropout", fontsize=7, va="center")
-    ax.set(xlim=(-0.6, len(stages) - 0.4), ylim=(-levels.max() - 0.9, 0.6))
-    ax.set_axis_off()
-    return figure
-
-
-def draw_measures(axes: Axes, marks: Sequence[float] = (0.5, math.exp(-1), 0.5)) -> None:
-    """Section III-A: eq. 1 (turned over), eq. 2 and the binary entropy over the probability of lesion.
+def draw_pictures(axes: Axes, pictures: Mapping[str, np.ndarray], n_columns: int) -> None:
+    """Pictures with titles, in rows, on one axes: much faster to draw than one axes per picture.
 
     Args:
         axes: to draw on.
-        marks: where a dot stands on each of the three curves, 0 to 1; at first at their maxima.
+        pictures: by title, each (H, W, 3), 0 to 1, all of the same proportions.
+        n_columns: pictures per row.
     """
-    p = torch.linspace(0, 1, 501)
-    measures = {
-        "0.5 - least confidence (eq. 1)": (lambda x: 0.5 - least_confidence(x), BLUE, "solid"),
-        "one-sided entropy (eq. 2)": (one_sided_entropy, VERMILION, "dashed"),
-        "binary entropy": (binary_entropy, BLACK, "dotted"),
-    }
-    for (name, (measure, colour, style)), mark in zip(measures.items(), marks, strict=True):
-        axes.plot(p, measure(p), color=colour, linestyle=style, label=name)
-        axes.plot(mark, measure(torch.tensor([mark])), "o", color=colour)
-    axes.set(xlabel=r"probability of lesion, $\hat y$", ylabel="uncertainty")
-    axes.legend(frameon=False, fontsize=8)
+    height, width = next(iter(pictures.values())).shape[:2]
+    gap, head = 0.04 * width, 0.13 * height
+    axes.set_axis_off()
+    for i, (title, picture) in enumerate(pictures.items()):
+        left, top = (i % n_columns) * (width + gap), (i // n_columns) * (height + head)
+        axes.imshow(picture, extent=(left, left + width, top + height, top))
+        axes.text(left + width / 2, top - 0.03 * height, title, fontsize=9, ha="center", va="bottom")
+    n_rows = -(-len(pictures) // n_columns)
+    axes.set(xlim=(0, n_columns * (width + gap) - gap), ylim=(n_rows * (height + head) - head, -head))
 
 
-ARM_STYLES = {
-    "random": (BLACK, "s", "dashed"),
-    "least_confidence": (BLUE, "o", "solid"),
-    "entropy": (VERMILION, "^", "solid"),
-    "binary_entropy": (ORANGE, "v", "dashdot"),
-    "mc_dropout": (GREEN, "D", "dotted"),
-    "bald": (PURPLE, "P", "dotted"),
-}
-"""Colour, marker and line of each strategy, the same in all figures."""
+def as_rgb(image: torch.Tensor) -> np.ndarray:
+    """A picture in colours from 0 to 1, float32 (H, W, 3): uint8 (3, H, W), or in grey (1, H, W) from 0 to 1."""
+    pixels = image.detach().cpu().float() / (255 if image.shape[0] == 3 else 1)
+    return pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
 
 
-def draw_learning_curves(axes: Axes, rounds: pd.DataFrame, full: pd.Series) -> None:
-    """Fig. 4: validation Dice over labelled images, a line for each strategy's mean, a band from worst to best seed.
+def outlined(image: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
+    """The pixels of a picture, uint8 (3, H, W), with the outline of a mask, (1, H, W), as :func:`as_rgb` gives them.
 
-    Args:
-        axes: to draw on.
-        rounds: ``strategy``, ``n_labelled`` and ``val_dice`` (0 to 1), of all seeds.
-        full: validation Dice of the full-data runs, 0 to 1, one a seed; empty: no level is drawn.
+    The outline is two pixels wide, so a small picture is enlarged to about 256 pixels first.
     """
-    for strategy, its in rounds.groupby("strategy"):
-        dice = 100 * its.groupby("n_labelled")["val_dice"].agg(["mean", "min", "max"])
-        colour, marker, line = ARM_STYLES.get(strategy, ("gray", "x", "solid"))
-        axes.plot(dice.index, dice["mean"], color=colour, marker=marker, markersize=4, linestyle=line, label=strategy)
-        axes.fill_between(dice.index, dice["min"], dice["max"], color=colour, alpha=0.12, linewidth=0)
-    if len(full):
-        axes.axhline(100 * full.mean(), color="gray", linewidth=1, label="full data (mean)")
-        axes.axhspan(100 * full.min(), 100 * full.max(), color="gray", alpha=0.12, linewidth=0)
-    axes.set(xlabel="labelled images", ylabel="validation Dice (%)")
-    axes.legend(frameon=False, fontsize=8)
+    enlarged = np.ones((max(1, 256 // image.shape[-1]),) * 2)
+    pixels, lesion = np.kron(as_rgb(image), enlarged[..., None]), np.kron(mask[0].cpu().numpy(), enlarged)
+    return mark_boundaries(pixels, lesion.astype(int), color=to_rgb(TRUTH), outline_color=to_rgb(BLACK))
 
 
-def draw_annotation_curves(upper: Axes, lower: Axes, rounds: pd.DataFrame, annotations: pd.DataFrame) -> None:
-    """Fig. 5: validation Dice, and below it the share of pixels annotated at each query, over the labelled images.
-
-    Args:
-        upper: for the Dice.
-        lower: for the pixels.
-        rounds: of runs with one annotation mode, ``round``, ``n_labelled`` and ``val_dice``, of all seeds.
-        annotations: of the same runs, ``round``, ``verify_percent`` and ``positive_percent`` of each image.
-    """
-    dice = 100 * rounds.groupby("n_labelled")["val_dice"].agg(["mean", "min", "max"])
-    upper.plot(dice.index, dice["mean"], "o-", color=BLUE, markersize=4)
-    upper.fill_between(dice.index, dice["min"], dice["max"], color=BLUE, alpha=0.15, linewidth=0)
-    upper.set(ylabel="validation Dice (%)")
-    labelled = rounds.groupby("round")["n_labelled"].mean()
-    queries = annotations[annotations["round"] > 0].groupby("round")[["verify_percent", "positive_percent"]].mean()
-    queries = queries.set_index(queries.index.map(labelled))
-    lower.plot(queries["verify_percent"], "s-", color=BLACK, markersize=4, label="to verify")
-    lower.plot(queries["positive_percent"], "^--", color=ORANGE, markersize=4, label="positive (annotated)")
-    lower.axhline(5, color="gray", linewidth=0.8, linestyle=":", label="5 %")
-    lower.set(xlabel="labelled images", ylabel="% of the pixels", ylim=(0, 103))
-    lower.legend(frameon=False, fontsize=8)
-
-
-def draw_loop() -> Figure:
-    """Fig. 1: the five steps of active learning, in a circle between pool, oracle, labelled set and model.
-
-    >>> len(draw_loop().axes[0].texts) > 8
-    True
-    """
-    figure, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    places = {
-        "pool\nof unlabelled images": (0, 1),
-        "queried images": (2, 1),
-        "oracle\n(expert)": (4, 1),
-        "labelled set": (4, 0),
-        "model": (2, 0),
-        "evaluation": (0, 0),
-    }
-    for text, (x, y) in places.items():
-        box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": BLUE}
-        ax.text(x, y, text, ha="center", va="center", fontsize=9, bbox=box)
-    arrows = {
-        "(2) select": ((0.75, 1), (1.4, 1)),
-        "(3) ask": ((2.6, 1), (3.5, 1)),
-        "annotate": ((4, 0.75), (4, 0.2)),
-        "(4) train": ((3.4, 0), (2.4, 0)),
-        "(5) evaluate": ((1.6, 0), (0.6, 0)),
-        "(1) score": ((1.8, 0.2), (0.4, 0.72)),
-    }
-    for text, (start, end) in arrows.items():
-        ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": BLACK})
-        away = (0.35, 0) if start[0] == end[0] else (0, 0.08)
-        middle = (start[0] + end[0]) / 2 + away[0], (start[1] + end[1]) / 2 + away[1]
-        ax.text(*middle, text, ha="center", fontsize=8)
-    ax.set(xlim=(-0.9, 4.8), ylim=(-0.4, 1.4))
-    ax.set_axis_off()
-    return figure
+def _draw_pixels(axes: Axes, pixels: np.ndarray, title: str) -> None:
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1)
+    axes.set_title(title, fontsize=9)
+    axes.set_axis_off()

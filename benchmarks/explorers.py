@@ -35,7 +35,7 @@ def median_ms(explorer: Explorer, control: str, values: Sequence[float], repetit
 
     def move(value: float) -> None:
         explorer.controls[control].value = value
-        show_figure(explorer.figure, explorer.alt, update=Discard(), quick=True)
+        show_figure(explorer.figure, explorer.alt, update=Discard())
 
     turns = itertools.chain.from_iterable([values] * (repetitions + 1))
     times = [1000 * seconds(lambda value=value: move(value)) for value in turns]

@@ -524,7 +524,7 @@ def test_without_somebody_to_draw_it_is_a_picture_with_alternative_text_and_no_w
 def test_with_somebody_to_draw_it_is_the_panel(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(annotator_module, "display", shown.append)
-    monkeypatch.setattr(annotator_module, "someone_is_there", lambda: True)
+    monkeypatch.setattr(annotator_module, "is_interactive", lambda: True)
     annotator = make_annotator(tmp_path)
     annotator._ipython_display_()
     assert shown == [annotator.panel]

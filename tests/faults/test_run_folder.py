@@ -16,7 +16,8 @@ from small_disk import remount, small_disk
 
 from alutils.active_learning import run_active_learning
 from alutils.config import Experiment
-from alutils.figures import draw_loop, show_figure
+from alutils.diagrams import draw_loop
+from alutils.figures import show_figure
 from alutils.files import CannotWrite
 from alutils.records import TABLES, RecordsError, load_results, write_results, write_table, write_text
 from alutils.synthetic import make_synthetic
