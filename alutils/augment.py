@@ -1,8 +1,8 @@
 """The data augmentation of section IV-D: batched, on the images' device, with parameters drawn for each image.
 
-torchvision's transforms draw one set of parameters for a whole batch; kornia draws one for each image, but from the
-global random state, and is slower (``benchmarks/augment.py`` compares the three). So the drawing and the batching are
-here, and torchvision's functions are what the tests compare with, image by image.
+torchvision's transforms draw one set of parameters for a whole batch. kornia draws one per image, but from the global
+random state, and it is slower (``benchmarks/augment.py`` compares the three). This module therefore draws and batches
+itself; the tests compare it with torchvision's functions image by image.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from alutils.compute import to_device
 from alutils.config import Experiment
 
-_LUMA = (0.2989, 0.587, 0.114)  # the weights of red, green and blue in torchvision's grey
+_LUMA = (0.2989, 0.587, 0.114)  # weights of red, green and blue in torchvision's grey
 
 
 @dataclass(frozen=True)
 class AugmentParameters:
-    """What is done to each image of a batch; every tensor has shape (N,).
+    """What is done to each image of a batch. Every tensor has shape (N,).
 
     Args:
         angle: rotation, degrees, counter-clockwise.
         horizontal_flip, vertical_flip: bool, applied before the rotation.
-        brightness, contrast, saturation: factors, 1 leaves the image as it is; applied in this order.
+        brightness, contrast, saturation: factors, applied in this order; 1 leaves the image as it is.
         blur_sigma: standard deviation of the Gaussian blur, pixels.
     """
 
@@ -38,7 +38,7 @@ class AugmentParameters:
     blur_sigma: torch.Tensor
 
     def to(self, device: torch.device) -> AugmentParameters:
-        """The same parameters on ``device``, copied at once."""
+        """The same parameters on ``device``, in a single copy."""
         table = to_device(torch.stack([getattr(self, field.name).float() for field in fields(self)]), device)
         columns = dict(zip((field.name for field in fields(self)), table, strict=True))
         flips = {name: columns[name] > 0 for name in ("horizontal_flip", "vertical_flip")}
@@ -51,7 +51,7 @@ def draw_parameters(n: int, experiment: Experiment, generator: torch.Generator) 
     Args:
         n: images in the batch.
         experiment: its augmentation settings.
-        generator: of the CPU, so that every device gets the same augmentation from the same seed.
+        generator: on the CPU, so that a seed gives the same augmentation on every device.
 
     >>> parameters = draw_parameters(4, Experiment(), torch.Generator().manual_seed(0))
     >>> bool(parameters.angle.abs().max() <= 30), parameters.brightness.shape
@@ -75,17 +75,17 @@ def draw_parameters(n: int, experiment: Experiment, generator: torch.Generator) 
 def apply_parameters(
     images: torch.Tensor, masks: torch.Tensor, parameters: AugmentParameters, *, blur_kernel: int = 5
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flip, rotate, change the colours, blur: each image by its own parameters, its masks by the same geometry.
+    """Flip, rotate, recolour and blur each image by its own parameters, and move its masks with it.
 
     Args:
         images: uint8, (N, 3, H, W).
-        masks: uint8, (N, C, H, W): one or more masks an image, with values such as 0 and 1.
+        masks: uint8, (N, C, H, W), one or more masks per image, 0 and 1.
         parameters: of the N images.
         blur_kernel: side of the Gaussian kernel, pixels, odd.
 
     Returns:
-        Images, float32, 0 to 1; masks, uint8, of the values they had (rotated by nearest neighbour). What a rotation
-        brings in from outside the picture is black and background.
+        The images, float32, 0 to 1, and the masks, uint8, still 0 and 1 (rotated by nearest neighbour). Pixels that a
+        rotation brings in from outside the picture are black, and background.
 
     >>> images, masks = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.ones(2, 1, 8, 8, dtype=torch.uint8)
     >>> parameters = draw_parameters(2, Experiment(), torch.Generator().manual_seed(0))
@@ -108,7 +108,7 @@ def apply_parameters(
 
 
 def normalize(images: torch.Tensor, experiment: Experiment) -> torch.Tensor:
-    """What the network sees: ``(image - mean) / SD`` a channel (section IV-D).
+    """What the network sees: ``(image - mean) / SD`` for each channel (section IV-D).
 
     Args:
         images: uint8, 0 to 255, or float, 0 to 1, shape (N, 3, H, W).
@@ -126,9 +126,16 @@ def normalize(images: torch.Tensor, experiment: Experiment) -> torch.Tensor:
 def augment(
     images: torch.Tensor, masks: torch.Tensor, experiment: Experiment, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch augmented with fresh random parameters and normalized, ready for the network.
+    """Augment a batch with newly drawn parameters and normalize it for the network.
 
-    Args and returns: as :func:`apply_parameters`, but the images come back normalized.
+    Args:
+        images: uint8, (N, 3, H, W).
+        masks: uint8, (N, C, H, W), one or more masks per image, 0 and 1.
+        experiment: its augmentation settings, ``normalize_mean`` and ``normalize_std``.
+        generator: on the CPU.
+
+    Returns:
+        The images, float32, normalized, and the masks, uint8.
 
     >>> images, masks = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.ones(2, 1, 8, 8, dtype=torch.uint8)
     >>> augment(images, masks, Experiment(), torch.Generator().manual_seed(0))[0].shape
@@ -140,7 +147,7 @@ def augment(
 
 
 def _inverse_motion(p: AugmentParameters, height: int, width: int) -> torch.Tensor:
-    """(N, 2, 3): where each output pixel comes from, in coordinates of -1 to 1: rotation undone, then flips."""
+    """Where each output pixel comes from, affine (N, 2, 3), in coordinates of -1 to 1: rotation undone, then flips."""
     radians = torch.deg2rad(p.angle)
     cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
     flip_x = 1 - 2 * p.horizontal_flip.float()
@@ -156,12 +163,12 @@ def _grey(images: torch.Tensor) -> torch.Tensor:
 
 
 def _blend(images: torch.Tensor, others: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """``others`` at factor 0, ``images`` at 1, beyond ``images`` above 1."""
+    """``others`` at factor 0, ``images`` at factor 1; a larger factor goes on in the same direction."""
     return torch.lerp(others, images, factor).clamp(0, 1)
 
 
 def _blur(images: torch.Tensor, sigma: torch.Tensor, kernel: int) -> torch.Tensor:
-    """Separable Gaussian blur with a standard deviation for each image, reflecting at the border."""
+    """Separable Gaussian blur with one standard deviation per image. Borders are reflected."""
     n, channels, height, width = images.shape
     reach = kernel // 2
     distance = torch.arange(-reach, reach + 1, device=images.device)

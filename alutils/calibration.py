@@ -1,4 +1,4 @@
-"""Whether the probabilities mean what they say: of all pixels given p = 0.8, is lesion what 80 % show?"""
+"""Calibration: whether 80 % of the pixels that are given a probability of 0.8 really are lesion."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import torch
 
 from alutils.metrics import check_mask, check_probabilities, is_number
 
-_PIXELS_AT_A_TIME = 2**22  # bounds the float64 copies: 100 MB, whatever the size of the set
+_PIXELS_AT_A_TIME = 2**22  # keeps the float64 copies below 100 MB, however large the set is
 
 
 def reliability(probabilities: torch.Tensor, masks: torch.Tensor, n_bins: int = 10) -> pd.DataFrame:
-    """What a reliability diagram shows: the observed share of lesion among the pixels of each range of probability.
+    """The table behind a reliability diagram: for each range of probability, the share of its pixels that are lesion.
 
-    The ranges are of equal width and hold their lower edge (the last one also 1): 0 <= p < 0.1, ..., 0.9 <= p <= 1.
+    The ranges have equal width and include their lower edge: 0 <= p < 0.1, and so on. The last also includes 1.
 
     Args:
-        probabilities: of the lesion, floating point, 0 to 1, any shape; on whatever device, counted on the CPU.
+        probabilities: of the lesion, floating point, 0 to 1, any shape, on any device; they are counted on the CPU.
         masks: 0 and 1, the same shape.
         n_bins: number of ranges, 1 to 10 000.
 
     Returns:
-        A row a range: ``low`` and ``high`` (its edges), ``confidence`` (mean probability of its pixels),
-        ``lesion_share`` (the share of them that are lesion) and ``pixels`` (how many). Where a range is empty,
-        ``confidence`` and ``lesion_share`` are NaN; in a calibrated model they agree.
+        One row per range: ``low`` and ``high`` (its edges), ``confidence`` (mean probability of its pixels),
+        ``lesion_share`` (the share of its pixels that are lesion) and ``pixels`` (their number). Confidence and share
+        agree if the model is calibrated. In an empty range both are NaN.
 
     Raises:
         ValueError: if the shapes differ, there are no pixels, a probability is not a number from 0 to 1, a mask holds
@@ -70,12 +70,13 @@ def reliability(probabilities: torch.Tensor, masks: torch.Tensor, n_bins: int = 
 
 
 def expected_calibration_error(probabilities: torch.Tensor, masks: torch.Tensor, n_bins: int = 10) -> float:
-    """The mean distance between confidence and observed share of lesion: ``sum_b n_b / n |confidence_b - share_b|``.
+    """The mean distance between confidence and share of lesion: ``sum_b n_b / n |confidence_b - share_b|``.
 
-    It is that of the lesion's probability, pixel by pixel, over the ranges b of :func:`reliability`. Most pixels are
+    The sum runs over the ranges b of :func:`reliability`, of which each has n_b of all n pixels. Most pixels are
     background, which is easy: compare models on the same images, and read the table too.
 
-    Args and errors: as :func:`reliability`.
+    Args:
+        probabilities, masks, n_bins: the arguments of :func:`reliability`, which also raises the errors.
 
     Returns:
         0 (calibrated) to 1 (always sure and always wrong).
@@ -85,4 +86,4 @@ def expected_calibration_error(probabilities: torch.Tensor, masks: torch.Tensor,
     """
     table = reliability(probabilities, masks, n_bins)
     distance = (table["confidence"] - table["lesion_share"]).abs()
-    return float((table["pixels"] / table["pixels"].sum() * distance).sum())  # sum() passes over the NaN of no pixels
+    return float((table["pixels"] / table["pixels"].sum() * distance).sum())  # sum() skips the NaN of an empty range

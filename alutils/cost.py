@@ -1,4 +1,4 @@
-"""What an annotation costs the expert, in every currency at once (Table II has two of them)."""
+"""What an annotation costs the expert, in six currencies. Table II reports the first two."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ def annotation_cost(truth: torch.Tensor, human: torch.Tensor, *, tolerance: floa
     """What it costs an expert to label the pixels ``human`` of each image.
 
     Args:
-        truth: uint8 (N, 1, H, W), 0 and 1; only the human's pixels are looked at.
+        truth: uint8 (N, 1, H, W), 0 and 1. Only its values at the human's pixels matter.
         human: the pixels that the expert labels, bool or 0 and 1, the same shape.
         tolerance: how far a drawn line may be from the true outline, pixels.
 
     Returns:
-        A row an image, in the order given:
+        One row per image, in the order given:
 
-        - ``verify_percent``: the human's pixels in % of the image's: Table II's "% of pixels to verify/annotate";
-        - ``positive_percent``: the human's lesion pixels in % of the image's: Table II's "% of annotated pixels";
-        - ``boundary_px``: length of the lesion's outline between two of the human's pixels, pixels;
-        - ``regions``: connected parts of the human's pixels (edge to edge), places to look at;
+        - ``verify_percent``: the human's pixels, % of the image; Table II's "% of pixels to verify/annotate";
+        - ``positive_percent``: the lesion pixels among them, % of the image; Table II's "% of annotated pixels";
+        - ``boundary_px``: length of the lesion's outline where the pixels on both its sides are the human's, pixels;
+        - ``regions``: places to look at, the parts of the human's pixels that are connected edge to edge;
         - ``vertices``: corners of the lines that draw this outline, simplified to ``tolerance`` (Douglas-Peucker);
-        - ``clicks``: the vertices, one more to end each line, and one for each region without outline, to say whether
-          it is lesion or background.
+        - ``clicks``: one per vertex, one to end each line, and one per region without an outline, to say whether it is
+          lesion or background.
 
     Raises:
-        ValueError: if the shapes differ or are others, a mask holds anything but 0 and 1, or ``tolerance`` is not above
-            0.
+        ValueError: if the shapes differ or are not (N, 1, H, W), a mask has other values than 0 and 1, or ``tolerance``
+            is not above 0.
 
     >>> truth = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
     >>> truth[..., 2:6, 2:6] = 1
@@ -66,14 +66,14 @@ def annotation_cost(truth: torch.Tensor, human: torch.Tensor, *, tolerance: floa
 
 
 def average_cost(annotations: pd.DataFrame) -> pd.DataFrame:
-    """Means over images, with and without the cold start, which is annotated in full whatever the mode.
+    """The mean cost per image, with and without the cold start, which is annotated in full in every mode.
 
     Args:
-        annotations: a run's table: the columns of :func:`annotation_cost` and ``round``, 0 for the cold start.
+        annotations: a run's table, with the columns of :func:`annotation_cost` and ``round``, 0 for the cold start.
 
     Returns:
-        Three rows, "cold start", "queries (without cold start)" (Table II is read so) and "labelled set (with cold
-        start)"; columns: ``images``, the means of all currencies an image, and ``total_clicks``.
+        Three rows: "cold start", "queries (without cold start)", which is how Table II is read here, and "labelled set
+        (with cold start)". The columns are ``images``, the mean of each currency, and ``total_clicks``.
 
     Raises:
         ValueError: if a column is missing.
@@ -99,7 +99,7 @@ def average_cost(annotations: pd.DataFrame) -> pd.DataFrame:
 
 
 def _drawing(truth: np.ndarray, human: np.ndarray, tolerance: float) -> tuple[float, int, int, int]:
-    """What the expert draws in one image: the values of :data:`_DRAWN`."""
+    """What the expert draws in one image: the columns of :data:`_DRAWN`."""
     regions, n_regions = ndimage.label(human)
     boundary, vertices, n_lines = 0.0, 0, 0
     outlined = np.zeros(n_regions + 1, dtype=bool)
@@ -114,16 +114,15 @@ def _drawing(truth: np.ndarray, human: np.ndarray, tolerance: float) -> tuple[fl
 
 
 def _outlines(truth: np.ndarray, human: np.ndarray) -> list[np.ndarray]:
-    """The outline of the lesion, cut where it leaves the human's pixels: lines of (row, column) points, in pixels.
+    """The lesion's outline, cut where it leaves the human's pixels: lines of (row, column) points, in pixels.
 
-    A point of the outline is half-way between a lesion pixel and a background pixel; it counts where both are the
-    human's.
+    A point of the outline is half-way between a lesion pixel and a background pixel. It counts if both are the human's.
     """
     lesion_rows, lesion_columns = (np.flatnonzero(((truth == 1) & human).any(axis)) for axis in (1, 0))
     if not len(lesion_rows):
         return []
     top, left = max(lesion_rows[0] - 1, 0), max(lesion_columns[0] - 1, 0)
-    outside_or_lesion = (truth == 1) | ~human  # the truth of pixels that are not the human's changes nothing
+    outside_or_lesion = (truth == 1) | ~human  # so the truth elsewhere changes nothing
     part = outside_or_lesion[top : lesion_rows[-1] + 2, left : lesion_columns[-1] + 2]
     if min(part.shape) < 2:
         return []
@@ -135,9 +134,9 @@ def _outlines(truth: np.ndarray, human: np.ndarray) -> list[np.ndarray]:
         if inside.all():
             lines.append(points)
             continue
-        if np.array_equal(points[0], points[-1]):  # begin a closed outline where it is not the human's
+        if np.array_equal(points[0], points[-1]):  # a closed outline begins where it is not the human's
             start = int(inside.argmin())
             points, inside = np.roll(points[:-1], -start, axis=0), np.roll(inside[:-1], -start)
         cuts = np.flatnonzero(np.diff(inside)) + 1
-        lines += [piece for piece, its in zip(np.split(points, cuts), np.split(inside, cuts), strict=True) if its[0]]
+        lines += [piece for piece, kept in zip(np.split(points, cuts), np.split(inside, cuts), strict=True) if kept[0]]
     return lines

@@ -16,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from skimage.segmentation import mark_boundaries
 
 from alutils.files import replacing
 
@@ -194,16 +193,6 @@ def as_rgb(image: torch.Tensor) -> np.ndarray:
     """A picture in colours from 0 to 1, float32 (H, W, 3): uint8 (3, H, W), or in grey (1, H, W) from 0 to 1."""
     pixels = image.detach().cpu().float() / (255 if image.shape[0] == 3 else 1)
     return pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
-
-
-def outlined(image: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
-    """The pixels of a picture, uint8 (3, H, W), with the outline of a mask, (1, H, W), as :func:`as_rgb` gives them.
-
-    The outline is two pixels wide, so a small picture is enlarged to about 256 pixels first.
-    """
-    enlarged = np.ones((max(1, 256 // image.shape[-1]),) * 2)
-    pixels, lesion = np.kron(as_rgb(image), enlarged[..., None]), np.kron(mask[0].cpu().numpy(), enlarged)
-    return mark_boundaries(pixels, lesion.astype(int), color=to_rgb(TRUTH), outline_color=to_rgb(BLACK))
 
 
 def _draw_pixels(axes: Axes, pixels: np.ndarray, title: str) -> None:

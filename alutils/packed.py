@@ -1,4 +1,4 @@
-"""Masks kept a bit a pixel, on the device: an eighth of the memory."""
+"""Masks that take one bit per pixel, an eighth of the memory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 @dataclass(frozen=True, eq=False)
 class PackedMasks:
-    """Masks of 0 and 1, eight pixels a byte; read by index, as a tensor of masks is.
+    """Masks of 0 and 1 with eight pixels per byte. Indexing gives the masks back, as from a tensor of masks.
 
     Args:
-        bits: uint8 (N, C, H, W / 8), the leftmost pixel in the highest bit.
+        bits: uint8 (N, C, H, W / 8), on any device; of eight pixels the leftmost is in the highest bit.
 
     >>> masks = (torch.arange(128).view(2, 1, 8, 8) % 3 == 0).byte()
     >>> packed = PackedMasks.pack(masks)
@@ -26,13 +26,7 @@ class PackedMasks:
 
     @classmethod
     def pack(cls, masks: torch.Tensor) -> PackedMasks:
-        """Pack masks, uint8 or bool (N, C, H, W), 0 and 1.
-
-        Raises:
-            ValueError: if the width is not a multiple of 8.
-        """
-        if masks.shape[-1] % 8:
-            raise ValueError(f"the width must be a multiple of 8, got masks of shape {tuple(masks.shape)}")
+        """Pack masks, uint8 or bool (N, C, H, W), 0 and 1. The width is a multiple of 8, as any ``image_size`` is."""
         eights = masks.to(torch.uint8).unflatten(-1, (-1, 8))
         return cls((eights << _shifts(masks.device)).sum(-1, dtype=torch.uint8))
 
@@ -45,16 +39,16 @@ class PackedMasks:
 
     @property
     def shape(self) -> torch.Size:
-        """Of the masks: (N, C, H, W)."""
+        """Shape of the masks, (N, C, H, W)."""
         return torch.Size([*self.bits.shape[:-1], 8 * self.bits.shape[-1]])
 
     @property
     def device(self) -> torch.device:
-        """Where the bits are."""
+        """The device that holds the bits."""
         return self.bits.device
 
     def plus(self, others: PackedMasks) -> PackedMasks:
-        """These masks and ``others`` after them."""
+        """These masks, followed by ``others``."""
         return PackedMasks(torch.cat([self.bits, others.bits]))
 
 

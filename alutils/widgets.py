@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from scipy.ndimage import binary_dilation, distance_transform_edt
+from skimage.segmentation import mark_boundaries
 
 from alutils import figures
 from alutils.annotation import merge_annotations
@@ -179,7 +181,7 @@ def explore_thresholds(
     @cache
     def still(image: int) -> dict[str, np.ndarray]:
         return {
-            "image, true outline": figures.outlined(images[image], truths[image]),
+            "image, true outline": _outlined(images[image], truths[image]),
             "prediction p": figures.as_rgb(probabilities[image]),
         }
 
@@ -269,7 +271,7 @@ def explore_rounds(rounds: Sequence[Round], pool: Split) -> Explorer:
 
     @cache
     def still(index: int) -> dict[str, np.ndarray]:
-        return {"image, true outline": figures.outlined(pool.images[index], pool.masks[index])}
+        return {"image, true outline": _outlined(pool.images[index], pool.masks[index])}
 
     def draw(query: int, rank: int) -> Shown:
         dice, trained = dice_of(query), rounds[query - 1]
@@ -348,6 +350,13 @@ def _choices(images: torch.Tensor, names: Sequence[str], **maps: torch.Tensor) -
 
 def _heat(pixels: torch.Tensor, highest: float) -> np.ndarray:
     return colormaps["cividis"](pixels.detach().cpu().float().numpy() / highest)[..., :3].astype(np.float32)
+
+
+def _outlined(image: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
+    """The picture with the mask's outline, two pixels wide. Small pictures are enlarged to about 256 pixels first."""
+    enlarged = np.ones((max(1, 256 // image.shape[-1]),) * 2)
+    pixels, lesion = np.kron(figures.as_rgb(image), enlarged[..., None]), np.kron(mask[0].cpu().numpy(), enlarged)
+    return mark_boundaries(pixels, lesion.astype(int), color=to_rgb(figures.TRUTH), outline_color=to_rgb(figures.BLACK))
 
 
 def _marked(picture: np.ndarray, where: np.ndarray, rim: np.ndarray) -> np.ndarray:
