@@ -24,7 +24,7 @@ def batch(n=6, height=40, width=40):
 
 
 def still(n, **changes):
-    """Parameters that change nothing, but for ``changes``."""
+    """Parameters that change nothing, except ``changes``."""
     ones, off = torch.ones(n), torch.zeros(n, dtype=torch.bool)
     values = {"angle": torch.zeros(n), "horizontal_flip": off, "vertical_flip": off}
     values |= {"brightness": ones, "contrast": ones, "saturation": ones, "blur_sigma": torch.full((n,), 0.01)}
@@ -46,10 +46,9 @@ def torchvision_reference(image, mask, p, i):
 
 
 @pytest.mark.parametrize("size", [(40, 40), (32, 48)])
-@pytest.mark.parametrize("sigma_max", [0.2, 2.0])
-def test_every_image_is_what_torchvision_makes_of_it(size, sigma_max):
+def test_every_image_is_what_torchvision_makes_of_it(size):
     images, masks = batch(6, *size)
-    p = draw_parameters(6, Experiment(blur_sigma_max=sigma_max), generator())
+    p = draw_parameters(6, Experiment(blur_sigma_max=2.0), generator())  # the paper's blur is hardly seen
     x, y = apply_parameters(images, masks, p)
     for i in range(len(images)):
         expected_x, expected_y = torchvision_reference(images[i], masks[i], p, i)
@@ -58,33 +57,18 @@ def test_every_image_is_what_torchvision_makes_of_it(size, sigma_max):
         assert (y[i] != expected_y).float().mean() < 0.003
 
 
-def test_flips_move_image_and_mask_exactly():
-    images, masks = batch(4)
-    p = still(
-        4, horizontal_flip=torch.tensor([0, 1, 0, 1], dtype=bool), vertical_flip=torch.tensor([0, 0, 1, 1], dtype=bool)
-    )
-    x, y = apply_parameters(images, masks, p)
-    for i, dims in enumerate([[], [-1], [-2], [-2, -1]]):
-        assert torch.equal((x[i] * 255).round().byte(), images[i].flip(dims))
-        assert torch.equal(y[i], masks[i].flip(dims))
-
-
-def test_quarter_turn_is_counter_clockwise():
-    images, masks = batch(1)
-    x, y = apply_parameters(images, masks, still(1, angle=torch.tensor([90.0])))
-    assert torch.equal(y[0], torch.rot90(masks[0], 1, (-2, -1)))
-    assert torch.allclose(x[0], torch.rot90(images[0].float() / 255, 1, (-2, -1)), atol=1e-4)
-
-
-def test_image_and_mask_stay_aligned():
-    """A picture of its own mask, moved, is still a picture of its moved mask."""
-    _, masks = batch(16)
-    images = (masks * 255).expand(-1, 3, -1, -1).contiguous()
-    p = draw_parameters(16, PAPER, generator())
-    geometry = still(16, angle=p.angle, horizontal_flip=p.horizontal_flip, vertical_flip=p.vertical_flip)
-    x, y = apply_parameters(images, masks, geometry)
-    overlap = ((x[:, :1] > 0.5) == (y > 0)).float().mean()
-    assert overlap > 0.985
+def test_flips_and_a_counter_clockwise_quarter_turn_move_image_and_mask_exactly():
+    images, masks = batch(5)
+    horizontal, vertical = (torch.tensor(which, dtype=bool) for which in ([0, 1, 0, 1, 0], [0, 0, 1, 1, 0]))
+    angle = torch.tensor([0.0, 0, 0, 0, 90])
+    x, y = apply_parameters(images, masks, still(5, horizontal_flip=horizontal, vertical_flip=vertical, angle=angle))
+    moves = [
+        *(lambda t, dims=dims: t.flip(dims) for dims in ([], [-1], [-2], [-2, -1])),
+        lambda t: t.rot90(1, (-2, -1)),
+    ]
+    for i, move in enumerate(moves):
+        assert torch.equal((x[i] * 255).round().byte(), move(images[i]))
+        assert torch.equal(y[i], move(masks[i]))
 
 
 def test_masks_stay_binary_and_several_channels_move_together():

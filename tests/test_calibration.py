@@ -56,49 +56,25 @@ def test_lesions_drawn_with_the_given_probability_are_calibrated_and_those_of_an
     assert table["confidence"].iloc[-1] > table["lesion_share"].iloc[-1] + 0.05
 
 
-@pytest.mark.parametrize(
-    ("p", "lesion_share", "error"), [(0.75, 0.75, 0.0), (0.75, 0.5, 0.25), (1.0, 0.0, 1.0), (0.0, 0.0, 0.0)]
-)
-def test_error_of_a_constant_probability_is_its_distance_to_the_share_of_lesion(p, lesion_share, error):
-    masks = (torch.arange(64).view(1, 1, 8, 8) < 64 * lesion_share).to(torch.uint8)
-    assert expected_calibration_error(torch.full((1, 1, 8, 8), p), masks) == error
-
-
 def test_distances_of_opposite_sign_do_not_cancel():
     assert expected_calibration_error(torch.tensor([0.25, 0.75]), torch.tensor([1, 0])) == 0.75
 
 
-def test_empty_ranges_are_nan_and_do_not_count():
-    table = reliability(torch.tensor([0.05, 0.95]), torch.tensor([0, 1]))
-    assert table["pixels"].tolist() == [1] + [0] * 8 + [1]
-    for column in ("confidence", "lesion_share"):
-        assert table[column].isna().tolist() == [False] + [True] * 8 + [False]
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_probabilities_of_other_types_are_counted_as_they_are(dtype):
+def test_half_precision_is_counted_as_it_is():
     g = torch.Generator().manual_seed(0)
-    p, masks = torch.rand(1000, generator=g).to(dtype), torch.rand(1000, generator=g) < 0.3
-    table = reliability(p, masks)
+    p, masks = torch.rand(1000, generator=g).bfloat16(), torch.rand(1000, generator=g) < 0.3
     expected = numpy_table(p.double().numpy(), masks.numpy(), 10)
-    np.testing.assert_allclose(table[["confidence", "lesion_share", "pixels"]].to_numpy().T, expected, rtol=1e-12)
+    found = reliability(p, masks)[["confidence", "lesion_share", "pixels"]].to_numpy().T
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
-def test_more_pixels_than_float32_can_count():
+def test_a_large_set_is_counted_to_its_last_pixel():
+    """More pixels than float32 can count, and than are counted at a time, with the lesion among the last."""
     many = 2**24 + 1
-    p, masks = torch.tensor(0.75).expand(many), torch.tensor(1, dtype=torch.uint8).expand(many)
-    last = reliability(p, masks, n_bins=4).iloc[-1]
-    assert last["pixels"] == many and last["confidence"] == 0.75 and last["lesion_share"] == 1
-
-
-def test_all_of_a_large_set_counts():
-    """More pixels than are looked at at a time, and the lesion among the last."""
-    p = torch.rand(6_000_000, generator=torch.Generator().manual_seed(0))
-    masks = torch.zeros(len(p), dtype=torch.bool)
-    masks[5_000_000:] = True
-    (row,) = reliability(p, masks, n_bins=1).itertuples()
-    assert row.pixels == len(p) and row.lesion_share == pytest.approx(1 / 6)
-    assert row.confidence == pytest.approx(p.double().mean().item(), rel=1e-12)
+    masks = torch.zeros(many, dtype=torch.uint8)
+    masks[-1000:] = 1
+    (row,) = reliability(torch.tensor(0.75).expand(many), masks, n_bins=1).itertuples()
+    assert (row.pixels, row.confidence, row.lesion_share) == (many, 0.75, 1000 / many)
 
 
 def test_bad_input_is_named():
@@ -107,11 +83,5 @@ def test_bad_input_is_named():
         reliability(p, masks[:, 0])
     with pytest.raises(ValueError, match="no pixels"):
         expected_calibration_error(p[:0], masks[:0])
-    with pytest.raises(ValueError, match="n_bins: must be a whole number from 1 to 10000, got 0"):
-        reliability(p, masks, 0)
-    for value in (255, -1, 0.5):
-        with pytest.raises(ValueError, match=f"masks must be of 0 and 1, got {value}"):
-            reliability(p, torch.where(torch.arange(4) == 2, value, masks.float()))
-    for value in (math.nan, -0.1, 1.1):
-        with pytest.raises(ValueError, match="from 0 to 1"):
-            reliability(torch.where(torch.arange(4) == 2, value, p), masks)
+    with pytest.raises(ValueError, match="masks must be of 0 and 1, got 255"):
+        reliability(p, 255 * (masks + 1))

@@ -9,10 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alutils.annotation import merge_annotations
 from alutils.cost import CURRENCIES, annotation_cost, average_cost
 
-untimed = settings(deadline=None)
+some = settings(deadline=None, max_examples=60)
 shapes = st.tuples(st.integers(0, 3), st.just(1), st.integers(1, 9), st.integers(1, 9))
 
 
@@ -53,17 +52,6 @@ def rectangle(rows, columns, size=20):
 # Pixels and regions
 
 
-@untimed
-@given(truths_and_humans())
-def test_percentages_are_numpys(images):
-    truth, human = images
-    table = annotation_cost(torch.from_numpy(truth), torch.from_numpy(human))
-    assert table.columns.tolist() == list(CURRENCIES) and len(table) == len(truth)
-    np.testing.assert_allclose(table["verify_percent"], 100 * human.mean((1, 2, 3)), rtol=1e-12)
-    np.testing.assert_allclose(table["positive_percent"], 100 * (human & (truth == 1)).mean((1, 2, 3)), rtol=1e-12)
-    assert annotation_cost(torch.from_numpy(truth), torch.from_numpy(human.astype(np.uint8))).equals(table)
-
-
 def regions_by_hand(human):
     """Flood one region after the other, edge to edge."""
     left, n = {tuple(place) for place in np.argwhere(human)}, 0
@@ -77,12 +65,16 @@ def regions_by_hand(human):
     return n
 
 
-@untimed
+@some
 @given(truths_and_humans())
-def test_regions_are_joined_at_edges_not_at_corners(images):
+def test_percentages_are_numpys_and_regions_are_joined_at_edges_not_at_corners(images):
     truth, human = images
     table = annotation_cost(torch.from_numpy(truth), torch.from_numpy(human))
-    assert table["regions"].tolist() == [regions_by_hand(one[0]) for one in human]
+    assert table.columns.tolist() == list(CURRENCIES) and len(table) == len(truth)
+    np.testing.assert_allclose(table["verify_percent"], 100 * human.mean((1, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(table["positive_percent"], 100 * (human & (truth == 1)).mean((1, 2, 3)), rtol=1e-12)
+    assert table["regions"].tolist() == [regions_by_hand(plane[0]) for plane in human]
+    assert annotation_cost(torch.from_numpy(truth), torch.from_numpy(human.astype(np.uint8))).equals(table)
 
 
 # The outline
@@ -97,48 +89,45 @@ def outline_length(truth):
     return corners * math.sqrt(0.5) + ((lesion == 2) & ~diagonal).sum()
 
 
-@untimed
+@some
 @given(shapes.flatmap(planes))
 def test_the_outline_of_a_whole_image_is_as_long_as_its_squares_say(truth):
     table = annotation_cost(torch.from_numpy(truth), torch.ones(truth.shape, dtype=torch.bool))
-    np.testing.assert_allclose(table["boundary_px"].astype(float), [outline_length(one[0]) for one in truth], atol=1e-9)
+    lengths = [outline_length(plane[0]) for plane in truth]
+    np.testing.assert_allclose(table["boundary_px"].astype(float), lengths, atol=1e-9)
 
 
-@pytest.mark.parametrize(("height", "width"), [(10, 10), (4, 9), (2, 3)])
-def test_a_rectangle_has_eight_corners_because_its_four_are_cut_off(height, width):
-    found = cost(rectangle((5, 5 + height), (5, 5 + width)), tolerance=0.1)
-    assert found["boundary_px"] == pytest.approx(2 * (height - 1) + 2 * (width - 1) + 4 * math.sqrt(0.5))
-    assert (found["regions"], found["vertices"], found["clicks"]) == (1, 8, 9)
+SQUARE, EVERYTHING, BAND = rectangle((5, 15), (5, 15)), rectangle((0, 20), (0, 20)), rectangle((8, 12), (0, 20))
+APART = rectangle((8, 10), (8, 10)) | rectangle((0, 2), (0, 2))  # one region inside the square, one outside
+ACROSS = rectangle((12, 14), (3, 8))  # the square's left side
 
 
-def test_an_outline_ends_at_the_edge_of_the_image():
-    """A lesion over the upper half: one straight line from side to side."""
-    found = cost(rectangle((0, 10), (0, 20)))
-    assert (found["boundary_px"], found["vertices"], found["clicks"]) == (19, 2, 3)
+@pytest.mark.parametrize(
+    ("truth", "human", "drawn"),
+    [
+        pytest.param(SQUARE, EVERYTHING, (4 * 9 + 4 * math.sqrt(0.5), 1, 8, 9), id="the four corners are cut off"),
+        pytest.param(rectangle((0, 10), (0, 20)), EVERYTHING, (19, 1, 2, 3), id="ends at the edge of the image"),
+        pytest.param(SQUARE, BAND, (3 + 3, 1, 4, 6), id="a band cuts it into two lines"),
+        pytest.param(SQUARE, APART, (0, 2, 0, 2), id="a click for each region without outline"),
+        pytest.param(SQUARE, APART | ACROSS, (1, 3, 2, 5), id="a line, and two regions without"),
+        pytest.param(~EVERYTHING, EVERYTHING, (0, 1, 0, 1), id="no lesion"),
+        pytest.param(EVERYTHING, EVERYTHING, (0, 1, 0, 1), id="all lesion"),
+        pytest.param(EVERYTHING, ~EVERYTHING, (0, 0, 0, 0), id="nothing to do"),
+    ],
+)
+def test_what_is_drawn_of_simple_shapes(truth, human, drawn):
+    """Lengths go from pixel centre to pixel centre."""
+    found = cost(truth, human, tolerance=0.1)
+    assert found[["boundary_px", "regions", "vertices", "clicks"]].tolist() == pytest.approx(drawn)
 
 
-@pytest.mark.parametrize("radius", [8, 14, 20, 28])
-def test_a_disks_outline_is_near_its_circumference_and_simpler_with_more_tolerance(radius):
-    found = [cost(disk(radius), tolerance=tolerance) for tolerance in (0.1, 0.5, 1, 2, 4)]
-    for one in found:
-        assert one["boundary_px"] == pytest.approx(2 * math.pi * radius, rel=0.1)
-        assert one["regions"] == 1 and one["clicks"] == one["vertices"] + 1
-    vertices = [one["vertices"] for one in found]
+def test_a_disks_outline_is_near_its_circumference_and_simpler_with_more_tolerance():
+    table = pd.DataFrame([cost(disk(20), tolerance=tolerance) for tolerance in (0.1, 0.5, 1, 2, 4)])
+    assert table["boundary_px"].to_numpy() == pytest.approx(2 * math.pi * 20, rel=0.1)
+    assert (table["regions"] == 1).all() and (table["clicks"] == table["vertices"] + 1).all()
+    vertices = table["vertices"].tolist()
     assert vertices == sorted(vertices, reverse=True) and vertices[0] > vertices[2] > vertices[4]
-    assert cost(disk(radius))["vertices"] == vertices[2]  # the default is a pixel
-
-
-def test_a_band_cuts_the_outline_into_two_lines():
-    """Rows 8 to 11 cross the square's left and right side, three pixels each from centre to centre."""
-    found = cost(rectangle((5, 15), (5, 15)), rectangle((8, 12), (0, 20)))
-    assert (found["boundary_px"], found["regions"], found["vertices"], found["clicks"]) == (6, 1, 4, 6)
-    assert (found["verify_percent"], found["positive_percent"]) == (20, 10)
-
-
-def test_two_bands_cut_it_into_four_lines_of_two_regions():
-    bands = rectangle((6, 8), (0, 20)) | rectangle((10, 14), (0, 20))
-    found = cost(rectangle((5, 15), (5, 15)), bands)
-    assert (found["boundary_px"], found["regions"], found["vertices"], found["clicks"]) == (1 + 1 + 3 + 3, 2, 8, 12)
+    assert cost(disk(20))["vertices"] == vertices[2]  # by default 1 pixel
 
 
 @pytest.mark.parametrize("mask", [disk(20), ~disk(20)], ids=["disk", "hole"])
@@ -155,79 +144,13 @@ def test_each_half_of_a_disk_or_of_a_hole_is_one_line_wherever_its_outline_begin
     assert max(vertices) - min(vertices) <= 1 and max(vertices) < cost(mask)["vertices"]
 
 
-# Where there is no outline
-
-
-@pytest.mark.parametrize("value", [0, 1])
-def test_an_image_of_one_kind_costs_one_click(value):
-    found = cost(np.full((20, 20), value))
-    assert found.to_dict() == {
-        "verify_percent": 100, "positive_percent": 100 * value, "boundary_px": 0, "regions": 1, "vertices": 0,
-        "clicks": 1,
-    }  # fmt: skip
-
-
-def test_each_region_without_outline_costs_a_click():
-    inside_and_outside = rectangle((8, 10), (8, 10)) | rectangle((0, 2), (0, 2))
-    found = cost(rectangle((5, 15), (5, 15)), inside_and_outside)
-    assert (found["boundary_px"], found["regions"], found["vertices"], found["clicks"]) == (0, 2, 0, 2)
-    with_band = inside_and_outside | rectangle((12, 14), (3, 8))  # across the left side
-    found = cost(rectangle((5, 15), (5, 15)), with_band)
-    assert (found["boundary_px"], found["regions"], found["vertices"], found["clicks"]) == (1, 3, 2, 5)
-
-
-@pytest.mark.parametrize("value", [0, 1])
-def test_without_pixels_it_costs_nothing(value):
-    assert cost(np.full((20, 20), value), np.zeros((20, 20))).tolist() == [0] * 6
-
-
-def test_no_images_give_an_empty_table():
-    nothing = torch.zeros(0, 1, 8, 8, dtype=torch.uint8)
-    table = annotation_cost(nothing, nothing.bool())
-    assert table.columns.tolist() == list(CURRENCIES) and len(table) == 0
-
-
-# Only the human's pixels
-
-
-@untimed
+@some
 @given(truths_and_humans(), st.data())
 def test_the_truth_of_other_pixels_has_no_influence(images, data):
     truth, human = images
     other = np.where(human, truth, data.draw(planes(truth.shape)))
     costs = [annotation_cost(torch.from_numpy(mask), torch.from_numpy(human)) for mask in (truth, other)]
     pd.testing.assert_frame_equal(*costs)
-
-
-def test_a_lesion_pixel_beyond_a_corner_of_the_humans_changes_nothing():
-    """Two lesion pixels meet at a corner; of the other two pixels there, the human has one."""
-    truth = rectangle((1, 2), (2, 3), 4) | rectangle((2, 3), (1, 2), 4)
-    beyond = rectangle((2, 3), (2, 3), 4)
-    human = rectangle((1, 3), (1, 3), 4) & ~beyond
-    pd.testing.assert_series_equal(cost(truth | beyond, human), cost(truth, human))
-
-
-@untimed
-@given(shapes.flatmap(planes), st.data(), st.sampled_from([0.125, 0.25, 0.375]))
-def test_merged_masks_cost_what_the_truth_does(mask, data, tau_u):
-    truth = torch.from_numpy(mask)
-    p = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1))).random(mask.shape)
-    merged, human = merge_annotations(truth, torch.from_numpy(p), tau_u, 0.5)
-    pd.testing.assert_frame_equal(annotation_cost(merged, human), annotation_cost(truth, human))
-
-
-# What is refused
-
-
-def test_bad_input_is_named():
-    truth = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=r"truth has shape \(2, 1, 8, 8\) and human \(1, 1, 8, 8\); they must agree"):
-        annotation_cost(truth, truth[:1])
-    with pytest.raises(ValueError, match=r"truth has shape \(2, 1, 8, 8\) and human \(2, 8, 8\)"):
-        annotation_cost(truth, truth[:, 0])
-    for tolerance in (0, -0.5, float("nan")):
-        with pytest.raises(ValueError, match=f"tolerance must be above 0 pixels, got {tolerance}"):
-            annotation_cost(truth, truth, tolerance=tolerance)
 
 
 # Means over a run
