@@ -153,6 +153,14 @@ def test_the_truth_of_other_pixels_has_no_influence(images, data):
     pd.testing.assert_frame_equal(*costs)
 
 
+def test_a_lesion_pixel_beyond_a_corner_of_the_humans_changes_nothing():
+    """Two lesion pixels meet at a corner; of the other two pixels there, the human has one."""
+    truth = rectangle((1, 2), (2, 3), 4) | rectangle((2, 3), (1, 2), 4)
+    beyond = rectangle((2, 3), (2, 3), 4)
+    human = rectangle((1, 3), (1, 3), 4) & ~beyond
+    pd.testing.assert_series_equal(cost(truth | beyond, human), cost(truth, human))
+
+
 # Means over a run
 
 

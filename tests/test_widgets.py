@@ -143,8 +143,9 @@ def test_the_numbers_of_both_thresholds_are_those_of_numpy(pictures, tau_u, tau_
     assert after(explorer.text, "pixels and marks ") == pytest.approx(100 * (human & (y == 1)).mean(), abs=0.051)
     assert after(explorer.text, "Dice of the merged mask ") == pytest.approx(dice(merged, y), abs=5e-4)
     assert after(explorer.text, "from p = 0.5 on, ") == pytest.approx(dice(p >= 0.5, y), abs=5e-4)
-    between = (p >= tau_b) & (p < 0.5 - tau_u) if tau_b < 0.5 else (p < tau_b) & (p > 0.5 + tau_u)
-    assert after(explorer.text, "tau_b acts: ") == between.sum() > 0
+    low, high = (tau_b, 0.5 - tau_u) if tau_b < 0.5 else (0.5 + tau_u, tau_b)
+    assert after(explorer.text, "tau_b acts: ") == ((p >= low) & (p < high)).sum() > 0
+    assert f"with p between {low:.3f} and {high:.3f} are the model's" in explorer.text
     _outline, _p, band, who = explorer.figure.axes[0].images
     np.testing.assert_array_equal(band.get_array()[..., 0], human)
     colours = np.array([to_rgb(colour) for colour in figures.LABELLED_BY.values()])
