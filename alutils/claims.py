@@ -78,7 +78,7 @@ def _dice(results: Results) -> dict[str, pd.Series]:
 def _partial(results: Results) -> dict[tuple[float, float], pd.DataFrame]:
     """The runs of each cell of Table II, by seed."""
     runs = results["runs"].query("annotation == 'partial' and strategy == 'least_confidence'")
-    return {cell: its.drop_duplicates("seed").set_index("seed") for cell, its in runs.groupby(cells(runs))}
+    return {cell: its.set_index("seed") for cell, its in runs.groupby(cells(runs))}
 
 
 def _best(results: Results) -> tuple[str, Difference]:

@@ -64,8 +64,8 @@ def open_workspace(
         data_root: a folder with ISIC 2018, see :func:`load_isic2018`; empty: synthetic images.
         seed: of the experiment; None: the profile's.
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        output_dir: for the notebook's files; empty: ``<profile>/<notebook>`` in the project's ``runs`` folder, or
-            in the one that the environment variable ``ALUTILS_RUNS`` names.
+        output_dir: for the notebook's files; empty: ``by-hand/<profile>/<notebook>`` in the project's ``runs`` folder,
+            or in the one that the environment variable ``ALUTILS_RUNS`` names; no batch reads what lies there.
         overrides: changes of the profile's settings, as a mapping or as YAML text.
         **settings: settings that the notebook has as parameters of their own; they win over ``overrides``.
 
@@ -84,7 +84,7 @@ def open_workspace(
     changes.update(settings if seed is None else {"seed": seed, **settings})
     experiment = Experiment.from_profile(profile, **changes)
     chosen_device = resolve_device(device)
-    folder = expanded("output_dir", output_dir) if output_dir else RUNS_DIR / Path(profile).stem / notebook
+    folder = expanded("output_dir", output_dir) if output_dir else RUNS_DIR / "by-hand" / Path(profile).stem / notebook
     _check_folder(folder)
     if data_root:
         splits = load_isic2018(data_root, experiment.image_size)

@@ -15,7 +15,8 @@ import subprocess
 import warnings
 import weakref
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -32,7 +33,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from alutils.compute import uses_bfloat16
-from alutils.config import ConfigError, expanded
+from alutils.config import ConfigError, Experiment, did_you_mean, expanded, parse_settings, same_run
 from alutils.cost import average_cost
 from alutils.data import Split, Splits
 from alutils.files import CannotWrite, remove_leftovers, replacing, sha256
@@ -191,7 +192,8 @@ class RunFolder:
     """The files of one run.
 
     ``state.pt`` is all that a stopped run goes on from: one file, so that a stop anywhere leaves a consistent one. The
-    state of the round before is kept in ``state.previous.pt``, for when the disk damages the last one. The tables and
+    state of the round before is kept in ``state.previous.pt``, for when the disk damages the last one; when the run is
+    finished it goes, for then the tables have all that came of it. The tables and
     ``run.json`` follow the state, and are brought up to it when the run goes on. A round that waits for a person leaves
     its model in ``trained.pt``, with what it asks for and how the model labels the rest: trained or predicted again, on
     another machine or with other threads, it would ask for other pixels.
@@ -224,6 +226,7 @@ class RunFolder:
         """Note that the run is under way, and bring the tables up to the state. A finished run stays as it is."""
         if self.record["status"] == "finished":
             if state.finished:
+                self._drop_previous()  # a kill came before it
                 return
             self._take()  # its last state was damaged, and is made again
         self.record["status"] = "running"
@@ -244,6 +247,8 @@ class RunFolder:
         _write_tensors(self.path / "state.pt", content, keep=self.path / "state.previous.pt")
         self._write_tables(state, splits)
         (self.path / "trained.pt").unlink(missing_ok=True)
+        if state.finished:
+            self._drop_previous()
 
     def keep_training(self, waiting: WaitingRound, model: nn.Module) -> None:
         """Write what a round trained and asks for to ``trained.pt``: it has to wait for a person before it is over."""
@@ -296,13 +301,19 @@ class RunFolder:
                 warnings.warn(f"{damaged[0]}: going on from round {len(state.rounds) - 1}, in {path}", stacklevel=3)
             return state
         if damaged:
-            raise RecordsError(f"{'; '.join(damaged)}; delete {self.path} to run it anew")
+            finished = self.record["status"] == "finished"
+            tables = ". The run is finished: its tables can still be read (load_runs, load_table)" if finished else ""
+            raise RecordsError(f"{'; '.join(damaged)}{tables}; delete {self.path} to run it anew")
         return None
 
     def note_divergence(self, number: int, error: TrainingDiverged) -> None:
         """Write that the training of round ``number`` diverged: the run has ended, without a result."""
         self.record |= {"status": "diverged", "diverged": {"round": number, "message": str(error)}}
         self._write_record()
+
+    def _drop_previous(self) -> None:
+        with suppress(OSError):  # of a disk that has become read-only: it is in nobody's way
+            (self.path / "state.previous.pt").unlink(missing_ok=True)
 
     def _take(self) -> None:
         """Make this process the one at work here, and clear away what killed ones left half-written."""
@@ -416,7 +427,7 @@ def ids_at(split: Split, indices: torch.Tensor) -> tuple[str, ...]:
 
 
 def load_runs(folder: str | Path) -> pd.DataFrame:
-    """The finished runs below ``folder``, a row a run.
+    """The finished runs below ``folder``, a row a run, whatever their settings (:func:`load_results` compares them).
 
     Args:
         folder: searched with its subfolders for ``run.json`` files. Runs with a person as the oracle are left out, but
@@ -484,22 +495,39 @@ def load_table(folder: str | Path, name: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def load_results(folder: str | Path) -> dict[str, pd.DataFrame]:
+def load_results(folder: str | Path, *, only: str | Mapping[str, Any] = "") -> dict[str, pd.DataFrame]:
     """Everything about the finished runs of a folder: ``runs`` and each of :data:`TABLES`, by name.
+
+    What is read here is pooled by arm (strategy, annotation and cell of Table II), so there is one run of each arm and
+    seed, and all others of their settings and pictures are equal: among the runs that are annotated in full (Table I),
+    and among the others (Table II, which has fewer queries in the paper).
 
     Args:
         folder: either CSV files of those names, as :func:`write_results` leaves them, or folders of runs.
+        only: settings by name, as a mapping or as YAML text: runs with other values are left out.
 
     Raises:
-        RecordsError: if there is no finished run, or a file cannot be read or was changed.
+        RecordsError: if there is no finished run, a file cannot be read or was changed, or the runs do not belong
+            together; then it lists what differs and where, and the runs that stand for the same.
+        ConfigError: if ``only`` names a setting that no run has.
     """
     folder = expanded("folder", folder)
-    if not (folder / "runs.csv").exists():
-        return {"runs": load_runs(folder), **{name: load_table(folder, name) for name in TABLES}}
-    sums = folder / CHECKSUMS
-    lines = sums.read_text(encoding="utf-8").splitlines() if sums.exists() else []
-    checksums = {name: checksum for checksum, name in map(str.split, lines)}
-    return {name: _read_table(folder, name, checksums.get(f"{name}.csv")) for name in ("runs", *TABLES)}
+    if (folder / "runs.csv").exists():
+        sums = folder / CHECKSUMS
+        lines = sums.read_text(encoding="utf-8").splitlines() if sums.exists() else []
+        checksums = {name: checksum for checksum, name in map(str.split, lines)}
+        results = {name: _read_table(folder, name, checksums.get(f"{name}.csv")) for name in ("runs", *TABLES)}
+        settings = results["runs"].drop(columns=_OUTCOMES, errors="ignore").astype(object)
+        rows = settings.where(settings.notna(), None).to_dict("records")
+        identities = {row.pop("run"): row for row in rows}
+    else:
+        results = {"runs": load_runs(folder), **{name: load_table(folder, name) for name in TABLES}}
+        identities = {path.relative_to(folder).as_posix(): _settings(record) for path, record in _finished_runs(folder)}
+    chosen = _chosen(identities, only)
+    if not chosen:
+        raise RecordsError(f"none of the {len(identities)} finished runs below {folder} is one of only = {only}")
+    _refuse_mixture(folder, {run: identities[run] for run in chosen})
+    return {name: table[table["run"].isin(chosen)].reset_index(drop=True) for name, table in results.items()}
 
 
 def write_results(folder: Path, results: Mapping[str, pd.DataFrame]) -> None:
@@ -517,30 +545,34 @@ def write_results(folder: Path, results: Mapping[str, pd.DataFrame]) -> None:
     write_text(folder / CHECKSUMS, "".join(sums))
 
 
-def load_diverged(folder: str | Path) -> pd.DataFrame:
+def load_diverged(folder: str | Path, *, only: str | Mapping[str, Any] = "") -> pd.DataFrame:
     """The runs below ``folder`` whose training diverged, and which so have no result: a row a run.
 
     Args:
         folder: searched with its subfolders for ``run.json`` files.
+        only: as for :func:`load_results`.
 
     Returns:
         Columns ``run``, ``strategy``, ``annotation``, ``seed``, ``round`` (whose training it was) and ``message``.
 
     Raises:
         RecordsError: if a ``run.json`` cannot be read.
+        ConfigError: if ``only`` names a setting that no run has.
 
     >>> load_diverged("nowhere").empty
     True
     """
     folder = expanded("folder", folder)
+    found = _runs(folder)
+    chosen = _chosen({str(path): _settings(record) for path, record in found}, only)
     rows = [
         {
             "run": path.relative_to(folder).as_posix(),
             **{key: record["experiment"][key] for key in ("strategy", "annotation", "seed")},
             **record["diverged"],
         }
-        for path, record in _runs(folder)
-        if record["status"] == "diverged"
+        for path, record in found
+        if record["status"] == "diverged" and str(path) in chosen
     ]
     return pd.DataFrame(rows, columns=["run", "strategy", "annotation", "seed", "round", "message"])
 
@@ -788,6 +820,112 @@ def _finished_runs(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     return finished
 
 
+_OUTCOMES = [
+    "n_labelled", "steps", "val_dice", "test_dice", "verify_percent", "positive_percent",
+    "seconds", "device", "cpu", "torch", "git_commit",
+]  # fmt: skip
+"""The columns of ``runs`` that say what came of a run; the others say what it was."""
+
+_OF_AN_ARM = {"strategy", "annotation", "tau_u", "tau_b", "seed"}
+
+
+def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a run the one it is, by the name of the setting: "epochs", "data.test.checksum"."""
+    bookkeeping = {"status", "seconds", "provenance", "sha256", "diverged", "experiment"}
+    others = {key: value for key, value in record.items() if key not in bookkeeping}
+    return {**record["experiment"], **_flat(others)}
+
+
+def _chosen(identities: Mapping[str, Mapping[str, Any]], only: str | Mapping[str, Any]) -> list[str]:
+    """The runs whose settings are those of ``only``."""
+    wanted = parse_settings(only, source="only")
+    known = sorted(set().union(*identities.values()))
+    for name in wanted:
+        if known and name not in known:
+            raise ConfigError(f"only: no run has a setting '{name}'; {did_you_mean(name, known)}")
+    return [
+        run
+        for run, settings in identities.items()
+        if all(_shown(settings.get(name)) == _shown(value) for name, value in wanted.items())
+    ]
+
+
+def _refuse_mixture(folder: Path, identities: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse runs that differ where they are pooled, or that stand for the same arm and seed."""
+    tables, arms, seeds = (_grouped(identities, by) for by in (_in_full, _arm, _arm_and_seed))
+    # A field that is no setting and no picture belongs to the arm, such as the source of a strategy of one's own
+    differing = [one for runs in tables.values() for one in _differing(identities, runs, _of_a_table)]
+    differing += [one for runs in arms.values() for one in _differing(identities, runs, lambda k: not _of_a_table(k))]
+    twice = [f"{', '.join(map(str, key))}: {_some(runs)}" for key, runs in seeds.items() if len(runs) > 1]
+    if not differing and not twice:
+        return
+    lines = [f"{name}: " + "; ".join(f"{value} in {_some(runs)}" for value, runs in by) for name, by in differing]
+    alone = {name: by[0][0] for name, by in reversed(differing)}
+    choice = ", ".join(f"{name}: {value}" for name, value in reversed(alone.items()))
+    remedy = f', or take those of certain settings alone: only="{{{choice}}}" (a parameter of notebook 06 too)'
+    raise RecordsError(
+        f"the runs below {folder} cannot be pooled: each arm must be there once for each seed, with all other settings "
+        "and the pictures equal. These differ, or are there more than once:\n  "
+        + _some([*lines, *twice], "\n  ")
+        + f"\nMove or delete the folders that do not belong here{remedy if differing else ''}"
+    )
+
+
+def _grouped(identities: Mapping[str, Mapping[str, Any]], by: Callable[[Mapping[str, Any]], Any]) -> dict[Any, Any]:
+    groups: dict[Any, list[str]] = {}
+    for run, settings in identities.items():
+        groups.setdefault(by(settings), []).append(run)
+    return groups
+
+
+def _differing(
+    identities: Mapping[str, Mapping[str, Any]], runs: Sequence[str], compared: Callable[[str], bool]
+) -> list[tuple[str, list[tuple[str, list[str]]]]]:
+    """The fields in which ``runs`` differ, each with its values, the most frequent first, and the runs that have it."""
+    found = []
+    for name in dict.fromkeys(key for run in runs for key in identities[run]):
+        if name not in _OF_AN_ARM and compared(name):
+            by_value = _grouped(
+                {run: identities[run] for run in runs}, lambda one, k=name: _shown(one.get(k, "absent"))
+            )
+            if len(by_value) > 1:
+                found.append((name, sorted(by_value.items(), key=lambda item: -len(item[1]))))
+    return found
+
+
+def _of_a_table(name: str) -> bool:
+    return name in Experiment.model_fields or name == "n_train" or name.startswith("data.")
+
+
+def _in_full(settings: Mapping[str, Any]) -> bool:
+    return settings["annotation"] == "full"
+
+
+def _arm_and_seed(settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    return *_arm(settings), f"seed {settings['seed']}"
+
+
+def _arm(settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What is compared in Tables I and II: the strategy, who annotates, and the thresholds where these matter."""
+    mode, thresholds = settings["annotation"], (settings["tau_u"], settings["tau_b"])
+    if mode == "full":
+        return settings["strategy"], mode
+    return settings["strategy"], mode, *(same_run(*thresholds) if mode == "partial" else thresholds)
+
+
+def _shown(value: Any) -> str:
+    """A setting as text: records have lists where collected tables have the text of a tuple, or a whole number."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(tuple(value) if isinstance(value, list) else value)
+
+
+def _some(names: Sequence[str], separator: str = ", ", most: int = 10) -> str:
+    """The first of many, and how many others there are."""
+    shown = [*names[:most], *([f"and {len(names) - most} others"] if len(names) > most else [])]
+    return separator.join(shown)
+
+
 def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     try:
@@ -819,7 +957,9 @@ def _read_table(folder: Path, name: str, checksum: str | None) -> pd.DataFrame:
         content = path.read_bytes()
         if checksum not in (None, sha256(content)):
             raise ValueError("it was changed since it was written")
-        return pd.read_csv(io.BytesIO(content), dtype={"image_id": str}, keep_default_na=False, na_values=[""])
+        return pd.read_csv(
+            io.BytesIO(content), dtype={"image_id": str, "run": str}, keep_default_na=False, na_values=[""]
+        )
     except (OSError, ValueError) as error:
         raise RecordsError(f"{path} cannot be read ({error}); restore it, or delete {folder} to run it anew") from None
 

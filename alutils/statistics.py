@@ -11,7 +11,11 @@ from statsmodels.stats.multitest import multipletests
 
 
 class Difference(NamedTuple):
-    """A mean difference with its 95 % interval (t distribution over seeds) and p value; NaN where one seed is all."""
+    """A mean difference with its 95 % interval (t distribution over seeds) and p value.
+
+    Interval and p are NaN where nothing can be said about chance: of one seed, and of differences that are all the same
+    but not 0. Where all are 0 the runs are the same run: no difference, p = 1.
+    """
 
     mean: float
     low: float
@@ -27,16 +31,24 @@ def paired_difference(one: pd.Series, other: pd.Series) -> Difference:
         one: a number for each seed, indexed by seed.
         other: the same.
 
+    Raises:
+        ValueError: if a seed stands twice.
+
     >>> seeds = pd.Index([0, 1, 2], name="seed")
     >>> difference = paired_difference(pd.Series([3.0, 4.0, 5.0], seeds), pd.Series([2.0, 2.0, 2.0], seeds))
     >>> print(" ".join(f"{value:.2f}" for value in difference))
     2.00 -0.48 4.48 0.07 3.00
     """
+    for series in (one, other):
+        if not series.index.is_unique:
+            twice = series.index[series.index.duplicated()].unique().tolist()
+            raise ValueError(f"each seed must stand once to be paired, but there are several numbers of {twice}")
     differences = (one - other).dropna()
     n, mean = len(differences), differences.mean()
-    if n >= 2 and np.ptp(differences) == 0:  # the same run twice: there is no chance in it
-        return Difference(mean, mean, mean, float(mean == 0), n)
-    if n < 2:
+    rounding = 1e-12 * max(one.abs().max(), other.abs().max())
+    if n >= 2 and differences.abs().max() <= rounding:
+        return Difference(0.0, 0.0, 0.0, 1.0, n)
+    if n < 2 or np.ptp(differences) <= rounding:
         return Difference(mean, np.nan, np.nan, np.nan, n)
     test = stats.ttest_1samp(differences, 0)
     return Difference(mean, *test.confidence_interval(), test.pvalue, n)
@@ -54,9 +66,9 @@ def compare_arms(runs: pd.DataFrame, baseline: str, value: str = "test_dice") ->
         A row an arm: the fields of :class:`Difference` and ``p_holm``.
 
     Raises:
-        ValueError: if there is no run of the baseline.
+        ValueError: if there is no run of the baseline, or several runs of an arm have the same seed.
     """
-    by_arm = runs.pivot_table(index="seed", columns="arm", values=value)
+    by_arm = {arm: its.set_index("seed")[value] for arm, its in runs.groupby("arm")}
     if baseline not in by_arm:
         raise ValueError(f"there is no run of '{baseline}' to compare with, only of {', '.join(map(str, by_arm))}")
     rows = {arm: paired_difference(by_arm[arm], by_arm[baseline]) for arm in by_arm if arm != baseline}
@@ -69,13 +81,13 @@ def compare_arms(runs: pd.DataFrame, baseline: str, value: str = "test_dice") ->
 
 
 def bootstrap_interval(values: pd.Series, *, seed: int = 0, n_resamples: int = 2000) -> tuple[float, float]:
-    """95 % interval of the mean when the values (test images) are drawn anew.
+    """95 % interval of the mean when the values (test images) are drawn anew; NaN where all are the same.
 
     >>> low, high = bootstrap_interval(pd.Series([0.5, 0.7, 0.9]))
     >>> 0.5 <= low < 0.7 < high <= 0.9
     True
     """
-    if len(values) < 2:
+    if len(values) < 2 or np.ptp(values) == 0:
         return np.nan, np.nan
     rng = np.random.default_rng(seed)
     found = stats.bootstrap((values.to_numpy(),), np.mean, method="percentile", n_resamples=n_resamples, rng=rng)

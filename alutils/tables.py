@@ -79,7 +79,8 @@ def table_1(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def table_2(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Table II: partial annotation at each tau_u and tau_b, the paper's numbers beside those of the runs.
 
-    Cells that are the same run as another (:func:`alutils.config.same_run`) show its numbers, whichever was made.
+    Least confidence queries the images. Cells that are the same run as another (:func:`alutils.config.same_run`) show
+    its numbers, whichever was made.
 
     Args:
         results: from :func:`alutils.records.load_results`.
@@ -89,8 +90,8 @@ def table_2(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         ``sd``, ``positive`` and ``verify`` (means over the queried images), ``seeds``, and ``same_as``: the cell that
         stands for it.
     """
-    runs = results["runs"][results["runs"]["annotation"] == "partial"]
-    runs = runs.assign(cell=cells(runs)).drop_duplicates(["cell", "seed"])
+    runs = results["runs"].query("annotation == 'partial' and strategy == 'least_confidence'")
+    runs = runs.assign(cell=cells(runs))
     rows = []
     for thresholds in product(TAU_U, TAU_B):
         its = runs[runs["cell"] == same_run(*thresholds)]
@@ -115,9 +116,10 @@ def table_modes(results: Mapping[str, pd.DataFrame], tau_u: float = 0.25, tau_b:
         ``positive`` (%, means over the queried images), ``clicks`` (mean over the queried images).
     """
     runs = results["runs"].query("strategy == 'least_confidence'")
-    runs = runs[(runs["annotation"] == "full") | ((runs["tau_u"] == tau_u) & (runs["tau_b"] == tau_b))]
+    same = (cells(runs) == same_run(tau_u, tau_b)) & (runs["annotation"] == "partial")
+    runs = runs[(runs["annotation"] == "full") | same | ((runs["tau_u"] == tau_u) & (runs["tau_b"] == tau_b))]
     queried = results["annotations"].query("round > 0").groupby("run")["clicks"].mean()
-    runs = runs.assign(clicks=runs["run"].map(queried)).drop_duplicates(["annotation", "seed"])
+    runs = runs.assign(clicks=runs["run"].map(queried))
     groups = runs.groupby("annotation")
     table = pd.DataFrame(
         {

@@ -12,7 +12,21 @@ import pandas as pd
 import pytest
 import torch
 
-from alutils.records import RecordsError, _git_state, load_runs, load_table, provenance, write_csv, write_json
+from alutils.config import ConfigError
+from alutils.records import (
+    RecordsError,
+    _git_state,
+    load_diverged,
+    load_results,
+    load_runs,
+    load_table,
+    provenance,
+    write_csv,
+    write_json,
+    write_results,
+)
+from alutils.statistics import paired_difference
+from alutils.tables import table_1, table_2
 
 NUMBERS = np.concatenate(
     [
@@ -28,14 +42,16 @@ ANNOTATIONS = ("0,007,100.0,30.0", "0,NA,100.0,50.0", "1,x,12.5,2.0", "2,y,37.5,
 
 
 def make_run(
-    folder, *, strategy="random", seed=0, status="finished", val=(0.5, 0.75), test=(0.25, 0.5), annotations=ANNOTATIONS
-):
+    folder, *, strategy="random", seed=0, status="finished", val=(0.5, 0.75), test=(0.25, 0.5),
+    annotations=ANNOTATIONS, settings=None, data=None, others=None,
+):  # fmt: skip
     """A run's files as text, without the code that writes them."""
     folder.mkdir(parents=True)
     record = {
         "status": status,
-        "experiment": {"strategy": strategy, "seed": seed, "decoder_channels": [16, 8]},
-        "data": {"train": {"images": 40}},
+        "experiment": {"strategy": strategy, "seed": seed, "decoder_channels": [16, 8], **(settings or {})},
+        "data": {"train": {"images": 40}, **(data or {})},
+        **(others or {}),
         "seconds": 12.5,
         "provenance": [{"device": "first"}, {"device": "second", "cpu": "x", "torch": "2", "git_commit": None}],
     }
@@ -186,3 +202,91 @@ def test_what_cannot_be_read_is_named(tmp_path):
     (tmp_path / "a" / "run.json").write_text("3")
     with pytest.raises(RecordsError, match=r"a/run.json cannot be read"):
         load_runs(tmp_path)
+
+
+# What is pooled
+
+
+def make_arm(folder, strategy="random", seed=0, annotation="full", tau_u=0.25, tau_b=0.25, *, epochs=9, **more):
+    """A run as :func:`make_run` writes it, with the settings that tell arms apart."""
+    settings = {"annotation": annotation, "tau_u": tau_u, "tau_b": tau_b, "epochs": epochs, **more.pop("settings", {})}
+    make_run(folder, strategy=strategy, seed=seed, settings=settings, **more)
+
+
+def test_a_run_that_is_there_twice_is_refused_with_both_places(tmp_path):
+    for seed in (0, 1):
+        make_arm(tmp_path / f"04/random-seed{seed}", seed=seed, test=(0.2, 0.4))
+    assert table_1(load_results(tmp_path)).loc["random", "seeds"] == 2
+    make_arm(tmp_path / "by notebook/random-seed0", seed=0)
+    with pytest.raises(RecordsError) as error:
+        load_results(tmp_path)
+    said = str(error.value)
+    assert "random, full, seed 0: 04/random-seed0, by notebook/random-seed0" in said and "seed 1" not in said
+    assert "delete" in said and "only" not in said.splitlines()[-1]  # nothing there tells them apart
+
+
+def test_runs_of_other_settings_are_listed_and_only_chooses(tmp_path):
+    for seed in (0, 1):
+        make_arm(tmp_path / f"random-seed{seed}", seed=seed)
+        make_arm(tmp_path / f"entropy-seed{seed}", "entropy", seed=seed)
+    make_arm(tmp_path / "random-seed2", seed=2, epochs=3, data={"test": {"checksum": "ab"}}, test=(1.0, 1.0))
+    make_arm(
+        tmp_path / "diverged", seed=3, epochs=3, status="diverged", others={"diverged": {"round": 1, "message": ""}}
+    )
+    with pytest.raises(RecordsError) as error:
+        load_results(tmp_path)
+    lines = [line.strip() for line in str(error.value).splitlines()]
+    assert lines[1:3] == [
+        "epochs: 9 in entropy-seed0, entropy-seed1, random-seed0, random-seed1; 3 in random-seed2",
+        "data.test.checksum: absent in entropy-seed0, entropy-seed1, random-seed0, random-seed1; ab in random-seed2",
+    ]
+    assert 'only="{epochs: 9' in lines[-1]
+
+    results = load_results(tmp_path, only="{epochs: 9}")
+    assert table_1(results).loc[["random", "entropy"], "seeds"].tolist() == [2, 2]
+    dice = {arm: its.set_index("seed")["test_dice"] for arm, its in results["runs"].groupby("strategy")}
+    assert paired_difference(dice["random"], dice["entropy"]).n_seeds == 2
+    assert all("random-seed2" not in table["run"].tolist() for table in results.values())
+    assert load_results(tmp_path, only={"epochs": 3})["runs"]["run"].tolist() == ["random-seed2"]
+    assert load_diverged(tmp_path, only="{epochs: 9}").empty and len(load_diverged(tmp_path, only="{epochs: 3}")) == 1
+    with pytest.raises(ConfigError, match="only: no run has a setting 'epoch'; did you mean 'epochs'?"):
+        load_results(tmp_path, only="{epoch: 9}")
+    with pytest.raises(RecordsError, match="none of the 5 finished runs"):
+        load_results(tmp_path, only="{epochs: 4}")
+
+
+def test_table_ii_may_have_other_settings_than_table_i_but_one_run_of_a_cell(tmp_path):
+    make_arm(tmp_path / "a", settings={"n_queries": 36})
+    make_arm(tmp_path / "b", "full", settings={"n_queries": 36})
+    cell = ("least_confidence", 0, "partial", 0.25)
+    make_arm(tmp_path / "c", *cell, 0.5, settings={"n_queries": 20})
+    make_arm(tmp_path / "d", "least_confidence", 0, "model-only", settings={"n_queries": 20})
+    assert table_2(load_results(tmp_path)).loc[(0.25, 0.75), "seeds"] == 1
+    make_arm(tmp_path / "e", *cell, 0.75, settings={"n_queries": 20})  # the same masks: no second run
+    with pytest.raises(RecordsError, match=r"\n  least_confidence, partial, 0.25, 0.5, seed 0: c, e\n"):
+        load_results(tmp_path)
+
+
+def test_what_belongs_to_an_arm_may_differ_between_arms_alone(tmp_path):
+    make_arm(tmp_path / "a", "mine", others={"source": "one"})
+    make_arm(tmp_path / "b", "yours", others={"source": "two"})
+    make_arm(tmp_path / "c", "random")
+    assert len(load_results(tmp_path)["runs"]) == 3
+    make_arm(tmp_path / "d", "mine", seed=1, others={"source": "another"})
+    with pytest.raises(RecordsError, match="\n  source: one in a; another in d\n"):
+        load_results(tmp_path)
+
+
+def test_collected_tables_are_held_to_the_same_and_a_long_list_is_cut(tmp_path):
+    for seed in range(30):
+        make_arm(tmp_path / "runs" / f"{seed:02d}", seed=seed)
+    results = load_results(tmp_path / "runs")
+    results["runs"]["epochs"] = range(30)
+    results["runs"]["seed"] = 0
+    write_results(tmp_path / "collected", results)
+    with pytest.raises(RecordsError) as error:
+        load_results(tmp_path / "collected")
+    assert "epochs: 0 in 00; 1 in 01;" in str(error.value) and "20 others" in str(error.value)
+    assert len(str(error.value)) < 1500
+    only = load_results(tmp_path / "collected", only={"epochs": 3, "decoder_channels": [16, 8]})
+    assert only["runs"]["run"].tolist() == ["03"]

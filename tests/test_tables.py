@@ -80,9 +80,10 @@ def test_table_1_leaves_partial_annotation_to_table_2():
 
 
 def test_cells_that_are_the_same_run_share_its_numbers_and_count_it_once():
-    partial = [make_run(annotation="partial", tau_u=0.25, tau_b=b, test=0.7) for b in (0.25, 0.5)]
+    partial = make_run(annotation="partial", tau_u=0.25, tau_b=0.75, test=0.7)
     low = make_run(annotation="partial", tau_u=0.125, tau_b=0.25, test=0.6)
-    table = table_2(make_results(*partial, low))
+    at_random = make_run("random", annotation="partial", tau_u=0.125, tau_b=0.25, test=0.1)
+    table = table_2(make_results(partial, low, at_random))
     assert table.loc[0.25, "dice"].tolist() == pytest.approx([70, 70, 70])
     assert table.loc[0.25, "seeds"].tolist() == [1, 1, 1]
     assert table["same_as"].nunique() == 5
@@ -101,7 +102,8 @@ def test_same_run_is_what_changes_no_mask(tau_u, tau_b):
 
 def test_table_modes_has_the_best_first_and_full_annotation_beside_them():
     results = make_results(
-        make_run(test=0.8), make_run(annotation="partial", test=0.9), make_run(annotation="model-only", test=0.3),
+        make_run(test=0.8), make_run(annotation="partial", tau_b=0.5, test=0.9),
+        make_run(annotation="model-only", test=0.3),
         make_run(annotation="partial", tau_u=0.375, test=0.1), make_run("random", test=0.99),
     )  # fmt: skip
     table = table_modes(results)
@@ -124,7 +126,32 @@ def test_paired_differences_are_scipys_paired_t_test():
     assert (found.low, found.high) == pytest.approx(test.confidence_interval())
     alone = paired_difference(one[:1], other[:1])
     assert alone.n_seeds == 1 and alone.mean == 2 and np.isnan([alone.low, alone.high, alone.p]).all()
-    assert paired_difference(one, one)[:4] == (0, 0, 0, 1)
+
+
+@pytest.mark.parametrize("mine", [[3.0, 4.0], [0.3, 0.4]])  # the differences of the second differ by rounding
+def test_differences_that_are_all_the_same_say_nothing_about_chance(mine):
+    found = paired_difference(pd.Series(mine), pd.Series([0.1, 0.2]) if mine[0] < 1 else pd.Series([1.0, 2.0]))
+    assert found.n_seeds == 2 and found.mean > 0.1 and np.isnan([found.low, found.high, found.p]).all()
+    assert verdict(found, (0, math.inf)) == UNDECIDED
+    runs = pd.DataFrame({"arm": ["a", "b"] * 2, "seed": [0, 0, 1, 1], "test_dice": [0.1, 0.4, 0.2, 0.5]})
+    assert compare_arms(runs, "a")[["p", "p_holm"]].isna().all(axis=None)
+
+
+def test_the_same_runs_do_not_differ_and_images_that_are_all_alike_have_no_interval():
+    one = pd.Series([3.0, 5.0, 4.0, 9.0])
+    assert paired_difference(one, one) == (0, 0, 0, 1, 4)
+    assert np.isnan(bootstrap_interval(pd.Series([0.5, 0.5, 0.5]))).all()
+    assert np.isnan(bootstrap_interval(pd.Series([0.5]))).all()
+
+
+def test_a_seed_that_stands_twice_is_refused_not_averaged():
+    runs = pd.DataFrame({"arm": ["a", "b", "b"], "seed": [0, 0, 0], "test_dice": [0.1, 0.2, 0.4]})
+    with pytest.raises(ValueError, match=r"several numbers of \[0\]"):
+        compare_arms(runs, "a")
+    twice = pd.Series([0.2, 0.4], index=[7, 7])
+    for pair in ((twice, pd.Series([0.1], [7])), (twice, twice)):
+        with pytest.raises(ValueError, match=r"each seed must stand once .* several numbers of \[7\]"):
+            paired_difference(*pair)
 
 
 def test_arms_are_compared_with_holms_correction():
@@ -172,8 +199,9 @@ def test_a_verdict_is_where_the_whole_interval_lies(low, high, region, expected)
 def all_runs(seed, wobble):
     dice = {"random": 0.85, "least_confidence": 0.87, "entropy": 0.86, "mc_dropout": 0.84, "full": 0.83}
     arms = [make_run(arm, seed, d + wobble * (i + 1)) for i, (arm, d) in enumerate(dice.items())]
-    cells = [make_run(seed=seed, annotation="partial", tau_u=u, tau_b=b, test=0.84 + wobble) for u, b in
-             ((0.25, 0.25), (0.125, 0.25), (0.125, 0.5), (0.125, 0.75))]  # fmt: skip
+    its = {"seed": seed, "annotation": "partial", "test": 0.84 + wobble, "positive": 4 + wobble}
+    thresholds = ((0.25, 0.25), (0.125, 0.25), (0.125, 0.5), (0.125, 0.75))
+    cells = [make_run(tau_u=tau_u, tau_b=tau_b, **its) for tau_u, tau_b in thresholds]
     return [*arms, *cells]
 
 

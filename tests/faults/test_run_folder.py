@@ -115,15 +115,33 @@ def test_a_damaged_state_is_named_and_the_round_before_is_used(damage, stopped, 
     tally("state file damaged, cut or gone", 1)
 
 
-def test_a_finished_run_whose_last_state_is_damaged_makes_its_last_round_again(finished, tmp_path, tally):
+def test_a_finished_run_keeps_one_state_and_without_it_its_tables_are_still_read(finished, tmp_path, tally):
     folder = shutil.copytree(finished, tmp_path / "run")
+    assert [path.name for path in folder.glob("*.pt")] == ["state.pt"]
     (folder / "state.pt").write_bytes(b"")
-    with pytest.warns(UserWarning, match="going on from round 1"):
-        assert len(run(folder)) == 3
+    with pytest.raises(RecordsError, match=r"state.pt cannot be read .* tables can still be read .*; delete .*run"):
+        run(folder)
     assert tables(folder) == tables(finished)
+    assert all(table.equals(other) for table, other in zip(*map(results_of, (folder, finished)), strict=True))
+    tally("state file damaged, cut or gone", 1)
+
+
+def results_of(folder):
+    return load_results(folder).values()
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_kill_between_the_last_state_and_the_clearing_away_costs_nothing(damaged, finished, stopped, tmp_path, tally):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    shutil.copy(stopped / "state.pt", folder / "state.previous.pt")
+    if damaged:
+        (folder / "state.pt").write_bytes(b"")
+        with pytest.warns(UserWarning, match="going on from round 1"):
+            assert len(run(folder)) == 3
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(run(folder)) == 3
+    assert tables(folder) == tables(finished) and [path.name for path in folder.glob("*.pt")] == ["state.pt"]
     tally("state file damaged, cut or gone", 1)
 
 
