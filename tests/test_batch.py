@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT / "workflow"))
 import devices  # noqa: E402
 import run_notebook  # noqa: E402
 from batch import ARMS, GRID, Batch, Cell, ConfigError, code_hash  # noqa: E402
+from code_hash import code_of_notebook, code_of_run, run_modules, significant  # noqa: E402
 
 ONE_OF_EACH = {"seeds": 0, "strategies": "random", "cells": "[[partial, 0.25, 0.25]]"}
 NAMES = ["01_data", "02_model", "03_uncertainty", "04_image_al", "05_partial_annotation", "06_results"]
@@ -197,8 +198,15 @@ def test_only_what_changed_is_run_again(project):
     edit(project, "04_image_al", "markdown", "better prose")
     edit(project, "06_results", "markdown", "better prose")
     assert stale() == []
-    edit(project, "04_image_al", "code", "better = 'code'")
-    assert stale() == ["04_image_al", "06_results"]
+    edit(project, "04_image_al", "code", "better = 'picture'")
+    assert stale() == []  # what runs make are their records
+    edit(project, "02_model", "code", "better = 'code'")
+    assert stale() == ["02_model"]
+    metrics, figures = (project / "alutils" / f"{name}.py" for name in ("metrics", "figures"))
+    metrics.write_text("# a comment\n\n" + metrics.read_text().replace("eq. 4", "equation 4"))
+    assert stale() == ["02_model"]
+    figures.write_text(figures.read_text() + "SIZE = 7\n")
+    assert stale() == ["01_data", "02_model", "03_uncertainty", "06_results"]
     run()
     (project / "runs/quick/05_partial_annotation/partial-0.25-0.5-seed0/done.json").unlink()
     assert stale() == ["05_partial_annotation", "06_results"]
@@ -209,7 +217,7 @@ def test_only_what_changed_is_run_again(project):
     profile.write_text(profile.read_text() + "momentum: 0.8\n")
     assert stale() == NAMES
     run()
-    (project / "alutils" / "metrics.py").write_text("# other code")
+    metrics.write_text(metrics.read_text() + "SMALL = 1e-9\n")
     assert stale() == NAMES
 
 
@@ -217,13 +225,69 @@ def test_the_code_hash_is_of_code_cells_and_nothing_else_of_a_notebook(tmp_path)
     def hash_of(*cells):
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.ipynb"
         nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
-        return code_hash(path, "quick")
+        return code_of_notebook(ROOT, path, "settings")
 
     code, prose = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell
     first = hash_of(prose("a"), code("x = 1"))
     assert re.fullmatch("[0-9a-f]{12}", first)
     assert hash_of(code("x = 1", outputs=[nbformat.v4.new_output("stream", text="1")]), prose("b")) == first
+    assert hash_of(code("x = 1  # why")) == first
     assert len({first, hash_of(code("x = 2")), hash_of(code("x"), code(" = 1")), hash_of()}) == 4
+    assert hash_of(code("%time x")) != hash_of(code("%time y")) and hash_of(code("'shown'")) != hash_of(code("'other'"))
+
+
+ODD = (
+    '"""Doc"""  # and comment\n# é\nX = f"""\n  # not a comment   \n{1 + 1!r:>{10}}\n\n  """ + f\'é {"#"}\'; "é"  # c\n'
+    'def g(x, y="é"):\n    """é doc\n\n    # inside\n    """\n\n    s = ("a"  # one\n         f"b {x}"   \n\n'
+    '         "c")\n'
+    '    "bare"\n    return s + """keep   \n\nblank"""  \n'
+)
+
+
+def test_what_counts_of_code_is_the_same_on_every_version_of_python():
+    expected = (
+        'X = f"""\n  # not a comment   \n{1 + 1!r:>{10}}\n\n  """ + f\'é {"#"}\';\n'
+        'def g(x, y="é"):\n    s = ("a"\n         f"b {x}"\n         "c")\n    return s + """keep   \n\nblank"""'
+    )
+    assert significant(ODD) == expected
+    changes = {"1 + 1": "1 + 2", "é {": "e {", "keep   ": "keep ", 'y="é"': 'y="e"'}  # code, f-strings, long texts
+    assert all(significant(ODD.replace(old, new)) != expected for old, new in changes.items())
+
+
+FILES = {
+    "__init__": "from alutils.figures import draw",
+    "active_learning": "from alutils import seeds\nfrom alutils.queries import STRATEGIES\nimport alutils.models.unet",
+    "seeds": "", "figures": "import alutils.active_learning", "common": "", "tables": "",
+    "models/__init__": "from .unet import UNet", "models/unet": "from ..metrics import dice\nclass UNet: pass",
+    "models/other": "", "metrics": "def dice():\n    from alutils import common",
+    "queries/__init__": "from alutils.queries.entropies import entropy\nfrom .dropout import *\nSTRATEGIES = [entropy]",
+    "queries/entropies": "from alutils.queries import helpers\ndef entropy(): pass\ndef binary_entropy(): pass",
+    "queries/dropout": "def mc_dropout(): pass\nbald = mc_dropout", "queries/helpers": "",
+    "queries/sampling": "def random(): 0",
+}  # fmt: skip
+
+
+def test_a_run_depends_on_what_the_loop_imports_and_on_its_own_strategy_s_file(tmp_path):
+    for name, text in FILES.items():
+        path = tmp_path / "alutils" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    always = {"active_learning", "seeds", "models", "models.unet", "metrics", "common", "queries"}
+    for arm, own in {
+        "entropy": {"queries.entropies", "queries.helpers"}, "bald": {"queries.dropout"},
+        "random": {"queries.sampling"}, "full_cosine": set(),
+        "least_confidence": {"queries.entropies", "queries.dropout", "queries.sampling", "queries.helpers"},  # nowhere
+    }.items():  # fmt: skip
+        assert {name.removeprefix("alutils.") for name in run_modules(tmp_path, arm)} == always | own, arm
+
+
+def test_today_s_run_depends_on_training_and_not_on_pictures_or_tables():
+    found = {name.removeprefix("alutils.") for name in run_modules(ROOT, "entropy")}
+    assert found >= {"active_learning", "training", "uncertainty", "seeding"}
+    assert not found & {"figures", "widgets", "notebook", "tables", "claims", "statistics", "alutils"}
+    hashes = {arm: code_of_run(ROOT, arm, "settings") for arm in ARMS}
+    assert all(re.fullmatch("[0-9a-f]{12}", one) for one in hashes.values())
+    assert code_hash("04_image_al", "quick", "bald") != code_hash("04_image_al", "paper", "bald")
 
 
 def test_a_folder_of_other_code_is_put_aside_and_a_job_s_own_is_kept(tmp_path, capsys):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -13,16 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from code_hash import ARMS, code_of_notebook, code_of_run
 from light import ROOT, load_alone
 
 settings = load_alone("config")
 ConfigError, Experiment, did_you_mean = settings.ConfigError, settings.Experiment, settings.did_you_mean
-
-ARMS = (
-    "random", "least_confidence", "entropy", "binary_entropy", "mc_dropout", "bald",
-    "full", "full_cosine", "random_at_once",
-)  # fmt: skip
-"""What Table I may compare: alutils' STRATEGIES and BASELINES (a test compares them)."""
 
 PAPER_ARMS = ("random", "least_confidence", "entropy", "mc_dropout", "full")
 CONTROL_ARMS = ("full_cosine", "random_at_once")
@@ -180,29 +174,32 @@ class Batch:
             own = {"strategy": what, "seed": int(seed), "compare": False}
         elif notebook == "05_partial_annotation":
             changes = {**self.overrides, **self.table2_overrides}
-            own = {**vars(self.cells[what]), "seed": int(seed), "compare": False}
+            own = {**vars(self.cells[what]), "strategy": "least_confidence", "seed": int(seed), "compare": False}
         common = {"profile": self.profile, "data_root": self.data}
         if notebook == "06_results":
             own = {"runs": self.runs, "output_dir": self.figures}
         else:
             common["overrides"] = _yaml(changes)
-        code = code_hash(ROOT / "notebooks" / f"{notebook}.ipynb", self.profile)
+        code = code_hash(notebook, self.profile, own.get("strategy"))
         return json.dumps({"name": name, "notebook": notebook, "code": code, "parameters": {**common, **own}})
 
 
 @functools.cache
-def code_hash(notebook: Path, profile: str) -> str:
-    """What a notebook's results depend on besides its parameters: its code cells, alutils and the profile's settings.
+def code_hash(notebook: str, profile: str, arm: str | None) -> str:
+    """What a job's results depend on besides its parameters; comments, documentation and prose do not change it.
+
+    Args:
+        notebook: its name.
+        profile: whose settings count, not its text.
+        arm: the strategy of a run, None for a notebook that only shows something.
 
     Returns:
-        12 hexadecimal digits; the notebook's prose and outputs and the profile's comments do not change them.
+        12 hexadecimal digits.
     """
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    parts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    for path in sorted((ROOT / "alutils").glob("*.py")):
-        parts += [path.name, path.read_text(encoding="utf-8")]
-    parts.append(Experiment.from_profile(profile).model_dump_json())
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+    settings = Experiment.from_profile(profile).model_dump_json()
+    if arm:
+        return code_of_run(ROOT, arm, settings)
+    return code_of_notebook(ROOT, ROOT / "notebooks" / f"{notebook}.ipynb", settings)
 
 
 def _typed(value: Any) -> Any:

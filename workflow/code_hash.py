@@ -1,0 +1,196 @@
+"""What a job's results depend on besides its parameters: the code, without its comments and documentation."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import io
+import json
+import tokenize
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+LOOP = "alutils.active_learning"
+"""The module that makes a run: with what it imports it decides what comes out."""
+
+STRATEGIES = "alutils.queries"
+"""Where the query strategies are. In a package each file that defines some counts only for the arms that it defines."""
+
+BASELINES = ("full", "full_cosine", "random_at_once")
+ARMS = ("random", "least_confidence", "entropy", "binary_entropy", "mc_dropout", "bald", *BASELINES)
+"""What Table I may compare: alutils' STRATEGIES and BASELINES (a test compares them)."""
+
+
+def code_of_run(root: Path, arm: str, settings: str) -> str:
+    """The hash of what a run of notebooks 04 and 05 depends on: never the notebook's cells or what draws figures.
+
+    Args:
+        root: of the project.
+        arm: the run's strategy, one of :data:`ARMS`.
+        settings: the profile's.
+
+    Returns:
+        12 hexadecimal digits, the same on every version of Python.
+    """
+    return _hash([*_sources(run_modules(root, arm)), settings])
+
+
+def code_of_notebook(root: Path, notebook: Path, settings: str) -> str:
+    """The hash of what a notebook shows: of its code cells, all of alutils and the profile's settings."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = [significant("".join(cell["source"]), cell=True) for cell in cells if cell["cell_type"] == "code"]
+    paths = {_module_name(root, path): path for path in sorted((root / "alutils").rglob("*.py"))}
+    return _hash([*code, *_sources(paths), settings])
+
+
+def run_modules(root: Path, arm: str) -> dict[str, Path]:
+    """The modules of alutils that the loop imports, directly or not, with their files.
+
+    Of other arms' strategies none that have a file of their own. ``alutils/__init__.py`` is left out where only modules
+    are imported from it: it gathers names.
+    """
+    defines = {name: _defined(path) & set(ARMS) for name, path in _files_below(root, STRATEGIES)}
+    families = {name for name, arms in defines.items() if arms}
+    own = {name for name in families if arm in defines[name]}
+    if not own and arm not in BASELINES:
+        own = families  # where the arm's own file is not known all of them count
+    loop = _closure(root, [LOOP], {}, skip=families - own)
+    return _closure(root, sorted(own), {name: path for name, path in loop.items() if name not in own})
+
+
+@functools.cache
+def significant(source: str, *, cell: bool = False) -> str:
+    """Python code without comments, docstrings, other bare texts, blank lines and spaces at the ends of lines.
+
+    It is cut out of the text: neither tokens nor syntax trees are the same in every version of Python.
+
+    Args:
+        source: the text of a module.
+        cell: it is a notebook's, where a bare text at the end is shown.
+
+    >>> print(significant('def f(x):  # as in eq. 1\\n    \"\"\"Twice.\"\"\"\\n\\n    return "#" + 2 * x  \\n'))
+    def f(x):
+        return "#" + 2 * x
+    """
+    try:
+        tree = ast.parse(source)
+        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    except (SyntaxError, tokenize.TokenError):  # of a cell: a line for IPython or the shell
+        return source
+    lines = source.split("\n")
+    cuts: dict[int, list[tuple[int, int]]] = {}
+    for token in tokens:
+        if token.type == tokenize.COMMENT:
+            cuts.setdefault(token.start[0], []).append((token.start[1], len(lines[token.start[0] - 1])))
+    within = _rows_within_texts(tokens)
+    for node in _bare_texts(tree, cell):
+        first, last = node.lineno, node.end_lineno
+        for row in range(first, last + 1):
+            line = lines[row - 1].encode()  # the tree counts bytes, the tokens characters
+            start = len(line[: node.col_offset].decode()) if row == first else 0
+            end = len(line[: node.end_col_offset].decode()) if row == last else len(lines[row - 1])
+            cuts.setdefault(row, []).append((start, end))
+            within.discard(row)
+    kept = []
+    for row, line in enumerate(lines, start=1):
+        for start, end in sorted(cuts.get(row, ()), reverse=True):
+            line = line[:start] + line[end:]
+        if row in within:
+            kept.append(line)
+        elif line.strip():
+            kept.append(line.rstrip())
+    return "\n".join(kept)
+
+
+def _rows_within_texts(tokens: list[tokenize.TokenInfo]) -> set[int]:
+    """The rows whose end lies within a text of several rows: there, spaces and empty rows are part of it."""
+    starts = {getattr(tokenize, name, None) for name in ("FSTRING_START", "TSTRING_START")} - {None}
+    ends = {getattr(tokenize, name, None) for name in ("FSTRING_END", "TSTRING_END")} - {None}
+    rows: set[int] = set()
+    opened: list[int] = []
+    for token in tokens:
+        if token.type == tokenize.STRING:
+            rows.update(range(token.start[0], token.end[0]))
+        elif token.type in starts:  # since Python 3.12 such a text is many tokens
+            opened.append(token.start[0])
+        elif token.type in ends:
+            rows.update(range(opened.pop(), token.end[0]))
+    return rows
+
+
+def _bare_texts(tree: ast.Module, cell: bool) -> Iterator[ast.Expr]:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        for one in body if isinstance(body, list) and not (cell and node is tree) else ():
+            if isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant) and isinstance(one.value.value, str):
+                yield one
+
+
+def _closure(root: Path, start: list[str], found: dict[str, Path], skip: Collection[str] = ()) -> dict[str, Path]:
+    """What is ``found`` already, the modules of ``start``, and all that these import."""
+    found, waiting = dict(found), list(start)
+    while waiting:
+        name = waiting.pop()
+        path = _file_of(root, name)
+        if path is not None and name not in found and name not in skip:
+            found[name] = path
+            waiting += _imported(root, name, path)
+    return found
+
+
+@functools.cache
+def _imported(root: Path, module: str, path: Path) -> list[str]:
+    """The modules of alutils that a module's text imports, with the packages that they lie in."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            inner = {f"{base}.{alias.name}" for alias in node.names}
+            modules = {name for name in inner if _file_of(root, name)}
+            names |= modules
+            if base != "alutils" or modules != inner:
+                names.add(base)
+    for name in tuple(names):
+        parts = name.split(".")
+        names.update(".".join(parts[:n]) for n in range(2, len(parts)))
+    return sorted(name for name in names if name.split(".")[0] == "alutils")
+
+
+def _file_of(root: Path, module: str) -> Path | None:
+    path = root.joinpath(*module.split("."))
+    candidates = (path.with_name(f"{path.name}.py"), path / "__init__.py")
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _files_below(root: Path, package: str) -> list[tuple[str, Path]]:
+    paths = sorted(root.joinpath(*package.split(".")).rglob("*.py"))
+    return [(_module_name(root, path), path) for path in paths if path.name != "__init__.py"]
+
+
+def _module_name(root: Path, path: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _defined(path: Path) -> set[str]:
+    """The names that a module gives to functions, classes and values."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names.update(target.id for target in node.targets if isinstance(target, ast.Name))
+    return names
+
+
+def _sources(modules: dict[str, Path]) -> list[list[str]]:
+    return [[name, significant(modules[name].read_text(encoding="utf-8"))] for name in sorted(modules)]
+
+
+def _hash(parts: list[str | list[str]]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
