@@ -7,17 +7,18 @@
         overrides="{epochs: 2}"                                     # every setting: workflow/batch.py
     snakemake --profile workflow/slurm --config profile=paper data=/data/isic2018       # a Slurm job a run
 
-A job is run again when its parameters or its code did change (workflow/code_hash.py), not when prose did. The executed notebooks are logs, so that
-a failed one stays; the outputs are small marks, so that a job that was stopped finds its files and goes on.
+A job is run again when its parameters or its code did change (workflow/code_hash.py), not when prose did. The executed
+notebooks are logs, so that a failed one stays; the outputs are small marks, so that a job that was stopped finds its
+files and goes on.
 """
 
 import sys
 
 sys.path.insert(0, f"{workflow.basedir}/workflow")
-from batch import SINGLE, Batch, ConfigError
+from batch import SINGLE, Batch, ConfigError, as_typed
 
 try:
-    batch = Batch(config)
+    batch = Batch(as_typed(config, sys.argv))
 except ConfigError as error:
     sys.exit(f"error: {error}")
 if workflow.is_main_process:

@@ -238,7 +238,7 @@ def test_a_notebooks_parameters_are_refused_by_name(tmp_path, parameters, named)
         ({"data": ["a"]}, "data: "),
         ({"data": True}, "data: "),
         ({"data": __file__}, "data: "),
-        ({"data": "~"}, "no folder ~"),
+        ({"data": "~/no/such"}, f"no folder {Path.home() / 'no/such'}"),
         ({"seeds": True}, "seeds: "),
         ({"seeds": {}}, "seeds: "),
         ({"seeds": 2**32}, "seeds: "),
@@ -250,6 +250,7 @@ def test_a_notebooks_parameters_are_refused_by_name(tmp_path, parameters, named)
         ({"cells": [[]]}, "cells: "),
         ({"cells": [["partial", math.nan, 0.5]]}, "cells: "),
         ({"cells": [[None, 1, 1]]}, "cells: "),
+        ({"cells": [["full", 0.25, 0.25]]}, "cells: full annotation is the arm least_confidence"),
         ({"overrides": 3}, "overrides must"),
         ({"overrides": ["a"]}, "overrides must"),
         ({"overrides": {3: 4}}, "overrides must"),
@@ -260,6 +261,8 @@ def test_a_notebooks_parameters_are_refused_by_name(tmp_path, parameters, named)
         ({"table2_overrides": 3}, "table2_overrides must"),
         ({"runs": ["a"]}, "runs: "),
         ({"runs": True}, "runs: "),
+        ({"runs": 7}, "runs: must be text, but 7 was read"),
+        ({"profile": 1e5}, "profile: must be text, but 100000.0 was read"),
         ({"runs": "/"}, "runs: "),
         ({"runs": "a\0b"}, "runs: "),
         ({"runs": "a\nb"}, "runs: "),
@@ -275,11 +278,8 @@ def test_a_batch_is_refused_by_the_name_of_its_key(config, named):
 
 
 def test_a_folder_keeps_the_name_it_was_given():
-    assert (
-        Batch({"runs": "~"}).runs == "~"
-        and Batch({"runs": "yes"}).runs == "yes"
-        and Batch({"runs": 2026}).runs == "2026"
-    )
+    for name in ("yes", "2026", "007", "a~b", "./~"):
+        assert Batch({"runs": name}).runs == name
 
 
 # Python functions

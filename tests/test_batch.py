@@ -140,6 +140,54 @@ def test_a_run_is_given_its_parameters():
     assert parameters_of("01_data")["overrides"] == parameters_of("01_data")["data_root"] == ""
 
 
+def test_a_path_begins_in_the_home_folder_where_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(ROOT / "profiles" / "quick.yaml", tmp_path / "mine.yaml")
+    batch = Batch({"profile": "~/mine.yaml", "data": "~", "runs": "~/runs", "figures": "~/figures"})
+    assert (batch.profile, batch.data) == (str(tmp_path / "mine.yaml"), str(tmp_path))
+    assert (batch.runs, batch.figures) == (str(tmp_path / "runs"), str(tmp_path / "figures"))
+
+
+def test_a_shipped_profile_is_the_same_batch_however_it_is_written(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name in ("quick", "paper"):
+        plain = Batch({"profile": name})
+        for written in (f"profiles/{name}.yaml", f"./profiles/{name}.yaml", ROOT / "profiles" / f"{name}.yaml"):
+            again = Batch({"profile": written})
+            assert again.plan == plain.plan and [*map(again.job, again.names)] == [*map(plain.job, plain.names)]
+
+
+def test_a_profile_elsewhere_does_not_share_the_folders_of_a_shipped_one(tmp_path):
+    shutil.copy(ROOT / "profiles" / "quick.yaml", tmp_path)
+    with pytest.raises(ConfigError, match=r"profile: .*quick.yaml has the name of .*; give the file another name, or"):
+        Batch({"profile": tmp_path / "quick.yaml"})
+    assert Batch({"profile": tmp_path / "quick.yaml", "runs": "mine", "figures": "drawn"}).runs == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "runs"),
+    [
+        (["--config", "profile=paper", "runs=007"], "007"),
+        (["-C", "runs=2024_05_01"], "2024_05_01"),
+        (["--config=runs=1e5"], "1e5"),
+        (["--config", "runs='0o17'"], "0o17"),
+    ],
+)
+def test_a_folder_is_named_as_it_was_typed(arguments, runs, tmp_path):
+    options = ["--dry-run", "--quiet", "rules", "host", "--profile", ROOT / "workflow/local", "--snakefile"]
+    program = [sys.executable, "-m", "snakemake", *options, ROOT / "Snakefile", *arguments]
+    done = subprocess.run([*map(str, program)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and re.search(r"^runs +(.*)$", done.stderr, re.M)[1] == runs
+
+
+def test_a_number_in_a_file_of_settings_is_refused_with_the_way_to_write_it(tmp_path):
+    (tmp_path / "mine.yaml").write_text("runs: 2024_05_01")
+    status, said = snakemake(tmp_path, "--dry-run", "--configfile", "mine.yaml")
+    assert status == 1 and "runs: must be text, but 20240501 was read" in said and "put it into quotes" in said
+    (tmp_path / "mine.yaml").write_text("runs: '2024_05_01'")
+    assert snakemake(tmp_path, "--dry-run", "--configfile", "mine.yaml")[0] == 0
+
+
 @pytest.mark.parametrize("value", ["0 3", "0,3", [0, 3], ["0", "3", "0"]])
 def test_seeds_can_be_written_in_several_ways(value):
     assert Batch({"seeds": value}).seeds == [0, 3]

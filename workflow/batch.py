@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -87,7 +87,7 @@ class Batch:
             for key, value in config.items()
             if value is not None and value != "" and value != []
         }
-        self.profile = given.get("profile", "quick")
+        self.profile = _profile(given.get("profile", "quick"))
         quick = self.profile == "quick"  # minutes on a laptop: what the paper's tables have, without the controls
         self.data = given.get("data", "")
         self.seeds = _seeds("seeds", given.get("seeds", [0, 1]))
@@ -95,11 +95,16 @@ class Batch:
         self.arms = _arms(given.get("strategies", PAPER_ARMS if quick else PAPER_ARMS + CONTROL_ARMS))
         self.overrides = settings.parse_settings(given.get("overrides", {}), source="overrides")
         name = Path(self.profile).stem
-        default = {"n_queries": 20} if name == "paper" else {}
+        default = {"n_queries": 20} if self.profile == "paper" else {}
         table2_overrides = given.get("table2_overrides", default)
         self.table2_overrides = settings.parse_settings(table2_overrides, source="table2_overrides")
         for changes in (self.overrides, {**self.overrides, **self.table2_overrides}):
             Experiment.from_profile(self.profile, **changes)
+        if self.profile != name and _shipped(name).exists() and not {"runs", "figures"} <= set(given):
+            raise ConfigError(
+                f"profile: {self.profile} has the name of {_shipped(name)}, so that both would write to the same "
+                "folders; give the file another name, or folders of its own (runs=... figures=...)"
+            )
         self.cells = {str(cell): cell for cell in _cells(given.get("cells", GRID if quick else GRID + MODE_CELLS))}
         self.runs = _folder("runs", given.get("runs", f"runs/{name}"))
         self.figures = _folder("figures", given.get("figures", f"figures/{name}"))
@@ -202,6 +207,21 @@ def code_hash(notebook: str, profile: str, arm: str | None) -> str:
     return code_of_notebook(ROOT, ROOT / "notebooks" / f"{notebook}.ipynb", settings)
 
 
+def as_typed(config: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """A configuration with its texts as they stand on the command line, where Snakemake makes 7 of 007.
+
+    Args:
+        config: as Snakemake read it.
+        arguments: of the command line.
+
+    >>> as_typed({"runs": 20240501, "seeds": 7}, ["snakemake", "--config", "runs=2024_05_01", "seeds=007"])
+    {'runs': '2024_05_01', 'seeds': 7}
+    """
+    entries = [argument.removeprefix("--config=").removeprefix("-C").partition("=") for argument in arguments]
+    typed = {key: value.strip("'\"") for key, equals, value in entries if equals and key in TEXTS}  # as Snakemake does
+    return {key: value if value is None else typed.get(key, value) for key, value in config.items()}
+
+
 def _typed(value: Any) -> Any:
     """Numbers and truth values of a command line, where Snakemake leaves them as text within lists and mappings."""
     if isinstance(value, Mapping):
@@ -248,6 +268,8 @@ def _cells(value: Any) -> list[Cell]:
         if cell.annotation not in MODES:
             hint = did_you_mean(str(cell.annotation), list(MODES))
             raise ConfigError(f"cells: there is no annotation '{cell.annotation}'; {hint}")
+        if cell.annotation == "full":
+            raise ConfigError("cells: full annotation is the arm least_confidence of Table I; leave it out here")
         try:
             tested = Experiment(annotation=cell.annotation, tau_u=cell.tau_u, tau_b=cell.tau_b)
         except ConfigError as error:
@@ -262,12 +284,32 @@ def _yaml(changes: Mapping[str, Any]) -> str:
 
 
 def _text(key: str, value: Any) -> str:
-    """What a command line gives as text, but for a name such as 2026, which Snakemake makes a number of."""
-    if isinstance(value, bool) or not isinstance(value, str | int | Path):
-        raise ConfigError(f"{key}: must be text, got {value!r}")
-    if not str(value).isprintable():
-        raise ConfigError(f"{key}: must not contain line breaks or other characters without a picture, got {value!r}")
-    return str(value)
+    """A name or a path; from the home folder where it begins with ``~``."""
+    if not isinstance(value, str | Path):
+        raise ConfigError(
+            f"{key}: must be text, but {value!r} was read, which may not be what was written (007 is read as 7); in a "
+            f"file put it into quotes, on a command line write {key}=./007 for 007"
+        )
+    text = str(value)
+    if not text.isprintable():
+        raise ConfigError(f"{key}: must not contain line breaks or other characters without a picture, got {text!r}")
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError as error:  # no home folder, or no such user
+        raise ConfigError(f"{key}: {text} cannot be used ({error}); give the whole path") from None
+
+
+def _profile(value: str) -> str:
+    """The name of a shipped profile, however it is written; of another file its path."""
+    path = Path(value)
+    is_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
+    return path.stem if is_path and path.resolve() == _shipped(path.stem).resolve() else value
+
+
+def _shipped(name: str) -> Path:
+    return settings.PROFILES_DIR / f"{name}.yaml"
 
 
 def _folder(key: str, value: str) -> str:
