@@ -1,3 +1,4 @@
+# make help        this list; make alone shows it too
 # make reproduce   set up, then run the batch on the CPU with the quick profile; writes runs/quick/ and figures/quick/
 # make plan        what make reproduce would run
 # make test        set up, then run all tests
@@ -11,13 +12,24 @@
 # make clean       remove what the above made, except lab/
 #
 # The paper's settings on GPUs:  make reproduce PROFILE=paper DATA=/path/to/isic2018 SEEDS="0 1 2"
+# Variables: PYTHON (to set up with; python3), PROFILE (quick), DATA (none: synthetic images), SEEDS (0 1), CORES (all)
 # All other settings: snakemake, see the first lines of the Snakefile
 
+# What begins a line with "# " above is what "make help" prints.
+VARIABLES := PYTHON PROFILE DATA SEEDS CORES
 PYTHON ?= python3
 PROFILE ?= quick
 DATA ?=
 SEEDS ?=
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+
+UNKNOWN := $(filter-out $(VARIABLES) SHELL MAKEFLAGS,$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
+NEAREST := import difflib, sys; near = difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1, 0.5);
+NEAREST += print("did you mean " + near[0] + "?" if near else "the valid ones are " + ", ".join(sys.argv[2:]))
+ifneq ($(UNKNOWN),)
+  QUOTED := '$(subst ','\'',$(firstword $(UNKNOWN)))'
+  $(error there is no variable $(firstword $(UNKNOWN)); $(or $(shell $(PYTHON) -c '$(NEAREST)' $(QUOTED) $(VARIABLES)),the valid ones are $(VARIABLES)))
+endif
 
 BIN := .venv/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/0*.ipynb))
@@ -25,7 +37,10 @@ EXERCISES := $(sort $(wildcard notebooks/exercises/*.ipynb))
 SNAKEMAKE = $(BIN)/snakemake --profile workflow/local --cores $(CORES)
 CONFIG = --config profile="$(PROFILE)" data="$(DATA)" seeds="$(SEEDS)"
 
-.PHONY: reproduce plan test test-faults audit lab bench notebooks exercises site clean
+.PHONY: help reproduce plan test test-faults audit lab bench notebooks exercises site clean
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
 reproduce: .venv/installed
 	$(SNAKEMAKE) $(CONFIG)

@@ -7,6 +7,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,3 +90,57 @@ def test_make_lab_opens_copies_of_the_notebooks_and_overwrites_none(tmp_path):
 
 def test_git_ignores_the_copies():
     assert {"lab/", "runs/"} <= set((ROOT / ".gitignore").read_text().splitlines())
+
+
+def make(*arguments):
+    done = subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_make_alone_starts_nothing_and_help_lists_every_target():
+    status, said = make()
+    assert status == 0 and said == make("help")[1] and not re.search("snakemake|venv", said)
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True).stdout
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {line.split()[1] for line in shown.splitlines() if line.startswith("make ")} == set(targets.split())
+
+
+@pytest.mark.parametrize("given", ["SEED=1", "seeds=1", "SEEEDS=$(error not this)", "seed's=1"])
+def test_make_refuses_a_variable_that_it_does_not_know_and_names_the_nearest(given):
+    status, said = make("plan", given)
+    assert status == 2 and f"there is no variable {given.split('=')[0]}; did you mean SEEDS?" in said
+
+
+def test_make_takes_the_variables_that_its_help_lists():
+    assert make("help", "PYTHON=python3", "PROFILE=small", "DATA=a b", "SEEDS=0 1", "CORES=1")[0] == 0
+
+
+TEXTS = ("results/quick/runs.csv", "results/quick/SHA256SUMS", "results/faults.json", "alutils/config.py", "Makefile",
+         "notebooks/01_data.ipynb", "figures/recorded/fig1.svg", "profiles/quick.yaml", ".ci/run")  # fmt: skip
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_a_checkout_has_the_same_bytes_whatever_the_line_ends_of_the_system():
+    asked = subprocess.run(
+        ["git", "check-attr", "eol", "text", "--", *TEXTS, "figures/recorded/fig1.png"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    found = dict(line.rsplit(": ", 1) for line in asked)
+    assert {name: found[f"{name}: eol"] for name in TEXTS} == dict.fromkeys(TEXTS, "lf")
+    assert found["figures/recorded/fig1.png: text"] == "unset"
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_recorded_results_pass_their_checksums_in_a_checkout_with_autocrlf(tmp_path):
+    def git(*arguments, cwd=tmp_path):
+        subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e@example.org", *arguments], cwd=cwd, check=True)
+
+    for name in (".gitattributes", "results/quick/runs.csv"):
+        (tmp_path / "one" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "one" / name).write_bytes((ROOT / name).read_bytes())
+    git("init", "--quiet", "one")
+    git("add", ".", cwd=tmp_path / "one")
+    git("commit", "--quiet", "-m", "first", cwd=tmp_path / "one")
+    git("clone", "--quiet", "-c", "core.autocrlf=true", "one", "two")
+    name = "results/quick/runs.csv"
+    assert (tmp_path / "two" / name).read_bytes() == (ROOT / name).read_bytes()
