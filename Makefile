@@ -42,8 +42,9 @@ CONFIG = --config profile="$(PROFILE)" data="$(DATA)" seeds="$(SEEDS)"
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
+# After Ctrl-C make ends by itself; its word about an error would come after the batch's own
 reproduce: .venv/installed
-	$(SNAKEMAKE) $(CONFIG)
+	trap 'stopped=1' INT; $(SNAKEMAKE) $(CONFIG) || [ "$$stopped" ]
 
 plan: .venv/installed
 	$(SNAKEMAKE) --dry-run --quiet rules host reason $(CONFIG)

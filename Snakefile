@@ -16,6 +16,7 @@ import sys
 
 sys.path.insert(0, f"{workflow.basedir}/workflow")
 from batch import SINGLE, Batch, ConfigError, as_typed
+from watch import Watch, say_at_the_end
 
 try:
     batch = Batch(as_typed(config, sys.argv))
@@ -23,6 +24,7 @@ except ConfigError as error:
     sys.exit(f"error: {error}")
 if workflow.is_main_process:
     print(f"\n{batch.plan}\n", file=sys.stderr)
+    stopped = say_at_the_end()
 
 RUN = "{sys.executable:q} {workflow.basedir:q}/workflow/run_notebook.py {params.job:q} {batch.runs:q} "
 DONE = f"{batch.runs}/{{}}/done.json"
@@ -98,5 +100,22 @@ rule:
         RUN + "0"
 
 
+watches = []
+
+
+onstart:
+    if workflow.is_main_process:
+        watches.append(Watch(batch))
+        watches[0].start()
+
+
+onsuccess:
+    for watch in watches:
+        watch.end()
+
+
 onerror:
-    print(batch.unfinished, file=sys.stderr)
+    for watch in watches:
+        watch.end()
+    if workflow.is_main_process and not stopped.is_set():
+        print(batch.unfinished, file=sys.stderr)

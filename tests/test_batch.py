@@ -11,6 +11,7 @@ import threading
 import time
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -22,12 +23,14 @@ from filelock import FileLock
 
 from alutils import STRATEGIES, Experiment, make_synthetic, run_active_learning
 from alutils.active_learning import BASELINES
+from alutils.records import load_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "workflow"))
 
 import devices  # noqa: E402
 import run_notebook  # noqa: E402
+import watch  # noqa: E402
 from batch import ARMS, GRID, Batch, Cell, ConfigError, code_hash  # noqa: E402
 from code_hash import code_of_notebook, code_of_run, run_modules, significant  # noqa: E402
 
@@ -408,6 +411,69 @@ raise TrainingDiverged('the loss was nan')
     assert (project / "figures" / "summary.md").exists()
 
 
+def test_ctrl_c_ends_with_what_comes_of_it_and_without_tracebacks(project):
+    edit(project, "03_uncertainty", "code", "import time\nopen('begun', 'w').close()\ntime.sleep(600)")
+    with subprocess.Popen(
+        command("runs/quick/03_uncertainty/done.json", project=project),
+        cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    ) as batch:  # fmt: skip
+        while not (project / "begun").exists():
+            assert batch.poll() is None
+            time.sleep(0.02)
+        os.killpg(batch.pid, signal.SIGINT)
+        said = batch.communicate(timeout=60)[0]
+    assert batch.returncode != 0
+    assert said.splitlines()[-1] == "stopped; it goes on when the batch is started again"
+    assert not re.search("Traceback|RuleException|Error|Command", said[said.index("Terminating") :])
+    assert not (project / "runs/quick/03_uncertainty/done.json").exists()
+
+
+def test_each_round_and_each_job_that_ends_is_told_with_what_is_left(tmp_path, capsys, monkeypatch):
+    config = {"runs": tmp_path, "strategies": "random full", "seeds": 0, "cells": [["partial", 0.25, 0.5]]}
+    batch, now = Batch(config), iter(range(0, 6000, 600))
+    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: next(now)))
+
+    def write(name, mark, **changes):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / mark).write_text(json.dumps({**json.loads(batch.job(name)), **changes}))
+
+    def rounds(name, *steps):
+        record = {"experiment": batch.experiments["04_image_al"].model_copy(update={"strategy": name[12:-6]})}
+        record = {"experiment": record["experiment"].model_dump(mode="json"), "data": {"train": {"images": 60}}}
+        (tmp_path / name / "run.json").write_text(json.dumps(record))
+        lines = "".join(f"{k},{n},0.8125\n" for k, n in enumerate(steps))
+        (tmp_path / name / "rounds.csv").write_text("round,steps,val_dice\n" + lines)
+
+    one, other = "04_image_al/random-seed0", "04_image_al/full-seed0"
+    write("01_data", "done.json")
+    write(one, "job.json")
+    rounds(one, 9)  # a batch that goes on
+    write(other, "job.json", code="older")
+    write(other, "done.json", code="older")
+    rounds(other, 324)
+    seen = watch.Watch(batch)
+    seen.look()
+    assert capsys.readouterr().err == ""
+    rounds(one, 9, 18, 54)
+    seen.look()
+    assert (
+        capsys.readouterr().err == f"{one}: round 3 of 8, validation Dice 0.812; 1 of 7 jobs done, about 2.1 h left\n"
+    )
+    write(other, "job.json")
+    rounds(other, 324)
+    write("02_model", "done.json")
+    seen.look()
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(";")[0] for line in told] == [
+        f"{other}: round 1 of 1, validation Dice 0.812", "02_model: done"
+    ]  # fmt: skip
+    for name in batch.names:
+        write(name, "done.json", outcome="finished")
+    seen.end()
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 5 and all(line.endswith("done; 7 of 7 jobs done") for line in told)
+
+
 def kill_all(process):
     """SIGKILL for a process and all that it started, as at a power cut."""
     family = [process, *process.children(recursive=True)]
@@ -422,7 +488,7 @@ def test_a_batch_killed_in_the_middle_goes_on_from_the_last_round(tmp_path):
     tiny = {"n_synthetic": [24, 8, 8], "cold_start": 8, "query_size": 2, "n_queries": 7, "epochs": 1}
     config = {"overrides": json.dumps(tiny), "strategies": "entropy", "seeds": 3}
     target = "runs/quick/04_image_al/entropy-seed3/done.json"
-    folder = tmp_path / "runs" / "quick" / "04_image_al" / "entropy-seed3" / "entropy-seed3"
+    folder = tmp_path / "runs" / "quick" / "04_image_al" / "entropy-seed3"
     with subprocess.Popen(
         command(target, **config), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as batch:
@@ -444,7 +510,12 @@ def test_a_batch_killed_in_the_middle_goes_on_from_the_last_round(tmp_path):
     undisturbed = tmp_path / "undisturbed"
     list(run_active_learning(experiment, splits, undisturbed, device="cpu", progress=False))
     visible = [{path.name for path in one.glob("[!.]*")} for one in (folder, undisturbed)]  # half a file may be left
-    assert visible[0] == visible[1]
+    assert {name for name in visible[0] if not name.endswith((".png", ".svg"))} == visible[1] | {
+        "job.json",
+        "done.json",
+    }
+    assert list((tmp_path / "runs").rglob("run.json")) == [folder / "run.json"]
+    assert load_runs(tmp_path / "runs" / "quick")["run"].tolist() == ["04_image_al/entropy-seed3"]
     for name in ("rounds.csv", "queries.csv", "test_dice.csv"):
         assert (folder / name).read_bytes() == (undisturbed / name).read_bytes()
 

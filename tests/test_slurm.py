@@ -42,7 +42,7 @@ def test_a_run_is_a_slurm_job_with_a_gpu(cluster, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout
 
-    folder = tmp_path / target.replace("done.json", "random-seed1")
+    folder = (tmp_path / target).parent
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
     (job,) = subprocess.run(
         ["scontrol", "show", "jobs", "--oneliner"], capture_output=True, text=True, check=True

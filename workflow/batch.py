@@ -98,8 +98,11 @@ class Batch:
         default = {"n_queries": 20} if self.profile == "paper" else {}
         table2_overrides = given.get("table2_overrides", default)
         self.table2_overrides = settings.parse_settings(table2_overrides, source="table2_overrides")
-        for changes in (self.overrides, {**self.overrides, **self.table2_overrides}):
-            Experiment.from_profile(self.profile, **changes)
+        changes = {"04_image_al": {}, "05_partial_annotation": self.table2_overrides}
+        self.experiments = {
+            notebook: Experiment.from_profile(self.profile, **{**self.overrides, **own})
+            for notebook, own in changes.items()
+        }
         if self.profile != name and _shipped(name).exists() and not {"runs", "figures"} <= set(given):
             raise ConfigError(
                 f"profile: {self.profile} has the name of {_shipped(name)}, so that both would write to the same "

@@ -193,7 +193,7 @@ def test_a_job_that_is_told_to_stop_says_so_and_goes_on(tmp_path, tally):
     longer = {"n_synthetic": [24, 4, 4], "n_queries": 8}
     program = project / "workflow" / "run_notebook.py"
     command = [sys.executable, program, job(name, overrides=json.dumps({**TINY, **longer})), runs, "0"]
-    folder = runs / name / "entropy-seed0"
+    folder = runs / name
 
     n_rounds = 0
     for sent in (signal.SIGINT, signal.SIGTERM):

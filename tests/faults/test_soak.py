@@ -88,5 +88,5 @@ def test_a_batch_whose_jobs_are_killed_loses_no_run(tmp_path, times, tally):
         folders = [tmp_path / name for name in names]
         expected = pool.map(tables_without_batch, folders, *zip(*runs, strict=True))
         for name, tables in zip(names, expected, strict=True):
-            assert_as_if_undisturbed(project / "runs/quick/04_image_al" / name / name, tables)
+            assert_as_if_undisturbed(project / "runs/quick/04_image_al" / name, tables)
     tally("SIGKILL of a job of a batch with all its processes", len(killed))

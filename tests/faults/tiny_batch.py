@@ -28,8 +28,8 @@ from alutils.notebook import open_workspace
 
 parameters = {"profile": profile, "data_root": data_root, "device": device, "overrides": overrides}
 work = open_workspace("04_image_al", output_dir=output_dir, seed=seed, strategy=strategy, **parameters)
-folder = work.output_dir / f"{strategy}-seed{seed}"
-_ = list(alutils.run_active_learning(work.experiment, work.splits, folder, device=str(work.device), progress=False))
+folder, device = work.output_dir, str(work.device)
+_ = list(alutils.run_active_learning(work.experiment, work.splits, folder, device=device, progress=False))
 """
 """Notebook 04 but for its explanations and pictures."""
 
