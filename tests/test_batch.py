@@ -23,6 +23,7 @@ from filelock import FileLock
 
 from alutils import STRATEGIES, Experiment, make_synthetic, run_active_learning
 from alutils.active_learning import BASELINES
+from alutils.notebook import RUNS_DIR, open_workspace
 from alutils.records import load_runs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -225,6 +226,13 @@ def test_it_is_refused_before_anything_starts(tmp_path):
     status, said = snakemake(tmp_path, overrides="{epoch: 1}")
     assert status == 1 and "epoch: there is no such setting; did you mean 'epochs'?" in said
     assert "Traceback" not in said and not (tmp_path / "runs").exists()
+
+
+def test_a_notebook_run_by_hand_writes_where_no_batch_reads():
+    parameters = {"overrides": "{n_synthetic: [4, 2, 2]}", "device": "cpu"}
+    folder = open_workspace("04_image_al", **parameters).output_dir.relative_to(RUNS_DIR)
+    for profile in ("quick", "paper", "small"):
+        assert not folder.is_relative_to(Path(Batch({"profile": profile}).runs).relative_to("runs"))
 
 
 # What is run again
