@@ -255,8 +255,10 @@ def expanded(name: str, path: str | os.PathLike[str]) -> Path:
     """
     check_text(**{name: path})
     try:
+        if "\0" in str(path):
+            raise ValueError("it holds the character 0")
         return Path(path).expanduser()
-    except (TypeError, RuntimeError) as error:  # bytes; or ~ where there is no home folder, or no such user
+    except (TypeError, ValueError, RuntimeError) as error:  # or a path of bytes, ~ without a home folder, no such user
         raise ConfigError(f"{name}: {path!r} cannot be a path ({error}); write the whole path") from None
 
 
@@ -276,7 +278,7 @@ def check_text(**parameters: object) -> None:
                 f"{name}: must be text, got {value!r}. papermill's -p and YAML make numbers of digits (007 becomes 7): "
                 f'write -r {name} {value}, as it was meant, or in quotes in YAML and Python: "{value}"'
             )
-        if not isinstance(value, str | os.PathLike) or "\0" in str(value):
+        if not isinstance(value, str | os.PathLike):
             raise ConfigError(f"{name}: must be text, got {_shown(value)}; leave it out for its default")
 
 

@@ -190,7 +190,8 @@ def test_a_missing_profile_and_a_folder_are_refused(tmp_path):
     refused(lambda: Experiment.from_profile(tmp_path), tmp_path, "cannot be read")
     for profile in (3, None, [], b"quick", True):
         refused(lambda profile=profile: Experiment.from_profile(profile), "profile: must be a name", repr(profile))
-    for profile in ("a\0b", "\ud800", "a" * 5000):
+    refused(lambda: Experiment.from_profile("a\0b"), "profile: 'a\\x00b' cannot be a path")
+    for profile in ("\ud800", "a" * 5000):
         refused(lambda profile=profile: Experiment.from_profile(profile), "cannot be read")
 
 
