@@ -28,14 +28,25 @@ def seeded(generator: torch.Generator, device: torch.device | str = "cpu") -> It
     """Within it, layers that know only the global random state (dropout, initial weights) draw from a seed that
     ``generator`` gives; afterwards the global state is as it was before.
 
+    Args:
+        generator: of the CPU.
+        device: where the layers draw. Beside the CPU's global state only this device's is touched.
+
     >>> with seeded(make_generator(0)):
     ...     first = torch.rand(2)
     >>> with seeded(make_generator(0)):
     ...     print(torch.equal(torch.rand(2), first))
     True
     """
-    device = torch.device(device)
-    accelerators = [] if device.type == "cpu" else [device.index or 0]
-    with torch.random.fork_rng(accelerators, device_type="cuda" if device.type == "cpu" else device.type):
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-        yield
+    device, seed = torch.device(device), int(torch.randint(2**62, (1,), generator=generator))
+    accelerator = None if device.type == "cpu" else torch.get_device_module(device)
+    before = accelerator.get_rng_state(device) if accelerator else None
+    with torch.random.fork_rng([]):
+        try:
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all accelerators as well
+            if accelerator:
+                accelerator.set_rng_state(torch.Generator(device).manual_seed(seed).get_state(), device)
+            yield
+        finally:
+            if accelerator:
+                accelerator.set_rng_state(before, device)
