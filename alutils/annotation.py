@@ -255,8 +255,8 @@ def audit_annotations(
     }
     table = {name: pixels.flatten(1).sum(1).cpu().numpy() for name, pixels in counts.items()}
     table |= {
-        "mask_dice": dice_score(masks, truth).double().cpu().numpy(),
-        "model_dice": dice_score(probabilities, truth).double().cpu().numpy(),
+        "mask_dice": dice_score(masks, truth).cpu().double().numpy(),
+        "model_dice": dice_score(probabilities, truth).cpu().double().numpy(),
     }
     return pd.DataFrame(table)
 

@@ -10,10 +10,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from test_active_learning import make_partial, make_splits, run
 
 from alutils.active_learning import run_active_learning
 from alutils.compute import keep_freed_memory, prepare, resolve_device, to_device, uses_bfloat16
 from alutils.config import ConfigError, Experiment
+from alutils.data import Split, Splits
 from alutils.model import unet_for
 from alutils.queries import select_queries
 from alutils.seeding import make_generator
@@ -200,3 +202,32 @@ def test_a_batch_goes_to_the_device_as_it_is():
 def test_an_unknown_device_is_refused():
     with pytest.raises(ConfigError, match="device: 'gpu'"):
         resolve_device("gpu")
+
+
+# Devices without float64
+
+
+class Apples(torch.Tensor):
+    """A tensor on a device that has no float64, as Apple's have none; ``cpu()`` brings it from there."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        if function is torch.Tensor.cpu:
+            return result.as_subclass(torch.Tensor)
+        if isinstance(result, cls) and result.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+        return result
+
+
+@pytest.mark.parametrize("mode", ["partial-refreshed", "contour-band"])
+def test_a_run_with_partial_annotation_needs_no_float64_on_the_device(tmp_path, mode):
+    experiment, splits = make_partial(mode, n_queries=2, reduction="band_mean"), make_splits()
+    with pytest.raises(TypeError, match="float64"):
+        splits.train.images.as_subclass(Apples).float().double()
+
+    def there(split):
+        return Split(split.images.as_subclass(Apples), split.masks.as_subclass(Apples), split.ids)
+
+    rounds = run(tmp_path, experiment, Splits(there(splits.train), there(splits.val), there(splits.test)))
+    assert len(rounds) == 3 and len(rounds[-1].audit) == 2  # the audit was what wanted it
