@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import platform
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from alutils.config import ConfigError, Experiment
+from alutils.cores import usable_cores
 
 
 class OutOfMemory(RuntimeError):
@@ -56,6 +58,7 @@ def prepare(model: nn.Module, experiment: Experiment) -> Compute:
     model.to(memory_format=layout)
     if device.type == "cpu":
         keep_freed_memory()
+        keep_to_own_cores()
     if experiment.compile and model._compiled_call_impl is None:
         model.compile()
     return Compute(device, bfloat16, layout)
@@ -73,6 +76,16 @@ def keep_freed_memory() -> bool:
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
     library = ctypes.CDLL(None)
     return all(library.mallopt(which, 2**31 - 1) == 1 for which in (trim_threshold, mmap_threshold))
+
+
+@functools.cache
+def keep_to_own_cores() -> None:
+    """Let torch compute with no more threads than this process may use cores, unless ``OMP_NUM_THREADS`` says so.
+
+    By itself torch heeds the affinity, and not the quota of a container: there its threads would wait for each other.
+    """
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > usable_cores():
+        torch.set_num_threads(usable_cores())
 
 
 def uses_bfloat16(device: torch.device, precision: str = "auto") -> bool:

@@ -28,6 +28,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from alutils.config import expanded
+from alutils.cores import usable_cores
 from alutils.data import DataError, Split, Splits, identical_pictures, picture_sums
 from alutils.files import CannotWrite, remove_leftovers, replacing
 from alutils.progress import progress_bar
@@ -141,7 +142,7 @@ def load_isic2018(
     if cache_dir:
         cache_dir = expanded("cache_dir", cache_dir)
     listing, problems, fingerprint = _list_files(root)
-    decode = partial(_decode_all, listing, image_size, degenerate_masks == "error", n_workers or _cpu_cores())
+    decode = partial(_decode_all, listing, image_size, degenerate_masks == "error", n_workers or usable_cores())
     if problems:
         raise _data_error(root, problems + decode()[0])
 
@@ -461,10 +462,6 @@ def _broken(path: Path, error: Exception) -> _Problem:
         return _Problem("broken file", f"{_short(path)}: is empty (0 bytes)")
     reason = "is not a JPEG or PNG file" if isinstance(error, UnidentifiedImageError) else error
     return _Problem("broken file", f"{_short(path)}: {reason}")
-
-
-def _cpu_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # --- the cache -------------------------------------------------------------------------------------------------------
