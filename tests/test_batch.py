@@ -552,6 +552,7 @@ def places(tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "POLL_SECONDS", 0.01)
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))  # without this machine's own nvidia-smi
     return monkeypatch
 
 
@@ -561,11 +562,11 @@ def hold(held, runs_per_gpu):
 
 
 def test_jobs_spread_over_the_gpus_then_share_them_and_then_wait(places):
-    places.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-ab/1")
+    places.setenv("CUDA_VISIBLE_DEVICES", "GPU-3, GPU-ab/1")
     held = []
     for _ in range(4):
         hold(held, runs_per_gpu=2)
-    assert [device for device, _ in held] == ["3", "GPU-ab/1", "3", "GPU-ab/1"]
+    assert [device for device, _ in held] == ["GPU-3", "GPU-ab/1", "GPU-3", "GPU-ab/1"]
     fifth = threading.Thread(target=hold, args=(held, 2))
     fifth.start()
     fifth.join(0.1)
@@ -604,18 +605,48 @@ def test_each_slurm_allocation_has_devices_of_its_own(places):
 
 
 @pytest.mark.parametrize(
-    ("listed", "expected"), [("", []), ("-1", []), ("1,-1,0", ["1"]), ("GPU-ab, 2", ["GPU-ab", "2"])]
+    ("listed", "expected"),
+    [
+        ("", []),
+        ("-1", []),
+        ("NoDevFiles", []),
+        ("1,-1,0", ["1"]),
+        ("0,none,1", ["0"]),
+        (" 1, 0", ["1", "0"]),
+        ("1st", ["1"]),
+        ("0,1,0", []),
+        ("GPU-ab, GPU-cd", ["GPU-ab", "GPU-cd"]),
+        ("GPU-ab,1", ["GPU-ab"]),
+        ("1,GPU-ab", ["1"]),
+        ("GPU-ab,GPU-ab", []),
+        ("MIG-ab/1/0", ["MIG-ab/1/0"]),
+    ],
 )
-def test_the_visible_devices_are_cuda_s(listed, expected, places):
+def test_the_visible_devices_are_cuda_s(listed, expected, places, tmp_path):
+    """With nvidia-smi to ask, and without."""
     places.setenv("CUDA_VISIBLE_DEVICES", listed)
+    assert devices.visible_devices() == expected
+    install_nvidia_smi(tmp_path, "0, GPU-ab01\\n1, GPU-cd02\\n")
     assert devices.visible_devices() == expected
 
 
-def test_without_a_list_nvidia_smi_is_asked(places, tmp_path):
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
+@pytest.mark.parametrize("listed", ["2", "GPU-ff", "GPU-", "7,0"])
+def test_a_device_that_is_not_there_is_none(listed, places, tmp_path):
+    places.setenv("CUDA_VISIBLE_DEVICES", listed)
+    install_nvidia_smi(tmp_path, "0, GPU-ab01\\n1, GPU-cd02\\n")
+    with devices.one_device(1) as environment:
+        assert environment == {}
+
+
+def install_nvidia_smi(folder, says):
+    program = folder / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\nprintf '{says}'\n")
     program.chmod(0o755)
-    places.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    return program
+
+
+def test_without_a_list_nvidia_smi_is_asked(places, tmp_path):
+    program = install_nvidia_smi(tmp_path, "0, GPU-ab01\\n1, GPU-cd02\\n")
     assert devices.visible_devices() == ["0", "1"]
     with devices.one_device(1) as environment:
         assert environment == {"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}

@@ -216,7 +216,9 @@ class Apples(torch.Tensor):
         if function is torch.Tensor.cpu:
             return result.as_subclass(torch.Tensor)
         if isinstance(result, cls) and result.dtype == torch.float64:
-            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
         return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -17,19 +18,42 @@ POLL_SECONDS = 0.5
 
 
 def visible_devices() -> list[str]:
-    """The GPUs that may be used: the entries of ``CUDA_VISIBLE_DEVICES``, else the numbers that nvidia-smi lists.
+    """The GPUs that may be used: those of ``CUDA_VISIBLE_DEVICES`` that there are, else all.
 
-    Empty where there are none. As CUDA does, entries after "-1" are left out.
+    Empty where there are none. The list is read as CUDA reads it: up to the first entry that names no device, so that
+    "-1", "NoDevFiles" or a number too large hide what follows; all numbers or all identifiers ("GPU-...", "MIG-...");
+    and none at all where one stands twice. Where there is no nvidia-smi to ask, each entry of such a form counts.
     """
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if listed is None:
-        query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-        try:
-            listed = ",".join(subprocess.run(query, capture_output=True, text=True, check=True).stdout.split())
-        except (OSError, subprocess.CalledProcessError):
-            return []
-    entries = [entry.strip() for entry in listed.split(",")]
-    return [entry for entry in itertools.takewhile(lambda entry: entry != "-1", entries) if entry]
+    there, listed = _devices_there(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None or there == []:
+        return [number for number, _ in there or []]
+    kind = next((kind for kind in ("GPU-", "MIG-") if listed.strip().startswith(kind)), None)
+    named: list[str] = []
+    for entry in map(str.strip, listed.split(",")):
+        if kind is None:
+            number = re.match(r"\+?(\d+)", entry)  # CUDA reads "1st" as 1
+            exists = number and (there is None or int(number[1]) < len(there))
+            name = str(int(number[1])) if number else ""
+        else:
+            matching = sum(identifier.startswith(entry) for _, identifier in there or [])  # a part of it will do
+            exists = entry.startswith(kind) and (there is None or kind == "MIG-" or matching == 1)
+            name = entry
+        if not exists:
+            break
+        named.append(name)
+    return named if len(set(named)) == len(named) else []
+
+
+def _devices_there() -> list[tuple[str, str]] | None:
+    """Number and identifier of each GPU of this machine; None where there is no nvidia-smi to ask."""
+    query = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+    except FileNotFoundError:
+        return None
+    except (OSError, subprocess.CalledProcessError):  # no driver, or no device
+        return []
+    return [(number.strip(), name.strip()) for number, _, name in (line.partition(",") for line in lines) if number]
 
 
 @contextmanager
