@@ -26,7 +26,13 @@ from alutils.annotation import (
     human_pixels,
 )
 from alutils.augment import normalize
-from alutils.compute import check_compiler, resolve_device
+from alutils.compute import (
+    check_compiler,
+    check_deterministic,
+    deterministic_algorithms,
+    memory_for,
+    resolve_device,
+)
 from alutils.config import ConfigError, Experiment, did_you_mean, expanded
 from alutils.cost import annotation_cost
 from alutils.data import Split, Splits, lesion_area
@@ -94,6 +100,9 @@ def run_active_learning(
     disk before it is yielded: a run that was stopped, however that was, goes on when it is called again with the same
     arguments. Then the rounds on disk come first, and a finished run trains nothing.
 
+    The same arguments give the same numbers to the bit on a CPU, for one machine and number of threads; on a GPU only
+    with ``experiment.deterministic`` (not yet tried on one).
+
     Args:
         experiment: every setting; ``strategy`` names one of ``alutils.queries.STRATEGIES`` or of :data:`BASELINES`.
         splits: images of the experiment's ``image_size``; the training split is the pool.
@@ -115,11 +124,13 @@ def run_active_learning(
     Raises:
         ConfigError: if the settings do not fit the pictures, there is no such strategy or device, a function of your
             own has no source or the network no logits, the strategy needs dropout and the network has none, ``compile``
-            is set where torch cannot compile, or ``output_dir`` holds another run (the differing settings are listed).
+            is set where torch cannot compile, ``deterministic`` where it cannot be had, or ``output_dir`` holds another
+            run (the differing settings are listed).
         RecordsError: if the files of a stopped run cannot be read, or another process is at work in ``output_dir``.
         CannotWrite: if a file cannot be written; the rounds before are safe.
         TrainingDiverged: if the loss or the weights stop being numbers: the run has ended and its record says so.
-        OutOfMemory: if the device cannot hold a batch; the message names a batch size that fits.
+        OutOfMemory: if the device cannot hold a batch, and then the message names a batch size that fits; or the masks
+            of the start or of a query, or the pool's copy that a ``strategy`` of your own gets.
         AnnotationsNeeded: by a person as the oracle: images are to be drawn, then the call is to be made again.
 
     >>> import tempfile
@@ -134,12 +145,13 @@ def run_active_learning(
     _check(experiment, splits, strategy, oracle)
     plan = _make_plan(experiment, strategy, len(splits.train))
     _check_batches(plan)
-    torch_device = resolve_device(device)
+    torch_device = resolve_device(device, deterministic=experiment.deterministic)
     initial = _build(network or unet_for, experiment, strategy)
     folder = RunFolder(
         expanded("output_dir", output_dir),
         _identity(experiment, splits, strategy, network or unet_for, initial, oracle),
     )
+    check_deterministic(initial, experiment, torch_device)
     initial = initial.to(torch_device)
     splits = splits.placed(torch_device)
     oracle = Oracle(splits.train.masks) if oracle is None else oracle.to(torch_device)
@@ -147,8 +159,9 @@ def run_active_learning(
     if experiment.compile and not (state is not None and state.finished):
         check_compiler(torch_device)
     if state is None:
-        masks = oracle.annotate_cold_start(plan.first)
-        cold_start = LabelledSet.of(plan.first, masks, torch.ones_like(masks))
+        with memory_for(f"image_size: the masks of {len(plan.first)} images", "take a smaller one", torch_device):
+            masks = oracle.annotate_cold_start(plan.first)
+            cold_start = LabelledSet.of(plan.first, masks, torch.ones_like(masks))
         state = RunState(copy.deepcopy(initial), cold_start, rounds=[])
     once = plan.n_queries == 0
     rounds = _loop(plan, splits, oracle, initial, state, folder, strategy, progress=progress and once)
@@ -168,9 +181,14 @@ def _loop(
     """Fig. 1, entered at step 4 with the cold start."""
     folder.begin(state, splits)
     yield from state.rounds
+    device, remedy = next(initial.parameters()).device, "take a smaller query_size, batch_size or image_size"
     while not state.finished:
         try:
-            done = _one_round(plan, splits, oracle, initial, state, folder, strategy, progress)
+            with (
+                deterministic_algorithms(plan.experiment),
+                memory_for("query_size: the images of a query and their labels", remedy, device),
+            ):
+                done = _one_round(plan, splits, oracle, initial, state, folder, strategy, progress)
             state.labelled = done.labels
             state.rounds.append(replace(done, model=None, labels=None))
             folder.save(state, splits)
@@ -221,10 +239,11 @@ def _train_and_query(
     with _timed(seconds, "training"):  # step 4
         losses = fit(
             state.model,
-            train.images[labelled.indices],
+            train.images,
             labelled.masks,
             experiment,
             make_generator(experiment.seed, TRAINING, k),
+            indices=labelled.indices,
             annotated=labelled.human if experiment.annotation == "human-only" else None,
             n_steps=plan.n_steps,
             progress=progress,
@@ -243,8 +262,8 @@ def _train_and_query(
             test_dice = evaluate(state.model, splits.test, experiment)
     else:
         with _timed(seconds, "query"):  # steps 1 and 2
-            images, generator = train.images[pool], make_generator(experiment.seed, QUERY, k)
-            chosen, scores = select_queries(state.model, images, experiment.query_size, experiment, generator, strategy)
+            images, n, generator = train.images, experiment.query_size, make_generator(experiment.seed, QUERY, k)
+            chosen, scores = select_queries(state.model, images, n, experiment, generator, strategy, indices=pool)
             queried, scores, tied = pool[chosen], scores[chosen], tied_at_the_cut(scores, chosen)
     with _timed(seconds, "annotation"):
         asked = _pixels_to_ask(state.model, train, queried, experiment, k)
@@ -276,7 +295,7 @@ def _pixels_to_ask(
     if experiment.annotation == "full" or len(queried) == 0:
         nothing = torch.zeros((len(queried), *train.masks.shape[1:]), dtype=torch.uint8, device=train.masks.device)
         return LabelledSet.of(queried, nothing, nothing + 1)
-    p = predict_probabilities(model, train.images[queried], experiment)
+    p = predict_probabilities(model, train.images, experiment, indices=queried)
     human = human_pixels(p, experiment, make_generator(experiment.seed, ANNOTATION, k))
     nothing = torch.zeros_like(human, dtype=torch.uint8)
     return LabelledSet.of(queried, combine(nothing, p, human, experiment.tau_b), human)
@@ -301,7 +320,7 @@ def _review(
     cohorts = torch.arange(1, len(ends)).repeat_interleave(torch.tensor(ends).diff())
     refreshed = experiment.annotation == "partial-refreshed"
     audits, masks = [NO_AUDIT], PackedMasks(labelled.masks.bits[:n_first])
-    for chosen, p in probability_batches(state.model, images[labelled.indices[n_first:]], experiment):
+    for chosen, p in probability_batches(state.model, images, experiment, indices=labelled.indices[n_first:]):
         place = slice(n_first + chosen.start, n_first + chosen.stop)
         written, human = labelled.masks[place], labelled.human[place]
         truth = oracle.truth(labelled.indices[place])

@@ -6,8 +6,9 @@ import ctypes
 import functools
 import os
 import platform
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -25,23 +26,24 @@ class Compute(NamedTuple):
 
     Args:
         device: where.
-        bfloat16: whether in bfloat16 autocast.
+        dtype: in which autocast, ``torch.bfloat16`` or ``torch.float16``; ``torch.float32``: in none.
         layout: of its weights and pictures in memory, ``torch.channels_last`` or ``torch.contiguous_format``.
     """
 
     device: torch.device
-    bfloat16: bool
+    dtype: torch.dtype
     layout: torch.memory_format
 
     def autocast(self) -> torch.autocast:
         """The context for a pass through the network."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+        half = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype if half else None, enabled=half)
 
 
 def prepare(model: nn.Module, experiment: Experiment) -> Compute:
     """Bring ``model`` into the layout that is fastest where it is.
 
-    Channels-last goes with bfloat16 everywhere, and on a CPU with float32 too. The choice
+    Channels-last goes with half precision everywhere, and on a CPU with float32 too. The choice
     rests on what the device can do and not on a measurement, whose outcome would change with what else the machine
     does, and the results with it.
 
@@ -49,19 +51,24 @@ def prepare(model: nn.Module, experiment: Experiment) -> Compute:
         model: on the device where it is to run.
         experiment: its ``precision``; with ``compile`` the model is compiled, at its next pass and only once.
 
-    >>> prepare(nn.Conv2d(3, 1, 1), Experiment(precision="float32")).bfloat16
-    False
+    Raises:
+        ConfigError: as :func:`check_deterministic`.
+
+    >>> prepare(nn.Conv2d(3, 1, 1), Experiment(precision="float32")).dtype
+    torch.float32
     """
     device = next(model.parameters()).device
-    bfloat16 = uses_bfloat16(device, experiment.precision)
-    layout = torch.channels_last if bfloat16 or device.type == "cpu" else torch.contiguous_format
+    check_deterministic(model, experiment, device)
+    dtype = working_dtype(device, experiment.precision)
+    plain = dtype == torch.float32 and device.type != "cpu"
+    layout = torch.contiguous_format if plain else torch.channels_last
     model.to(memory_format=layout)
     if device.type == "cpu":
         keep_freed_memory()
         keep_to_own_cores()
     if experiment.compile and model._compiled_call_impl is None:
         model.compile()
-    return Compute(device, bfloat16, layout)
+    return Compute(device, dtype, layout)
 
 
 @functools.cache
@@ -88,26 +95,36 @@ def keep_to_own_cores() -> None:
         torch.set_num_threads(usable_cores())
 
 
-def uses_bfloat16(device: torch.device, precision: str = "auto") -> bool:
-    """Whether the network runs in bfloat16 autocast on ``device``.
+def working_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
+    """What the network runs in on ``device``: in autocast to bfloat16 or float16, or in float32 throughout.
 
-    With ``precision="auto"`` it does where the device has instructions for it; elsewhere it is emulated, and slow.
+    With ``precision="auto"`` it is bfloat16 where the device has instructions for it; elsewhere it is emulated, and
+    slow. A GPU that has none for bfloat16 but fast ones for float16 (V100, T4) takes float16, everything else float32.
 
-    >>> uses_bfloat16(torch.device("cpu"), "float32")
-    False
+    >>> working_dtype(torch.device("cpu"), "float32")
+    torch.float32
     """
     if precision != "auto":
-        return precision == "bfloat16"
+        return getattr(torch, precision)
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        with torch.cuda.device(device):  # what is asked next is about the present one
+            if torch.cuda.is_bf16_supported(including_emulation=False):
+                return torch.bfloat16
+            return torch.float16 if torch.cuda.get_device_capability()[0] >= 7 else torch.float32
+    has_bfloat16 = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
-def resolve_device(name: str = "auto") -> torch.device:
+def resolve_device(name: str = "auto", *, deterministic: bool = False) -> torch.device:
     """The device called ``name``: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
 
+    Args:
+        name: see above.
+        deterministic: as the experiment has it: CUDA, where it is what is called and has not started yet, is then
+            started so that it can repeat itself. That stays so for the life of this process.
+
     Raises:
-        ConfigError: if there is no such device here.
+        ConfigError: if there is no such device here, or ``deterministic`` comes too late.
 
     >>> resolve_device("cpu")
     device(type='cpu')
@@ -115,13 +132,111 @@ def resolve_device(name: str = "auto") -> torch.device:
     if not isinstance(name, str):
         raise ConfigError(f"device: must be a name such as 'auto', 'cpu' or 'cuda:1', got {name!r}")
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if deterministic and name.startswith("cuda"):
+        _check_cublas()
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device: '{name}' cannot be used here ({str(error).splitlines()[0]}); try 'cpu'") from None
+    if device.type == "cpu":
+        keep_to_own_cores()
     return device
+
+
+@contextmanager
+def deterministic_algorithms(experiment: Experiment) -> Iterator[None]:
+    """Within it, where ``experiment.deterministic``, torch takes its deterministic algorithms; afterwards it is set as
+    it was.
+
+    Raises:
+        ConfigError: if it has none for what is computed.
+
+    >>> with deterministic_algorithms(Experiment(deterministic=True)):
+    ...     print(torch.are_deterministic_algorithms_enabled())
+    True
+    """
+    if not experiment.deterministic:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    only_warns, measures = torch.is_deterministic_algorithms_warn_only_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False  # which would choose by time
+    try:
+        yield
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        raise ConfigError(f"deterministic: {str(error).partition(',')[0]}; {_REMEDY}") from error
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=only_warns)
+        torch.backends.cudnn.benchmark = measures
+
+
+def check_deterministic(model: nn.Module, experiment: Experiment, device: torch.device) -> None:
+    """Refuse what cannot be repeated to the bit on ``device``, where ``experiment.deterministic`` asks for that.
+
+    On a CPU everything can. What a network computes without a layer of its own is not seen here; torch then refuses it
+    in the first step, see :func:`deterministic_algorithms`.
+
+    Raises:
+        ConfigError: naming the layer for which torch has no deterministic algorithm, or if CUDA has started without
+            what it needs for them.
+
+    >>> model, experiment = nn.Sequential(nn.AdaptiveAvgPool2d(2)), Experiment(deterministic=True)
+    >>> check_deterministic(model, experiment, torch.device("cuda"))
+    Traceback (most recent call last):
+    alutils.config.ConfigError: deterministic: torch has no deterministic algorithm for the layer 0, AdaptiveAvgPool2d;
+    choose another encoder or network, or deterministic: false
+    """
+    if not experiment.deterministic or device.type == "cpu":
+        return
+    for name, layer in model.named_modules():
+        if _lacks_deterministic(layer):
+            raise ConfigError(
+                f"deterministic: torch has no deterministic algorithm for the layer {name or 'itself'}, "
+                f"{type(layer).__name__}; {_REMEDY}"
+            )
+    if device.type == "cuda":
+        _check_cublas()
+
+
+_REMEDY = "choose another encoder or network, or deterministic: false"
+
+# As torch.use_deterministic_algorithms lists them, and what is built on them
+_WITHOUT_DETERMINISTIC = (
+    *(nn.AvgPool3d, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d, nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+    *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.CTCLoss, nn.NLLLoss, nn.EmbeddingBag),
+)
+
+
+def _lacks_deterministic(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d):
+        size = layer.output_size if isinstance(layer.output_size, tuple) else (layer.output_size,)
+        return any(side != 1 for side in size)  # of one pixel it is a mean
+    upsampling = layer.mode if isinstance(layer, nn.Upsample) else getattr(layer, "interpolation_mode", None)
+    return (
+        isinstance(layer, _WITHOUT_DETERMINISTIC)
+        or upsampling in ("linear", "bicubic", "trilinear")  # for "bilinear" torch has one
+        or getattr(layer, "padding_mode", None) == "reflect"
+    )
+
+
+def _check_cublas() -> None:
+    """See to it that CUDA's library for matrices can repeat itself: it reads how when CUDA starts."""
+    name, fitting = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
+    given = os.environ.get(name)
+    if given is None and not torch.cuda.is_initialized():
+        os.environ[name] = fitting[0]
+    elif given not in fitting:
+        state = "CUDA has started without" if given is None else f"it is {given!r}, and CUDA cannot repeat itself with"
+        raise ConfigError(
+            f"deterministic: {name} must be {' or '.join(fitting)} before CUDA starts, but {state} it; set "
+            f"{name}={fitting[0]} before you start Python or Jupyter, or restart the kernel and begin with this run"
+        )
 
 
 def to_device(batch: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -135,7 +250,10 @@ def to_device(batch: torch.Tensor, device: torch.device) -> torch.Tensor:
     return batch.to(device, non_blocking=True)
 
 
-def within_memory(work: Callable[[int], torch.Tensor], n: int, setting: str, device: torch.device) -> torch.Tensor:
+_Result = TypeVar("_Result")
+
+
+def within_memory(work: Callable[[int], _Result], n: int, setting: str, device: torch.device) -> _Result:
     """What ``work(n)`` returns, where the device's memory is large enough for it.
 
     Args:
@@ -162,6 +280,31 @@ def within_memory(work: Callable[[int], torch.Tensor], n: int, setting: str, dev
     raise OutOfMemory(f"{setting}: the memory of {device} is too small for {n} images at a time; {remedy}")
 
 
+@contextmanager
+def memory_for(what: str, remedy: str, device: torch.device) -> Iterator[None]:
+    """Within it, a memory that is too small is named.
+
+    Args:
+        what: what does not fit then.
+        remedy: what to do about it.
+        device: where.
+
+    Raises:
+        OutOfMemory: in place of torch's own error.
+
+    >>> with memory_for("query_size: the labels", "take a smaller one", torch.device("cpu")):
+    ...     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    Traceback (most recent call last):
+    alutils.compute.OutOfMemory: query_size: the labels do not fit into the memory of cpu; take a smaller one
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise OutOfMemory(f"{what} do not fit into the memory of {device}; {remedy}") from None
+
+
 def _fits(work: Callable[[int], object], n: int, device: torch.device) -> bool:
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -175,7 +318,9 @@ def _fits(work: Callable[[int], object], n: int, device: torch.device) -> bool:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # the latter on a CPU
+    # The words are of a CPU; of Apple's devices and of pinned memory; of NVIDIA's libraries
+    words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(one in str(error) for one in words)
 
 
 def check_compiler(device: torch.device) -> None:

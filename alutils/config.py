@@ -92,8 +92,11 @@ class Experiment(BaseModel):
     schedule: Literal["constant", "cosine"] = Field("constant", description="of the learning rate within one training")
     loss: Literal["bce", "dice", "bce+dice"] = Field("bce", description="binary cross-entropy with logits, soft Dice")
     fine_tune: bool = Field(True, description="each round starts from the last round's weights; false: from scratch")
-    precision: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="auto: bfloat16 autocast where the device has the instructions for it"
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="auto: bfloat16 autocast where the device has instructions for it, float16 on other GPUs"
+    )
+    deterministic: bool = Field(
+        False, description="on a GPU, only algorithms that repeat themselves to the bit; on a CPU all do"
     )
     compile: bool = Field(False, description="torch.compile the network: a minute's start, so for long runs on a GPU")
 

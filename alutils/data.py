@@ -60,6 +60,72 @@ def picture_sums(pictures: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class ImageView:
+    """Some images of a larger tensor, without a copy of them: what is asked for is gathered then.
+
+    Args:
+        images: (N, C, H, W), such as all of the training split's.
+        indices: int64 (n,), positions in ``images``.
+
+    >>> view = ImageView(torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1), torch.tensor([4, 0, 2]))
+    >>> len(view), view.shape, view[1:].flatten().tolist(), view[torch.tensor([2, 0])].flatten().tolist()
+    (3, torch.Size([3, 1, 1, 1]), [0, 2], [2, 4])
+    """
+
+    images: torch.Tensor
+    indices: torch.Tensor
+
+    def __getitem__(self, chosen: slice | torch.Tensor) -> torch.Tensor:
+        """The images at these positions of the view, (m, C, H, W), where the larger tensor lies."""
+        return self.images[self.indices[chosen].to(self.images.device)]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(n, C, H, W)."""
+        return torch.Size([len(self), *self.images.shape[1:]])
+
+    @property
+    def ndim(self) -> int:
+        return self.images.ndim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the larger tensor."""
+        return self.images.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the larger tensor lies."""
+        return self.images.device
+
+
+def images_at(images: torch.Tensor | ImageView, indices: torch.Tensor | None) -> torch.Tensor | ImageView:
+    """A view of the images at ``indices``; None: the images as they are.
+
+    Raises:
+        ValueError: if ``indices`` is not int64 (n,) from 0 to N - 1.
+
+    >>> images_at(torch.zeros(3, 1, 1, 1), torch.tensor([0, 3]))
+    Traceback (most recent call last):
+    ValueError: indices must be int64 of shape (n,), each from 0 to 2, got torch.int64 (2,) with 0 to 3
+    """
+    if indices is None:
+        return images
+    indices, n = torch.as_tensor(indices).cpu(), len(images)
+    fits = indices.dtype == torch.int64 and indices.ndim == 1
+    if not fits or (len(indices) and not 0 <= indices.min() <= indices.max() < n):
+        values = f" with {indices.min()} to {indices.max()}" if indices.numel() else ""
+        raise ValueError(
+            f"indices must be int64 of shape (n,), each from 0 to {n - 1}, got {indices.dtype} "
+            f"{tuple(indices.shape)}{values}"
+        )
+    return ImageView(images, indices)
+
+
+@dataclass(frozen=True, eq=False)
 class Split:
     """Images with their masks, all of one size.
 

@@ -83,7 +83,7 @@ def open_workspace(
     changes = parse_settings(overrides)
     changes.update(settings if seed is None else {"seed": seed, **settings})
     experiment = Experiment.from_profile(profile, **changes)
-    chosen_device = resolve_device(device)
+    chosen_device = resolve_device(device, deterministic=experiment.deterministic)
     folder = expanded("output_dir", output_dir) if output_dir else RUNS_DIR / "by-hand" / Path(profile).stem / notebook
     _check_folder(folder)
     if data_root:

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from alutils import uncertainty
+from alutils.compute import memory_for
 from alutils.config import ConfigError, Experiment, did_you_mean
+from alutils.data import ImageView, images_at
 from alutils.metrics import is_number
 from alutils.own_code import function_name
 from alutils.training import probability_batches
@@ -31,6 +33,8 @@ def select_queries(
     experiment: Experiment,
     generator: torch.Generator,
     strategy: Strategy | None = None,
+    *,
+    indices: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The ``n`` most informative images of the pool: those with the highest scores, of equal ones some drawn by lot.
 
@@ -47,12 +51,15 @@ def select_queries(
         experiment: the strategy's name, the reduction from pixels to an image, N of eq. 3, batch size and precision.
         generator: of the CPU; the random strategy, the dropout and the lot among equal scores draw from it.
         strategy: a function of your own, or None for the one of :data:`STRATEGIES` that the experiment names.
+        indices: int64 (N,), positions of the pool in ``images``, which then may hold more; None: all are the pool. Our
+            own strategies gather a batch at a time; yours gets a copy of the pool.
 
     Returns:
-        Positions in ``images``, int64 (min(n, N),), the highest score first; and the scores of all, float32 (N,). Both
+        Positions in the pool, int64 (min(n, N),), the highest score first; and the scores of all, float32 (N,). Both
         are on the CPU.
 
     Raises:
+        OutOfMemory: if the device cannot hold a batch, or the pool's copy for a strategy of your own.
         ConfigError: if there is no strategy of that name, ``strategy`` is not a function, or it needs dropout and the
             model has none.
         ValueError: if ``n`` is not a whole number of at least 0, the images are not uint8 of that shape, or the scores
@@ -76,10 +83,14 @@ def select_queries(
         raise ValueError(f"images must be a uint8 tensor of shape (N, 3, H, W), got {got}; Split.images is one")
     check_strategy(strategy)
     score = find_strategy(experiment.strategy) if strategy is None else strategy
-    name = strategy_name(experiment, strategy)
-    if len(images):
+    name, pool = strategy_name(experiment, strategy), images_at(images, indices)
+    if len(pool):
         check_dropout(score, name, model, images[:1], experiment)
-    scores = _checked(score(model, images, experiment, generator), len(images), name)
+    if isinstance(pool, ImageView) and score not in _OF_BATCHES:
+        what = f"strategy '{name}': the {len(pool)} images of the pool, copied for it,"
+        with memory_for(what, "take a smaller image_size or device='cpu'", pool.device):
+            pool = pool[:]
+    scores = _checked(score(model, pool, experiment, generator), len(pool), name)
     lot = torch.randperm(len(scores), generator=generator)  # drawn last, so that the scores do not depend on it
     return lot[scores[lot].argsort(descending=True, stable=True)][:n], scores
 
@@ -215,6 +226,9 @@ STRATEGIES: dict[str, Strategy] = {
     strategy.__name__: strategy for strategy in (random, least_confidence, entropy, binary_entropy, mc_dropout, bald)
 }
 """What ``experiment.strategy`` may name: all of one signature, all with the highest score queried first."""
+
+_OF_BATCHES = tuple(STRATEGIES.values())
+"""Those that look at no more than a batch of the pool at a time, so that a view of it will do."""
 
 
 def _scored_by_map(

@@ -32,7 +32,7 @@ import torchvision
 from filelock import FileLock, Timeout
 from torch import nn
 
-from alutils.compute import uses_bfloat16
+from alutils.compute import working_dtype
 from alutils.config import ConfigError, Experiment, did_you_mean, expanded, parse_settings, same_run
 from alutils.cost import average_cost
 from alutils.data import Split, Splits
@@ -231,8 +231,8 @@ class RunFolder:
             self._take()  # its last state was damaged, and is made again
         self.record["status"] = "running"
         device = next(state.model.parameters()).device
-        bfloat16 = uses_bfloat16(device, self.record["experiment"]["precision"])
-        self.record["provenance"].append({**provenance(device), "bfloat16": bfloat16})
+        dtype = working_dtype(device, self.record["experiment"]["precision"])
+        self.record["provenance"].append({**provenance(device), "precision": str(dtype).removeprefix("torch.")})
         self._write_record()
         if state.rounds:
             self._write_tables(state, splits)

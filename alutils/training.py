@@ -12,11 +12,15 @@ from segmentation_models_pytorch.losses import BINARY_MODE, DiceLoss
 from torch import nn
 
 from alutils.augment import augment, normalize
-from alutils.compute import prepare, to_device, within_memory
+from alutils.compute import deterministic_algorithms, memory_for, prepare, to_device, within_memory
 from alutils.config import Experiment
+from alutils.data import ImageView, images_at
 from alutils.packed import PackedMasks
 from alutils.progress import progress_bar
 from alutils.seeding import seeded
+
+_LEAST_SCALE = 1.0
+"""Of float16's losses: below it, gradients of their true size are too large for float16."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -30,6 +34,7 @@ def fit(
     experiment: Experiment,
     generator: torch.Generator,
     *,
+    indices: torch.Tensor | None = None,
     annotated: torch.Tensor | PackedMasks | None = None,
     n_steps: int | None = None,
     progress: bool = True,
@@ -39,20 +44,25 @@ def fit(
     Args:
         model: from :func:`alutils.build_unet`; trained on the device it is on.
         images: uint8, (N, 3, H, W); where they are on another device, each batch is copied.
-        masks: uint8, (N, 1, H, W), 0 and 1, or packed.
+        masks: uint8, (N, 1, H, W), 0 and 1, or packed; with ``indices`` (n, 1, H, W), in their order.
         experiment: batch size, epochs, optimizer, loss, augmentation and precision.
         generator: of the CPU; it draws the batches, the augmentation and the seed of the dropout.
-        annotated: uint8, (N, 1, H, W), 1 where the mask is known, or packed: the loss ignores the other pixels, and
+        indices: int64 (n,), positions of the labelled set in ``images``, of which each batch gathers its own; None: all
+            are trained on.
+        annotated: uint8, of the masks' shape, 1 where the mask is known, or packed: the loss ignores other pixels, and
             what a rotation brings in from outside the picture. None: all is known, and outside is background.
         n_steps: optimizer steps; None: ``experiment.epochs`` passes over the images.
         progress: show a progress bar.
 
     Returns:
-        The loss of each step, float32 (n_steps,), on the CPU.
+        The loss of each step, float32 (n_steps,), on the CPU. In float16 a gradient may be too large for it: then the
+        batch is taken again with a smaller scale of the loss, and does not count twice.
 
     Raises:
-        ValueError: if there are no images, or images, masks and ``annotated`` do not belong together.
-        TrainingDiverged: if the loss stops being a finite number (looked at after each epoch), or a weight at the end.
+        ValueError: if there are no images, or images, ``indices``, masks and ``annotated`` do not belong together.
+        TrainingDiverged: if the loss stops being a finite number (looked at after each epoch), or a weight at the end,
+            or if no scale of the loss makes the gradients fit into float16.
+        ConfigError: if the experiment is to be ``deterministic``, and cannot be so on the model's device.
         OutOfMemory: if the device cannot hold a batch; the message names a batch size that fits. ``model`` is then
             half trained.
 
@@ -63,6 +73,7 @@ def fit(
     >>> fit(model, images, masks, experiment, torch.Generator().manual_seed(0), progress=False).shape
     torch.Size([6])
     """
+    images = images_at(images, torch.arange(len(images)) if indices is None else indices)
     _check_training_set(images, masks, annotated, experiment)
     compute = prepare(model.train(), experiment)
     device = compute.device
@@ -80,10 +91,11 @@ def fit(
         else None
     )
     losses = torch.zeros(n_steps, device=device)
+    scaler = torch.amp.GradScaler(device.type, enabled=compute.dtype == torch.float16)
 
     def step(index: torch.Tensor, n: int) -> torch.Tensor:
         index = index[:n]
-        x, y = images[index.to(images.device)], masks[index.to(masks.device)]
+        x, y = images[index], masks[index.to(masks.device)]
         if annotated is not None:
             y = torch.cat([y, annotated[index.to(annotated.device)].to(y.device)], 1)
         x, y = augment(to_device(x, device), to_device(y, device), experiment, generator)
@@ -92,14 +104,25 @@ def fit(
             logits = model(x.contiguous(memory_format=compute.layout))
         loss = segmentation_loss(logits.float(), y.float(), experiment.loss, known)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         return loss.detach()
 
     batches = _shuffled_batches(len(images), experiment.batch_size, n_steps, generator)
-    with seeded(generator, device), progress_bar("training", n_steps, "step", shown=progress) as bar:
+    with (
+        seeded(generator, device),
+        deterministic_algorithms(experiment),
+        progress_bar("training", n_steps, "step", shown=progress) as bar,
+    ):
         for number, index in enumerate(batches, 1):
-            losses[number - 1] = within_memory(partial(step, index), len(index), "batch_size", device)
+            scale = math.inf
+            while scaler.get_scale() < scale:  # at first; then where the scaler left the step out
+                scale = scaler.get_scale()
+                if scale < _LEAST_SCALE:
+                    what = f"the gradients were too large for float16 at step {number} of {n_steps}"
+                    raise _diverged(what, experiment)
+                losses[number - 1] = within_memory(partial(step, index), len(index), "batch_size", device)
             if scheduler:
                 scheduler.step()
             bar.update()
@@ -150,7 +173,12 @@ def _cross_entropy(logits: torch.Tensor, masks: torch.Tensor, known: torch.Tenso
 
 
 def probability_batches(
-    model: nn.Module, images: torch.Tensor, experiment: Experiment, *, batch_size: int | None = None
+    model: nn.Module,
+    images: torch.Tensor | ImageView,
+    experiment: Experiment,
+    *,
+    indices: torch.Tensor | None = None,
+    batch_size: int | None = None,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Lesion probabilities of all images, batch by batch, so that no more than one batch of maps is held.
 
@@ -158,32 +186,45 @@ def probability_batches(
 
     Args:
         model: on the device where the prediction is to run.
-        images: uint8, (N, 3, H, W).
+        images: uint8, (N, 3, H, W); where they are on another device, each batch is copied.
         experiment: normalization and precision, and the batch size where none is given.
+        indices: int64 (n,), positions of those to predict for, of which each batch gathers its own; None: all.
         batch_size: images at a time; None: twice the training's.
 
     Yields:
-        Which images, and their probabilities: float32 (n, 1, H, W), 0 to 1, on the model's device.
+        Which images (of those at ``indices``), and their probabilities: float32 (n, 1, H, W), 0 to 1, on the model's
+        device.
+
+    Raises:
+        OutOfMemory: if the device cannot hold a batch; the message names a batch size that fits.
+        ValueError: if ``indices`` are not positions in ``images``.
+        ConfigError: if the experiment is to be ``deterministic``, and cannot be so on the model's device.
     """
+    images = images_at(images, indices)
     compute = prepare(model.eval(), experiment)
     batch_size = batch_size or 2 * experiment.batch_size
 
     def predict(start: int, n: int) -> torch.Tensor:
-        with torch.inference_mode(), compute.autocast():
+        with torch.inference_mode(), compute.autocast(), deterministic_algorithms(experiment):
             x = normalize(to_device(images[start : start + n], compute.device), experiment)
-            return model(x.contiguous(memory_format=compute.layout))
+            logits = model(x.contiguous(memory_format=compute.layout))
+        return logits.float().sigmoid()
 
     for start in range(0, len(images), batch_size):
         chosen = slice(start, min(start + batch_size, len(images)))
         setting = "batch_size (a prediction takes twice as many)"
-        logits = within_memory(partial(predict, start), chosen.stop - start, setting, compute.device)
-        yield chosen, logits.float().sigmoid()
+        yield chosen, within_memory(partial(predict, start), chosen.stop - start, setting, compute.device)
 
 
 def predict_probabilities(
-    model: nn.Module, images: torch.Tensor, experiment: Experiment, *, batch_size: int | None = None
+    model: nn.Module,
+    images: torch.Tensor | ImageView,
+    experiment: Experiment,
+    *,
+    indices: torch.Tensor | None = None,
+    batch_size: int | None = None,
 ) -> torch.Tensor:
-    """Lesion probabilities of all images at once; arguments as :func:`probability_batches`.
+    """Lesion probabilities of all images at once; arguments and errors as :func:`probability_batches`.
 
     Returns:
         float32 (N, 1, H, W), 0 to 1, on the model's device.
@@ -193,12 +234,15 @@ def predict_probabilities(
     >>> predict_probabilities(model, torch.zeros(3, 3, 64, 64, dtype=torch.uint8), Experiment()).shape
     torch.Size([3, 1, 64, 64])
     """
-    maps = [probabilities for _, probabilities in probability_batches(model, images, experiment, batch_size=batch_size)]
-    return torch.cat(maps) if maps else torch.zeros(0, 1, *images.shape[2:])
+    images = images_at(images, indices)
+    what, remedy = f"images: the maps of {len(images)} images", "take them batch by batch, from probability_batches"
+    with memory_for(what, remedy, next(model.parameters()).device):
+        maps = [p for _, p in probability_batches(model, images, experiment, batch_size=batch_size)]
+        return torch.cat(maps) if maps else torch.zeros(0, 1, *images.shape[2:])
 
 
 def _check_training_set(
-    images: torch.Tensor,
+    images: ImageView,
     masks: torch.Tensor | PackedMasks,
     annotated: torch.Tensor | PackedMasks | None,
     experiment: Experiment,

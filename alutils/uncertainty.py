@@ -8,14 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple, get_args
 
 import torch
 from torch import nn
 
 from alutils.augment import normalize
-from alutils.compute import prepare, to_device
+from alutils.compute import deterministic_algorithms, memory_for, prepare, to_device, within_memory
 from alutils.config import ConfigError, Experiment, did_you_mean
+from alutils.data import ImageView, images_at
 from alutils.metrics import check_probabilities, is_number
 from alutils.sampler import decoder_sampler
 from alutils.seeding import make_generator, seeded
@@ -156,11 +158,12 @@ def mc_dropout_maps(
 
 def mc_dropout_batches(
     model: nn.Module,
-    images: torch.Tensor,
+    images: torch.Tensor | ImageView,
     experiment: Experiment,
     generator: torch.Generator,
     n_samples: int | None = None,
     *,
+    indices: torch.Tensor | None = None,
     batch_size: int | None = None,
 ) -> Iterator[tuple[slice, DropoutMaps]]:
     """:func:`mc_dropout_maps` of all images, batch by batch, so that no more than one batch of maps is held.
@@ -168,25 +171,38 @@ def mc_dropout_batches(
     Args:
         model, experiment, generator, n_samples: as for :func:`mc_dropout_maps`.
         images: uint8, (N, 3, H, W), any number; where they are on another device, each batch is copied.
+        indices: int64 (n,), positions of those to predict for, of which each batch gathers its own; None: all.
         batch_size: images at a time; None: twice the training's. Each batch draws its own dropout, so that another
             batch size gives other samples.
 
     Yields:
-        Which images, and their maps.
+        Which images (of those at ``indices``), and their maps.
+
+    Raises:
+        OutOfMemory: if the device cannot hold a batch; the message names a batch size that fits.
+        ConfigError, ValueError: as :func:`mc_dropout_maps` and :func:`alutils.training.probability_batches`.
     """
-    batch_size = batch_size or 2 * experiment.batch_size
+    images = images_at(images, indices)
+    batch_size, device = batch_size or 2 * experiment.batch_size, next(model.parameters()).device
+
+    def sample(start: int, n: int) -> DropoutMaps:
+        with deterministic_algorithms(experiment):
+            return mc_dropout_maps(model, images[start : start + n], experiment, generator, n_samples)
+
     for start in range(0, len(images), batch_size):
         chosen = slice(start, min(start + batch_size, len(images)))
-        yield chosen, mc_dropout_maps(model, images[chosen], experiment, generator, n_samples)
+        setting = "batch_size (Monte Carlo dropout takes twice as many)"
+        yield chosen, within_memory(partial(sample, start), chosen.stop - start, setting, device)
 
 
 def mc_dropout_std(
     model: nn.Module,
-    images: torch.Tensor,
+    images: torch.Tensor | ImageView,
     experiment: Experiment,
     generator: torch.Generator,
     n_samples: int | None = None,
     *,
+    indices: torch.Tensor | None = None,
     batch_size: int | None = None,
 ) -> torch.Tensor:
     """Eq. 3: ``sqrt(1/N sum_j (p_j - mean)^2)`` over N predictions with dropout, 0 (sure) to 0.5 (unsure).
@@ -202,9 +218,12 @@ def mc_dropout_std(
     >>> mc_dropout_std(model, images, Experiment(), torch.Generator().manual_seed(0), n_samples=3).max().item()
     0.0
     """
-    batches = mc_dropout_batches(model, images, experiment, generator, n_samples, batch_size=batch_size)
-    maps = [dropout_maps.std for _, dropout_maps in batches]
-    return torch.cat(maps) if maps else torch.zeros(0, 1, *images.shape[2:])
+    images = images_at(images, indices)
+    what, remedy = f"images: the maps of {len(images)} images", "take them batch by batch, from mc_dropout_batches"
+    with memory_for(what, remedy, next(model.parameters()).device):
+        batches = mc_dropout_batches(model, images, experiment, generator, n_samples, batch_size=batch_size)
+        maps = [dropout_maps.std for _, dropout_maps in batches]
+        return torch.cat(maps) if maps else torch.zeros(0, 1, *images.shape[2:])
 
 
 def draws_dropout(model: nn.Module, image: torch.Tensor, experiment: Experiment) -> bool:

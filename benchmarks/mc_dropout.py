@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from alutils import Experiment, build_unet, make_generator
 from alutils.augment import normalize
-from alutils.compute import uses_bfloat16
+from alutils.compute import working_dtype
 from alutils.uncertainty import mc_dropout_std
 
 BATCH_SIZE = 32  # of images, the default of BaaL; ours is twice the training's
@@ -92,7 +92,7 @@ def main() -> None:
     options.add_argument("--repetitions", type=int, default=3)
     settings = options.parse_args()
     device, case = settings.device, (settings.images, settings.size, settings.device)
-    product = "bfloat16" if uses_bfloat16(device) else "float32"
+    product = str(working_dtype(device)).removeprefix("torch.")
 
     apart = partial(apart_in_turns, threads=settings.threads, device=device)
     makers = {f"ours, {precision}": (ours, *case, precision) for precision in dict.fromkeys(("float32", product))}

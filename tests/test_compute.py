@@ -6,21 +6,32 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
-from test_active_learning import make_partial, make_splits, run
+from test_active_learning import contents, make_partial, make_splits, run
 
 from alutils.active_learning import run_active_learning
-from alutils.compute import keep_freed_memory, prepare, resolve_device, to_device, uses_bfloat16
+from alutils.compute import (
+    OutOfMemory,
+    check_deterministic,
+    deterministic_algorithms,
+    keep_freed_memory,
+    prepare,
+    resolve_device,
+    to_device,
+    working_dtype,
+)
 from alutils.config import ConfigError, Experiment
 from alutils.data import Split, Splits
-from alutils.model import unet_for
-from alutils.queries import select_queries
+from alutils.model import UNet, unet_for
+from alutils.queries import STRATEGIES, select_queries
 from alutils.seeding import make_generator
 from alutils.synthetic import make_synthetic
 from alutils.training import fit, predict_probabilities
+from alutils.uncertainty import mc_dropout_batches, mc_dropout_std
 
 SETTINGS = Experiment(
     image_size=64,
@@ -120,17 +131,32 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def test_precision_is_bfloat16_where_asked_for_and_by_itself_where_the_device_has_it(monkeypatch):
     cpu = torch.device("cpu")
-    assert uses_bfloat16(cpu, "bfloat16") and not uses_bfloat16(cpu, "float32")
-    for has_it in (True, False):
+    for name in ("bfloat16", "float16", "float32"):
+        assert working_dtype(cpu, name) == getattr(torch, name)
+    for has_it, expected in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda answer=has_it: answer)
-        assert uses_bfloat16(cpu) is has_it
-    assert not uses_bfloat16(torch.device("meta"))
+        assert working_dtype(cpu) == expected
+    assert working_dtype(torch.device("meta")) == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((9, 0), torch.bfloat16), ((7, 5), torch.float16), ((7, 0), torch.float16), ((6, 1), torch.float32)],
+)
+def test_a_gpu_without_bfloat16_takes_float16_where_it_has_that(capability, expected, monkeypatch):
+    """A H100, a T4, a V100 and a GTX 1080; what is asked of the present GPU is asked of the one in use."""
+    present = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: present.append(device.index) or nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: capability >= (8, 0))
+    assert working_dtype(torch.device("cuda:1")) == expected and present == [1]
+    assert working_dtype(torch.device("cuda:1"), "float32") == torch.float32
 
 
 def test_the_choice_is_recorded_with_the_run(splits, tmp_path):
     experiment = SETTINGS.model_copy(update={"n_queries": 0, "cold_start": 4, "epochs": 1, "precision": "bfloat16"})
     list(run_active_learning(experiment, splits, tmp_path, device="cpu", progress=False))
-    assert json.loads((tmp_path / "run.json").read_text())["provenance"][0]["bfloat16"] is True
+    assert json.loads((tmp_path / "run.json").read_text())["provenance"][0]["precision"] == "bfloat16"
 
 
 def test_a_model_is_compiled_once_and_only_when_asked(monkeypatch):
@@ -202,6 +228,275 @@ def test_a_batch_goes_to_the_device_as_it_is():
 def test_an_unknown_device_is_refused():
     with pytest.raises(ConfigError, match="device: 'gpu'"):
         resolve_device("gpu")
+
+
+# Deterministic algorithms
+
+DETERMINISTIC = SETTINGS.model_copy(update={"deterministic": True})
+
+
+def switches():
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.backends.cudnn.benchmark,
+    )
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_deterministic_algorithms_are_on_only_within_and_only_where_asked_for(monkeypatch, fails):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # as a user may have them
+    try:
+        with deterministic_algorithms(SETTINGS):
+            assert switches() == (True, True, True)
+        try:
+            with deterministic_algorithms(DETERMINISTIC):
+                assert switches() == (True, False, False)
+                if fails:
+                    raise KeyError
+        except KeyError:
+            pass
+        assert switches() == (True, True, True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_run_trains_and_scores_with_them_and_leaves_the_user_s_own_between_rounds(tmp_path, deterministic):
+    experiment, during, before = make_partial("partial", deterministic=deterministic), set(), switches()
+
+    def score(model, images, experiment, generator):
+        during.add(switches())
+        return torch.rand(len(images), generator=generator)
+
+    forward = UNet.forward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UNet, "forward", lambda self, x: during.add(switches()) or forward(self, x))
+        rounds = run_active_learning(experiment, make_splits(), tmp_path, strategy=score, device="cpu", progress=False)
+        for _ in rounds:
+            assert switches() == before
+    assert during == {(deterministic, False, False)}
+
+
+@pytest.mark.parametrize("work", ["fit", "predict_probabilities", "mc_dropout_std"])
+def test_without_a_run_each_part_has_them_too(work):
+    class Watched(UNet):
+        def encode(self, images):
+            during.add(switches()[0])
+            return super().encode(images)
+
+    during, images = set(), torch.zeros(4, 3, 64, 64, dtype=torch.uint8)
+    model = Watched(encoder_weights=None, decoder_channels=(16, 16, 16, 16, 16))
+    if work == "fit":
+        fit(model, images, images[:, :1], DETERMINISTIC, make_generator(0), n_steps=1, progress=False)
+    elif work == "mc_dropout_std":
+        mc_dropout_std(model, images, DETERMINISTIC, make_generator(0), 2)
+    else:
+        predict_probabilities(model, images, DETERMINISTIC)
+    assert during == {True} and not switches()[0]
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (torch.nn.AdaptiveAvgPool2d((2, 1)), "AdaptiveAvgPool2d"),
+        (torch.nn.AdaptiveMaxPool2d(1), "AdaptiveMaxPool2d"),
+        (torch.nn.Upsample(scale_factor=2, mode="bicubic"), "Upsample"),
+        (torch.nn.MaxUnpool2d(2), "MaxUnpool2d"),
+        (torch.nn.Conv2d(1, 1, 3, padding_mode="reflect"), "Conv2d"),
+    ],
+)
+def test_a_layer_without_a_deterministic_algorithm_is_named_before_any_work(layer, name):
+    model, gpu = torch.nn.ModuleDict({"plain": torch.nn.Conv2d(1, 1, 1), "last": layer}), torch.device("cuda:0")
+    with pytest.raises(ConfigError, match=f"deterministic: .* layer last, {name}; .*deterministic: false"):
+        check_deterministic(model, DETERMINISTIC, gpu)
+    check_deterministic(model, SETTINGS, gpu)
+    check_deterministic(model, DETERMINISTIC, torch.device("cpu"))
+
+
+def test_a_run_is_refused_at_its_call_if_its_network_has_such_a_layer(splits, tmp_path, monkeypatch):
+    """On a stand-in for a GPU, where nothing could be computed."""
+    model = unet_for(SETTINGS)
+    model.pool = torch.nn.AdaptiveMaxPool2d(1)
+    monkeypatch.setattr("alutils.active_learning.unet_for", lambda experiment: model)
+    monkeypatch.setattr("alutils.active_learning.resolve_device", lambda *_, **__: torch.device("meta"))
+    experiment = DETERMINISTIC.model_copy(update={"cold_start": 4})
+    with pytest.raises(ConfigError, match="deterministic: .* layer pool, AdaptiveMaxPool2d"):
+        run_active_learning(experiment, splits, tmp_path, progress=False)
+
+
+def test_the_paper_s_network_has_deterministic_algorithms(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    check_deterministic(unet_for(DETERMINISTIC), DETERMINISTIC, torch.device("cuda"))
+    mean = torch.nn.AdaptiveAvgPool2d(1)  # as in squeeze-and-excitation encoders: torch takes the mean
+    check_deterministic(torch.nn.Sequential(mean), DETERMINISTIC, torch.device("cuda"))
+
+
+def test_what_torch_itself_refuses_is_told_with_the_setting():
+    with (
+        pytest.raises(ConfigError, match="deterministic: max_unpool.* does not have .*; choose another"),
+        deterministic_algorithms(DETERMINISTIC),
+    ):
+        torch.nn.MaxUnpool2d(2)(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("given", "started", "expected"),
+    [
+        (None, False, ":4096:8"),
+        (":16:8", True, ":16:8"),
+        (None, True, "CUDA has started without it"),
+        (":0:0", False, "it is ':0:0'"),
+    ],
+)
+def test_cuda_is_told_to_repeat_itself_before_it_starts(monkeypatch, given, started, expected):
+    variable = "CUBLAS_WORKSPACE_CONFIG"
+    monkeypatch.setenv(variable, "")
+    monkeypatch.delenv(variable) if given is None else monkeypatch.setenv(variable, given)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: started)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    for name in ("cpu", "cuda:0"):
+        resolve_device(name)
+    assert os.environ.get(variable) == given  # not asked for
+    for name in ("cuda", "auto"):
+        if expected.startswith(":"):
+            assert resolve_device(name, deterministic=True).type == "cuda" and os.environ[variable] == expected
+        else:
+            with pytest.raises(ConfigError, match=f"deterministic: .*{expected}.*{variable}=:4096:8 before you start"):
+                resolve_device(name, deterministic=True)
+
+
+REPEATED = """
+import sys
+from pathlib import Path
+import alutils
+from alutils.synthetic import make_synthetic
+experiment = alutils.Experiment(
+    image_size=64, batch_size=8, epochs=4, cold_start=16, query_size=8, n_queries=2, encoder_weights=None,
+    strategy="mc_dropout", mc_samples=4, annotation="partial-refreshed", deterministic=True,
+)
+splits = make_synthetic(48, 8, 8, image_size=64)
+list(alutils.run_active_learning(experiment, splits, sys.argv[1], device="cuda", progress=False))
+"""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_a_deterministic_run_repeats_itself_to_the_bit(tmp_path):
+    """In processes of their own: CUDA has started in this one."""
+    for name in ("first", "second"):
+        subprocess.run([sys.executable, "-c", REPEATED, str(tmp_path / name)], check=True)
+    states = [torch.load(tmp_path / name / "state.pt", weights_only=True)["model"] for name in ("first", "second")]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+    assert contents(tmp_path / "first") == contents(tmp_path / "second")
+
+
+# Memory
+
+
+class Gathered(torch.overrides.TorchFunctionMode):
+    """Notes how many pictures each indexing copies."""
+
+    def __init__(self):
+        super().__init__()
+        self.most = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        copies = function is torch.Tensor.__getitem__ and isinstance(args[1], torch.Tensor)
+        if copies and args[0].ndim == 4 and args[0].shape[1] == 3:
+            self.most = max(self.most, len(result))
+        return result
+
+
+@pytest.mark.parametrize("strategy", ["mc_dropout", "entropy", "random"])
+def test_no_more_pictures_than_a_batch_are_copied_at_a_time(tmp_path, strategy):
+    experiment = make_partial("partial-refreshed", strategy=strategy, batch_size=2, query_size=5, n_queries=2)
+    splits = make_splits(20)
+    with Gathered() as copies:
+        run(tmp_path, experiment, splits)
+    assert 2 <= copies.most <= 4  # a prediction takes twice the training's
+
+
+@pytest.mark.parametrize("strategy", [*STRATEGIES])
+def test_a_pool_by_index_is_scored_as_its_copy(trained, splits, strategy):
+    images, indices = splits.train.images, torch.tensor([20, 3, 11, 0, 7, 19, 2, 14, 5])
+    experiment = SETTINGS.model_copy(update={"strategy": strategy, "batch_size": 2, "mc_samples": 2})
+    found = select_queries(trained, images, 3, experiment, make_generator(0), indices=indices)
+    expected = select_queries(trained, images[indices], 3, experiment, make_generator(0))
+    assert all(map(torch.equal, found, expected))
+
+
+def test_a_strategy_of_one_s_own_gets_a_tensor(trained, splits):
+    def brightness(model, images, experiment, generator):
+        assert type(images) is torch.Tensor
+        return images.float().mean((1, 2, 3))
+
+    indices = torch.tensor([5, 1, 8])
+    _, scores = select_queries(
+        trained, splits.train.images, 1, SETTINGS, make_generator(0), brightness, indices=indices
+    )
+    assert torch.equal(scores, splits.train.images[indices].float().mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize("indices", [[0, 24], [-1, 2], [0.0], [[0]]])
+def test_indices_that_are_no_positions_are_refused(trained, splits, indices):
+    masks = splits.train.masks[: len(indices)]
+    for work in (
+        lambda: predict_probabilities(trained, splits.train.images, SETTINGS, indices=torch.tensor(indices)),
+        lambda: fit(trained, splits.train.images, masks, SETTINGS, make_generator(0), indices=torch.tensor(indices)),
+    ):
+        with pytest.raises(ValueError, match=r"indices must be int64 of shape \(n,\), each from 0 to 23"):
+            work()
+
+
+class Full(torch.overrides.TorchFunctionMode):
+    """A memory that has no room for ``n`` pictures or masks as ``function`` makes them."""
+
+    def __init__(self, n, function=torch.Tensor.__getitem__):
+        super().__init__()
+        self.n, self.function = n, function
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is self.function and result.ndim == 4 and len(result) == self.n:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return result
+
+
+def test_monte_carlo_dropout_names_a_batch_size_that_fits(trained, splits, monkeypatch):
+    encode = UNet.encode
+
+    def cramped(self, images):
+        if len(images) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return encode(self, images)
+
+    monkeypatch.setattr(UNet, "encode", cramped)
+    for work in (
+        lambda: next(mc_dropout_batches(trained, splits.train.images, SETTINGS, make_generator(0), 2)),
+        lambda: mc_dropout_std(trained, splits.train.images, SETTINGS, make_generator(0), 2),
+    ):
+        with pytest.raises(OutOfMemory, match=r"^batch_size \(Monte Carlo .*\): .* for 8 images at a time; 2 fit"):
+            work()
+    assert mc_dropout_std(trained, splits.train.images, SETTINGS, make_generator(0), 2, batch_size=3).shape[0] == 24
+
+
+def test_whatever_else_does_not_fit_is_named_too(trained, splits, tmp_path):
+    images, experiment = splits.train.images, make_partial("partial")
+    with (
+        pytest.raises(OutOfMemory, match="strategy 'max': the 5 images of the pool.* image_size or device='cpu'"),
+        Full(5),
+    ):
+        select_queries(trained, images, 1, SETTINGS, make_generator(0), max, indices=torch.arange(5))
+    with pytest.raises(OutOfMemory, match="the maps of 9 images.*probability_batches"), Full(9, torch.cat):
+        predict_probabilities(trained, images, SETTINGS, indices=torch.arange(9))
+    with pytest.raises(OutOfMemory, match="image_size: the masks of 4 images"), Full(4):
+        run(tmp_path / "start", experiment)
+    rounds = run_active_learning(experiment, make_splits(), tmp_path / "query", device="cpu", progress=False)
+    with pytest.raises(OutOfMemory, match="query_size: .* query_size, batch_size or image_size"), Full(2, torch.where):
+        list(rounds)
 
 
 # Devices without float64

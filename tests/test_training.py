@@ -181,6 +181,17 @@ def test_where_all_is_annotated_only_a_rotation_leaves_something_unknown():
     assert not torch.allclose(trained(masks, ones)[0], trained(masks)[0], rtol=1e-4)
 
 
+def test_a_labelled_set_by_index_trains_as_its_copy_does():
+    images, masks = squares(6)
+    indices, results = torch.tensor([4, 0, 5]), []
+    known = (torch.rand(3, 1, 64, 64, generator=make_generator(1)) < 0.7).to(torch.uint8)
+    for pictures, by_index in ((images[indices], {}), (images, {"indices": indices})):
+        model = unet()
+        losses = fit(model, pictures, masks[indices], SMALL, make_generator(0), annotated=known, **by_index, **QUIET)
+        results.append((losses, state_of(model)))
+    assert torch.equal(results[0][0], results[1][0]) and same(results[0][1], results[1][1])
+
+
 @pytest.mark.parametrize("loss", ["bce", "dice", "bce+dice"])
 def test_pixels_that_are_not_annotated_do_not_influence_training(loss):
     _, masks = squares(6)
@@ -281,6 +292,78 @@ def test_weights_that_are_not_numbers_after_the_last_step_are_divergence_too():
         fit(model, images, masks, SMALL, make_generator(0), n_steps=1, **QUIET)
 
 
+# float16, whose range is small: a scaler makes the loss larger, and leaves out a step whose gradients then are infinite
+
+FLOAT16 = SMALL.model_copy(update={"precision": "float16", "schedule": "cosine", "epochs": 3})
+
+
+class Overflowing(nn.Module):
+    """A network of one convolution, whose gradient is infinite at the given passes, counted from 1."""
+
+    def __init__(self, infinite):
+        super().__init__()
+        self.convolution, self.passes = nn.Conv2d(3, 1, 1), 0
+        self.convolution.bias.register_hook(lambda gradient: gradient * (math.inf if self.passes in infinite else 1))
+
+    def forward(self, images):
+        self.passes += 1
+        return self.convolution(images)
+
+
+def test_a_step_that_the_scaler_leaves_out_is_not_counted(monkeypatch):
+    """Neither among the losses nor by the schedule, and its batch is taken again."""
+    steps, batches, optimizer_step = [], [], torch.optim.SGD.step
+
+    def step(self, *args, **kwargs):
+        steps.append((self.param_groups[0]["lr"], model.passes))
+        return optimizer_step(self, *args, **kwargs)
+
+    def augmented(x, y, experiment, generator):
+        batches.append(sorted(x[:, 0].amax((1, 2)).tolist()))
+        return x.float() / 255, y
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    monkeypatch.setattr("alutils.training.augment", augmented)
+    images = torch.arange(8, dtype=torch.uint8).view(8, 1, 1, 1).expand(8, 3, 64, 64).contiguous()
+    masks = torch.zeros(8, 1, 64, 64, dtype=torch.uint8)
+    model = Overflowing({1, 2, 5})
+    losses = fit(model, images, masks, FLOAT16, make_generator(0), **QUIET)
+    assert len(losses) == 6 and losses.isfinite().all()
+    assert [passes for _, passes in steps] == [3, 4, 6, 7, 8, 9]
+    assert [rate for rate, _ in steps] == pytest.approx([0.005 * (1 + math.cos(math.pi * k / 6)) for k in range(6)])
+    assert batches[0] == batches[1] == batches[2] and batches[4] == batches[5]
+    assert all(sorted(batches[a] + batches[b]) == list(range(8)) for a, b in ((2, 3), (5, 6), (7, 8)))
+
+
+def test_gradients_that_never_fit_into_float16_are_divergence():
+    images, masks = squares(4)
+    model = Overflowing(range(1000))
+    with pytest.raises(TrainingDiverged, match=r"too large for float16 at step 1 of 3; .* precision=float32"):
+        fit(model, images, masks, FLOAT16, make_generator(0), **QUIET)
+    assert model.passes == 17  # from 65536 down to 1
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_elsewhere_an_infinite_gradient_is_divergence(precision):
+    images, masks = squares(4)
+    experiment, model = FLOAT16.model_copy(update={"precision": precision}), Overflowing({3})
+    with pytest.raises(TrainingDiverged, match="not finite after step 3"):
+        fit(model, images, masks, experiment, make_generator(0), **QUIET)
+    assert model.passes == 3
+
+
+def test_in_float16_the_u_net_learns_as_in_float32():
+    images, masks = squares(4)
+    results = {}
+    for precision in ("float16", "float32"):
+        experiment, model = SMALL.model_copy(update={"precision": precision}), unet()
+        model.dropout.p = 0.0  # it draws in the order of the memory
+        losses = fit(model, images, masks, experiment, make_generator(0), n_steps=2, **QUIET)
+        results[precision] = losses, predict_probabilities(model, images, experiment)
+    assert not torch.equal(results["float16"][0], results["float32"][0])
+    assert (results["float16"][1] - results["float32"][1]).abs().max() < 0.1
+
+
 class Cramped(nn.Module):
     """A network on a device whose memory holds so many images."""
 
@@ -297,6 +380,8 @@ class Cramped(nn.Module):
 NO_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9.05 GiB, max allowed: 9.07 GiB)."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
 ]
 
 
