@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from scipy import ndimage
 
-from alutils.config import Experiment
+from alutils.config import Experiment, listed
 from alutils.metrics import check_mask, check_planes, check_probabilities, dice_score, is_number
 from alutils.uncertainty import least_confidence
 
@@ -48,7 +48,7 @@ class Oracle:
         masks: uint8 (N, 1, H, W), 0 and 1, the truth.
 
     Raises:
-        ValueError: if the masks are of another type or shape.
+        ValueError: if the masks are of another type or shape, or hold anything but 0 and 1.
 
     Attributes:
         name: "simulated"; a run's record names another oracle.
@@ -68,6 +68,7 @@ class Oracle:
         check_planes(masks=masks)
         if masks.dtype != torch.uint8:
             raise ValueError(f"masks must be uint8, got {masks.dtype}")
+        check_mask("masks", masks)
         self._masks = masks
         self.n_images = self.n_pixels = self.n_positive = 0
 
@@ -123,7 +124,9 @@ class Oracle:
         if not isinstance(indices, torch.Tensor) or indices.dtype != torch.int64 or indices.ndim != 1:
             raise ValueError(f"indices must be an int64 tensor of shape (n,), got {indices!r}")
         if ((indices < 0) | (indices >= n)).any():
-            raise ValueError(f"indices must be from 0 to {n - 1}, the oracle's {n} images, got {indices.tolist()}")
+            raise ValueError(
+                f"indices must be from 0 to {n - 1}, the oracle's {n} images, got {listed(indices.tolist())}"
+            )
         shape = (len(indices), *self.shape[1:])
         if where is not None and (where.dtype != torch.bool or where.shape != shape):
             raise ValueError(f"where must be bool of shape {shape}, got {where.dtype} {tuple(where.shape)}")
@@ -274,8 +277,7 @@ def _check_merge(truth: torch.Tensor, probabilities: torch.Tensor, tau_u: float,
             f"got {truth.dtype} {tuple(truth.shape)}"
         )
     check_probabilities(probabilities)
-    if truth.numel() and truth.max() > 1:
-        raise ValueError(f"truth must be 0 and 1, got {truth.max()}")
+    check_mask("truth", truth)
 
 
 def _check_labels(human_labels: torch.Tensor, probabilities: torch.Tensor, human: torch.Tensor, tau_b: float) -> None:

@@ -6,7 +6,7 @@ import difflib
 import math
 import os
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -293,6 +293,26 @@ def did_you_mean(name: str, valid: list[str]) -> str:
     """
     near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.5)
     return f"did you mean '{near[0]}'?" if near else f"the valid ones are {', '.join(sorted(valid))}"
+
+
+def printable(text: str) -> str:
+    """Line breaks and bytes that are no text as Python escapes them, so that a message names each file on one line.
+
+    >>> print(printable("a\\nb\\udcff"))
+    a\\nb\\udcff
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def listed(items: Iterable[Any], *, separator: str = ", ") -> str:
+    """The first ten of ``items`` and, where there are more, how many: whole lists of ids would fill the screen.
+
+    >>> listed(range(3)), listed(range(2594))
+    ('0, 1, 2', '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ... (2594 in all)')
+    """
+    shown = [printable(str(item)) for item in items]
+    more = [f"... ({len(shown)} in all)"] if len(shown) > 10 else []
+    return separator.join(shown[:10] + more)
 
 
 def _parse_yaml(text: str, source: str) -> Any:

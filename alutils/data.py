@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from alutils.config import listed, printable
+from alutils.metrics import check_mask
+
 
 class DataError(ValueError):
-    """The data on disk cannot be used; the message names every file and the remedy."""
+    """The data on disk cannot be used; the message names the files and the remedy."""
 
 
 def lesion_area(masks: torch.Tensor) -> torch.Tensor:
@@ -30,6 +35,16 @@ def lesion_area(masks: torch.Tensor) -> torch.Tensor:
     tensor([0.2500])
     """
     return masks.flatten(1).mean(1, dtype=torch.float32)
+
+
+def _checked_id(name: str) -> str:
+    if not isinstance(name, str):
+        raise ValueError(f"each id must be text, got {name!r}")
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # part of a file's name that is no UTF-8: no record could be written
+        raise ValueError(f"each id must be text that UTF-8 can hold, got '{printable(name)}': rename it") from None
+    return unicodedata.normalize("NFC", name)
 
 
 def picture_sums(pictures: torch.Tensor) -> torch.Tensor:
@@ -132,11 +147,13 @@ class Split:
     Args:
         images: uint8, shape (N, 3, H, W), RGB, 0 to 255.
         masks: uint8, shape (N, 1, H, W), 1 on the lesion and 0 on the background.
-        ids: N different names, in the order of the images.
+        ids: N different names, in the order of the images; kept in Unicode's composed form (NFC), so that a name is one
+            name however a disk writes its accents.
         factors: what is known about how each image was made, a row an image (empty for photographs).
 
     Raises:
-        ValueError: if shapes, types or lengths do not fit together, or an id stands twice.
+        ValueError: if shapes, types or lengths do not fit together, a mask holds anything but 0 and 1, or an id stands
+            twice or is no text.
 
     >>> images, masks = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
     >>> split = Split(images, masks, ("a", "b"))
@@ -150,7 +167,7 @@ class Split:
     factors: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ids", tuple(self.ids))
+        object.__setattr__(self, "ids", tuple(map(_checked_id, self.ids)))
         n = len(self.ids)
         for name, tensor, channels in (("images", self.images, 3), ("masks", self.masks, 1)):
             if tensor.dtype != torch.uint8 or tensor.ndim != 4 or tensor.shape[1] != channels:
@@ -166,8 +183,21 @@ class Split:
         if len(self.factors) not in (0, n):
             raise ValueError(f"factors has {len(self.factors)} rows but there are {n} ids")
         if len(set(self.ids)) != n:
-            twice = sorted({name for name in self.ids if self.ids.count(name) > 1})
-            raise ValueError(f"each id must be unique; these stand more than once: {', '.join(twice)}")
+            twice = sorted(name for name, count in Counter(self.ids).items() if count > 1)
+            raise ValueError(f"each id must be unique; these stand more than once: {listed(twice)}")
+        check_mask("masks", self.masks)
+
+    @classmethod
+    def trusted(cls, images: torch.Tensor, masks: torch.Tensor, ids: tuple[str, ...], factors: pd.DataFrame) -> Split:
+        """A split of parts that were checked already: looking at every mask again would take as long as loading them.
+
+        >>> images, masks = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+        >>> Split.trusted(images, masks, ("a",), pd.DataFrame()).ids
+        ('a',)
+        """
+        split = object.__new__(cls)
+        vars(split).update(images=images, masks=masks, ids=ids, factors=factors)
+        return split
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -177,7 +207,7 @@ class Split:
         index = torch.as_tensor(indices, dtype=torch.long)
         rows = index.tolist()
         on_device = index.to(self.images.device)
-        return Split(
+        return Split.trusted(
             self.images[on_device],
             self.masks[on_device],
             tuple(self.ids[i] for i in rows),
@@ -186,7 +216,7 @@ class Split:
 
     def to(self, device: str | torch.device) -> Split:
         """The same split with its tensors on ``device``."""
-        return replace(self, images=self.images.to(device), masks=self.masks.to(device))
+        return Split.trusted(self.images.to(device), self.masks.to(device), self.ids, self.factors)
 
     @property
     def lesion_area(self) -> torch.Tensor:
@@ -227,7 +257,7 @@ class Splits:
         for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
             shared = sorted(set(getattr(self, first).ids) & set(getattr(self, second).ids))
             if shared:
-                raise ValueError(f"{first} and {second} share {len(shared)} ids: {', '.join(shared)}")
+                raise ValueError(f"{first} and {second} share {len(shared)} ids: {listed(shared)}")
 
     def to(self, device: str | torch.device) -> Splits:
         """All three splits on ``device``."""
@@ -247,7 +277,7 @@ class Splits:
         splits = (self.train, self.val, self.test)
         if free_bytes is None or sum(split.images.nbytes + split.masks.nbytes for split in splits) <= free_bytes:
             return self.to(device)
-        return Splits(*(replace(split, masks=split.masks.to(device)) for split in splits))
+        return Splits(*(Split.trusted(s.images, s.masks.to(device), s.ids, s.factors) for s in splits))
 
     def summary(self) -> pd.DataFrame:
         """A row a split: images, height, width, and the mean, least and largest lesion area (% of the pixels)."""

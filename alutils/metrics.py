@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from alutils.config import listed
+
 
 def is_number(value: Any, *, whole: bool = False) -> bool:
     """Whether ``value`` is one number; True and False are not.
@@ -49,15 +51,21 @@ def check_mask(name: str, mask: torch.Tensor) -> None:
         mask: any type and shape.
 
     Raises:
-        ValueError: naming the first other value.
+        ValueError: naming the values found, and how to make 0 and 1 of 0 and 255.
 
     >>> check_mask("truth", torch.tensor([0, 255]))
     Traceback (most recent call last):
-    ValueError: truth must be of 0 and 1, got 255
+    ValueError: truth must be of 0 and 1, got 255: (truth > 127).to(torch.uint8) makes a mask of 0 and 255 one
     """
-    other = mask[(mask != 0) & (mask != 1)]
-    if len(other):
-        raise ValueError(f"{name} must be of 0 and 1, got {other[0].item():g}")
+    if not mask.numel():
+        return
+    if mask.max() <= 1 if mask.dtype == torch.uint8 else ((mask == 0) | (mask == 1)).all():  # the first needs no copy
+        return
+    other = sorted({value for part in mask.flatten().split(1 << 20) for value in part.unique().tolist()} - {0, 1})
+    raise ValueError(
+        f"{name} must be of 0 and 1, got {listed(f'{value:g}' for value in other)}: "
+        f"({name} > 127).to(torch.uint8) makes a mask of 0 and 255 one"
+    )
 
 
 def check_probabilities(probabilities: torch.Tensor) -> None:

@@ -15,6 +15,7 @@ from alutils.augment import augment, normalize
 from alutils.compute import deterministic_algorithms, memory_for, prepare, to_device, within_memory
 from alutils.config import Experiment
 from alutils.data import ImageView, images_at
+from alutils.metrics import check_mask
 from alutils.packed import PackedMasks
 from alutils.progress import progress_bar
 from alutils.seeding import seeded
@@ -59,7 +60,8 @@ def fit(
         batch is taken again with a smaller scale of the loss, and does not count twice.
 
     Raises:
-        ValueError: if there are no images, or images, ``indices``, masks and ``annotated`` do not belong together.
+        ValueError: if there are no images, if images, ``indices``, masks and ``annotated`` do not belong together, or
+            if the latter two hold anything but 0 and 1.
         TrainingDiverged: if the loss stops being a finite number (looked at after each epoch), or a weight at the end,
             or if no scale of the loss makes the gradients fit into float16.
         ConfigError: if the experiment is to be ``deterministic``, and cannot be so on the model's device.
@@ -255,6 +257,8 @@ def _check_training_set(
     for name, planes in {"masks": masks, "annotated": annotated}.items():
         if planes is not None and (planes.dtype != torch.uint8 or planes.shape != expected):
             raise ValueError(f"{name} must be uint8 of shape {expected}, got {planes.dtype} {tuple(planes.shape)}")
+        if isinstance(planes, torch.Tensor):
+            check_mask(name, planes)
     if images.shape[2] % 32 or images.shape[3] % 32:
         raise ValueError(f"height and width must be multiples of 32 for the U-Net, got {tuple(images.shape[2:])}")
     if max(images.shape[2:]) == 32 and 1 in (len(images) % experiment.batch_size, experiment.batch_size):

@@ -149,7 +149,7 @@ def test_what_is_no_probability_is_refused(value):
         (torch.zeros(1, 1, 4, 4, dtype=torch.uint8), r"truth must be uint8 .*, got torch.uint8 \(1, 1, 4, 4\)"),
         (torch.zeros(2, 1, 4, 4), "truth must be uint8 .*, got torch.float32"),
         (torch.zeros(2, 1, 4, 4, dtype=torch.bool), "truth must be uint8 .*, got torch.bool"),
-        (torch.full((2, 1, 4, 4), 255, dtype=torch.uint8), "truth must be 0 and 1, got 255"),
+        (torch.full((2, 1, 4, 4), 255, dtype=torch.uint8), "truth must be of 0 and 1, got 255"),
     ],
 )
 def test_what_is_no_truth_is_refused(truth, message):
