@@ -17,7 +17,7 @@ try:
     from alutils.download import download_isic2018
     from alutils.files import CannotWrite
     from alutils.human_oracle import HumanOracle
-    from alutils.isic2018 import isic2018_report, load_isic2018
+    from alutils.isic2018 import isic2018_report, load_isic2018, sweep_caches
     from alutils.metrics import dice_score
     from alutils.model import build_unet, unet_for
     from alutils.queries import STRATEGIES, select_queries
@@ -69,5 +69,6 @@ __all__ = [
     "render_lesion",
     "run_active_learning",
     "select_queries",
+    "sweep_caches",
     "unet_for",
 ]

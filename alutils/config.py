@@ -19,6 +19,7 @@ _from_list = BeforeValidator(lambda value: tuple(value) if isinstance(value, lis
 _Counts = Annotated[tuple[int, int, int], _from_list]
 _Colour = Annotated[tuple[float, float, float], _from_list]
 _Filters = Annotated[tuple[int, int, int, int, int], _from_list]
+DegenerateMasks = Literal["warn", "error", "keep"]
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 _MOST = 1_000_000
@@ -52,6 +53,10 @@ class Experiment(BaseModel):
     image_size: int = Field(512, ge=32, le=2048, multiple_of=32, description="side of the square images, pixels")
     n_synthetic: _Counts = Field(
         (2594, 100, 1000), description="images in train, validation and test where they are synthetic; as many as real"
+    )
+    degenerate_masks: DegenerateMasks = Field(
+        "warn",
+        description="masks of photographs that show no lesion or nothing else: load them, named or not, or refuse",
     )
 
     # Active learning (section IV-D; 36 queries because 10 epochs x sum of 4..40 batches = 8140 steps, footnote 6)

@@ -87,7 +87,7 @@ def open_workspace(
     folder = expanded("output_dir", output_dir) if output_dir else RUNS_DIR / "by-hand" / Path(profile).stem / notebook
     _check_folder(folder)
     if data_root:
-        splits = load_isic2018(data_root, experiment.image_size)
+        splits = load_isic2018(data_root, experiment.image_size, degenerate_masks=experiment.degenerate_masks)
     else:
         splits = make_synthetic(*experiment.n_synthetic, image_size=experiment.image_size)
     return Workspace(experiment, splits.placed(chosen_device), chosen_device, folder, synthetic=not data_root)

@@ -1,6 +1,9 @@
 """The ISIC 2018 reader: every fault in the files is named, pictures are right, and nothing is decoded twice."""
 
 import os
+import pwd
+import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,8 @@ from PIL import Image
 
 from alutils import isic2018
 from alutils.data import DataError, Split, Splits
-from alutils.isic2018 import FOLDERS, OFFICIAL_COUNTS, isic2018_report, load_isic2018
+from alutils.isic2018 import FOLDERS, OFFICIAL_COUNTS, isic2018_report, load_isic2018, sweep_caches
+from alutils.notebook import open_workspace
 
 TRAIN_IMAGES, TRAIN_MASKS = FOLDERS["train"]
 VAL_IMAGES, VAL_MASKS = FOLDERS["val"]
@@ -49,7 +53,7 @@ def cached(root):
 
 def error_of(root, **options):
     with pytest.raises(DataError) as caught:
-        load_isic2018(root, 32, **options)
+        load_isic2018(root, 32, **{"degenerate_masks": "error", **options})
     return str(caught.value)
 
 
@@ -101,7 +105,7 @@ def test_large_jpegs_stay_within_one_grey_level_on_average_of_antialiasing_all_t
 
     full = torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1)[None].float()
     oracle = F.interpolate(full, (128, 128), mode="bicubic", antialias=True)[0].clamp(0, 255)
-    ours, native = isic2018._decode_image(path, 128)
+    ours, native, _ = isic2018._decode_image(path, 128)
     difference = (torch.tensor(ours).float() - oracle).abs()
     assert native == (1600, 1200)
     assert difference.mean() < 0.7 and difference.max() < 8  # half of the margin before the filter: 0.85 on average
@@ -229,7 +233,7 @@ def break_missing_image(root):
 
 
 def break_mask_name(root):
-    Image.new("L", (40, 30)).save(root / TRAIN_MASKS / "ISIC_1_superpixels.png")
+    Image.new("L", (40, 30)).save(root / TRAIN_MASKS / "ISIC_1_mask.png")
 
 
 def break_same_stem(root):
@@ -310,7 +314,7 @@ def break_all_lesion_of_ones(root):
 FAULTS = {
     break_missing_mask: ("missing mask (1)", f"{TRAIN_MASKS}/ISIC_1_segmentation.png of {TRAIN_IMAGES}/ISIC_1.jpg"),
     break_missing_image: ("missing image (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg of {TRAIN_MASKS}/ISIC_1_segmentation.png"),
-    break_mask_name: ("mask's name (1)", f"{TRAIN_MASKS}/ISIC_1_superpixels.png"),
+    break_mask_name: ("mask's name (1)", f"{TRAIN_MASKS}/ISIC_1_mask.png"),
     break_same_stem: ("several files of one name (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg, {TRAIN_IMAGES}/ISIC_1.png"),
     break_id_in_two_splits: ("id in two splits (1)", "ISIC_1: train and val"),
     break_link: ("unreadable file (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg: No such file"),
@@ -318,16 +322,16 @@ FAULTS = {
     break_truncated_jpeg: ("broken file (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg: image file is truncated"),
     break_truncated_png: ("broken file (1)", f"{TRAIN_MASKS}/ISIC_1_segmentation.png: "),
     break_zero_bytes: ("broken file (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg: is empty (0 bytes)"),
-    break_text_as_jpeg: ("broken file (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg: is not a JPEG or PNG file"),
-    break_gif_as_jpeg: ("broken file (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg: is not a JPEG or PNG file"),
-    break_16_bits: ("broken file (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg: has pixels of type I;16"),
+    break_text_as_jpeg: ("not an image (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg: is a web page"),
+    break_gif_as_jpeg: ("another format (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg: is GIF, not JPEG or PNG"),
+    break_16_bits: ("more than 8 bits (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg: has pixels of type I;16"),
     break_mask_size: (
         "mask's size (1)",
         f"{TRAIN_MASKS}/ISIC_1_segmentation.png: 30 x 40 pixels, but its image has 40 x 30",
     ),
     break_mask_values: (
         "mask's values (1)",
-        f"{TRAIN_MASKS}/ISIC_1_segmentation.png: 0, 1, 2, 3, 4, 5, ... (40 values)",
+        f"{TRAIN_MASKS}/ISIC_1_segmentation.png: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ... (40 in all)",
     ),
     break_one_pixel_of_128: ("mask's values (1)", f"{TRAIN_MASKS}/ISIC_1_segmentation.png: 0, 128, 255"),
     break_no_lesion: ("mask without lesion (1)", f"{TRAIN_MASKS}/ISIC_1_segmentation.png"),
@@ -343,7 +347,8 @@ def test_each_fault_is_named_with_its_file_and_remedy_and_nothing_is_cached(root
     kind, file = FAULTS[fault]
     assert "; problems: 1\n" in message and f"{kind}; remedy: " in message and file in message
     assert "ISIC_2" not in message and "ISIC_4" not in message
-    assert cached(root) == []
+    assert "delete" not in message  # not our files
+    assert cached(root) == [] or "lesion" in kind  # decoded, for a call that takes such masks
 
 
 def test_faults_in_names_and_pixels_are_all_reported_at_once(root):
@@ -399,13 +404,81 @@ def test_masks_with_a_single_pixel_of_the_other_kind_are_sound_at_any_image_size
     assert area[2] < 0.002 and area[3] > 0.998
 
 
-def test_degenerate_masks_are_kept_on_request_and_still_refused_afterwards(root):
+def sayings(root, **options):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        splits = load_isic2018(root, 32, **options)
+    assert all(said.filename == __file__ for said in caught)
+    return splits, [str(said.message) for said in caught]
+
+
+@pytest.mark.parametrize("first", ["warn", "error", "keep"])
+def test_one_cache_serves_all_that_can_be_done_with_degenerate_masks(root, monkeypatch, first):
     break_no_lesion(root)
     write_pair(root, "train", "ISIC_2", (100, 64), lesion=(0, 0, 100, 64))
-    splits = load_isic2018(root, 32, degenerate_masks="keep")
+    if first == "error":
+        error_of(root)
+    else:
+        load_isic2018(root, 32, degenerate_masks=first) if first == "keep" else sayings(root)
+    monkeypatch.setattr(isic2018, "_decode_pair", explode)
+    splits, said = sayings(root)  # "warn" is the default
     assert splits.train.lesion_area.tolist() == [0, 1]
-    message = error_of(root)  # the cache of "keep" must not let them through
-    assert "mask without lesion (1)" in message and "mask all lesion (1)" in message
+    assert len(said) == 2
+    assert f"masks without lesion (1): {TRAIN_MASKS}/ISIC_1_segmentation.png; " in said[0]
+    assert f"masks that are all lesion (1): {TRAIN_MASKS}/ISIC_2_segmentation.png; " in said[1]
+    assert sayings(root, degenerate_masks="keep")[1] == []
+    message = error_of(root)
+    assert "mask without lesion (1)" in message and "mask all lesion (1)" in message and "problems: 2" in message
+
+
+def test_degenerate_masks_are_a_setting_of_the_experiment(root):
+    break_no_lesion(root)
+    options = {"profile": "quick", "data_root": str(root), "device": "cpu"}
+    with pytest.raises(DataError, match="mask without lesion"):
+        open_workspace("01_data", overrides="{image_size: 32, degenerate_masks: error}", **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        workspace = open_workspace("01_data", overrides="{image_size: 32, degenerate_masks: keep}", **options)
+    assert workspace.splits.train.lesion_area[0] == 0
+    with pytest.warns(UserWarning, match=r"masks without lesion \(1\)"):
+        open_workspace("01_data", overrides="{image_size: 32}", **options)
+
+
+def test_long_lists_are_cut_short_in_errors_and_warnings(root):
+    for i in range(30):
+        write_pair(root, "train", f"ISIC_9{i:02}", lesion=(0, 0, 0, 0))
+        write_pair(root, "val", f"ISIC_8{i:02}", colour=(0, 0, 9))
+        (root / VAL_IMAGES / f"ISIC_8{i:02}.jpg").write_bytes(b"")
+    message = error_of(root)
+    assert "problems: 60\n" in message and message.count("... (30 in all)") == 2 and len(message.splitlines()) == 25
+    for path in (root / VAL_IMAGES).glob("ISIC_8*"):
+        write_pair(root, "val", path.stem, colour=(0, 0, 9))
+    (said,) = sayings(root)[1]
+    assert "masks without lesion (30): " in said and "ISIC_909_segmentation.png, ... (30 in all); " in said
+
+
+def test_superpixels_beside_the_images_are_ignored_and_said_once(root):
+    for name in ("ISIC_1", "ISIC_2"):
+        Image.new("RGB", (40, 30)).save(root / TRAIN_IMAGES / f"{name}_superpixels.png")
+    splits, said = sayings(root)
+    assert splits.train.ids == ("ISIC_1", "ISIC_2")
+    assert len(said) == 1 and "superpixels (2) beside its images, which are ignored" in said[0]
+
+
+def test_a_relative_root_is_shown_with_the_folder_it_was_taken_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert f"cannot be read from {tmp_path}/data/isic:" in error_of("data/isic")
+
+
+def test_without_a_home_the_error_names_the_variable_to_set(root, monkeypatch):
+    for name in ("ALUTILS_CACHE", "HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def no_entry(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    assert "set ALUTILS_CACHE" in error_of(root)
 
 
 # --- the cache -------------------------------------------------------------------------------------------------------
@@ -439,19 +512,59 @@ def test_a_changed_image_a_new_pair_and_another_size_are_decoded_anew(root):
     assert load_isic2018(root, 96).train.images.shape == (3, 3, 96, 96)
 
 
-def test_a_file_of_the_same_name_and_size_but_another_time_is_decoded_anew(root):
+@pytest.mark.parametrize("n", [100, 5000, 9000, 50_000])
+@pytest.mark.parametrize("end", [0, -1], ids=["first", "last"])
+def test_a_file_whose_first_or_last_byte_changes_is_decoded_anew_at_any_size_and_time(tmp_path, n, end):
+    path = tmp_path / "file"
+    hashes = set()
+    for value in (0, 1):
+        content = bytearray(n)
+        content[end] = value
+        path.write_bytes(content)
+        os.utime(path, ns=(1, 1))
+        hashes.add(isic2018._hash_of_ends(path, n))
+    assert len(hashes) == 2
+
+
+def test_a_file_of_the_same_name_size_and_time_but_other_content_is_decoded_anew(root):
     path = root / TRAIN_MASKS / "ISIC_1_segmentation.png"
-    load_isic2018(root, 32)
     data = path.read_bytes()
     Image.new("L", (40, 30), 0).save(path)
     empty = path.read_bytes()
-    size = max(len(data), len(empty))
-    path.write_bytes(data.ljust(size, b"\0"))
-    os.utime(path, ns=(1, 1))
-    assert load_isic2018(root, 32).train.masks[0].any()
-    path.write_bytes(empty.ljust(size, b"\0"))
-    os.utime(path, ns=(2, 2))
-    assert "mask without lesion (1)" in error_of(root)
+    for content, has_lesion in ((data, True), (empty, False)):
+        path.write_bytes(content.ljust(max(len(data), len(empty)), b"\0"))
+        os.utime(path, ns=(1, 1))
+        assert load_isic2018(root, 32, degenerate_masks="keep").train.masks[0].any() == has_lesion
+
+
+def test_a_copy_of_the_data_finds_the_same_cache(root, tmp_path, monkeypatch):
+    first = load_isic2018(root, 32)
+    copy = tmp_path / "scratch" / "job"
+    shutil.copytree(root, copy, copy_function=shutil.copyfile)  # other times of change
+    monkeypatch.setattr(isic2018, "_decode_pair", explode)
+    assert load_isic2018(copy, 32).train.checksum == first.train.checksum
+
+
+def test_caches_that_were_not_opened_for_long_are_named_and_swept(root, tmp_path, capsys):
+    load_isic2018(root, 32)
+    (old,) = cached(root)
+    os.utime(old, (0, 0))
+    (other := old.with_name("other.npy")).touch()
+    os.utime(other, (0, 0))
+    load_isic2018(root, 64)
+    said = capsys.readouterr().err
+    assert "decode caches that were not opened for 30 days: 1, " in said and old.name in said
+    assert f"sweep_caches('{old.parent}')" in said
+    load_isic2018(root, 64)
+    assert "sweep_caches" not in capsys.readouterr().err  # only when a new one was written
+    load_isic2018(root, 32)
+    assert sweep_caches(old.parent) == []  # it has been opened since
+    os.utime(old, (0, 0))
+    assert sweep_caches(old.parent) == [old] and not old.exists() and other.exists()
+    assert len(sweep_caches(old.parent, days=0)) == 1
+    for days in (-1, "30", float("nan")):
+        with pytest.raises(ValueError, match="days"):
+            sweep_caches(old.parent, days=days)
 
 
 def test_a_file_of_another_size_at_the_same_time_is_decoded_anew(root):
