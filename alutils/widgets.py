@@ -119,7 +119,7 @@ class UncertaintyMaps:
         figures.draw_pictures(figure.add_axes((0.46, 0.01, 0.53, 0.98)), marked, n_columns=3)
         description = (
             "Left, uncertainty over the probability p: eq. 1 turned over is a tent and binary entropy an arch, both "
-            "highest at 0.5, eq. 2 leans to the left; eq. 3 of this image is a band, for it is no function of p. "
+            "highest at 0.5, eq. 2 leans to the left; eq. 3 of this image is a band, because it is no function of p. "
             "Right, the image, its prediction and four maps of uncertainty; the pixels near p are paler, with a black "
             "rim."
         )
