@@ -51,7 +51,7 @@ FOLDERS = {
 """The folders of the images and of the masks of each split, as in the official archives."""
 
 _FORMAT_VERSION = 3  # of the cache; raise it when the decoding or the layout of the file changes
-_EXTENSIONS = {".jpg", ".jpeg", ".png"}
+_EXTENSIONS = (".jpg", ".jpeg", ".png")
 _FORMATS = ("JPEG", "PNG")  # Pillow is not to try its other decoders on a mislabelled file
 _MASK_SUFFIX = "_segmentation"
 _SUPERPIXELS = "ISIC_*_superpixels.png"  # for Task 2 of other years; they lie beside the images
@@ -303,13 +303,14 @@ def _list_folders(root: Path) -> tuple[_Listing, list[_Problem], str, int]:
     for split, folders in FOLDERS.items():
         pairs: dict[str, _Pair] = {}
         for folder, is_mask in zip(folders, (False, True), strict=True):
-            for name, size in _image_files(root / folder):
-                path, stem = root / folder / name, unicodedata.normalize("NFC", Path(name).stem)
-                known.append((path, f"{folder}/{stem}{path.suffix} {size}", size))
+            below = root / folder
+            for name, size in _image_files(below):
                 if fnmatch(name, _SUPERPIXELS):
-                    known.pop()
                     n_superpixels += 1
-                elif not _is_utf8(name):
+                    continue
+                path, stem = below / name, unicodedata.normalize("NFC", name.rpartition(".")[0])
+                known.append((path, f"{folder}/{unicodedata.normalize('NFC', name)} {size}", size))
+                if not _is_utf8(name):
                     problems.append(_Problem("file's name", _short(path)))
                 elif not is_mask:
                     pairs.setdefault(stem, _Pair()).images.append(path)
@@ -348,29 +349,33 @@ def _hash_of_ends(path: Path, size: int) -> str:
 
 
 def _is_utf8(name: str) -> bool:
-    return not any("\ud800" <= c <= "\udfff" for c in name)  # by which Python stands for bytes that are none
+    return name.isascii() or not any("\ud800" <= c <= "\udfff" for c in name)  # that stand for bytes that are none
 
 
 def _image_files(folder: Path) -> list[tuple[str, int]]:
     """Name and size (-1: not a file) of what looks like images in ``folder``, sorted by name."""
     found = []
+    for entry in _image_entries(folder):
+        try:
+            status = entry.stat()
+            found.append((entry.name, status.st_size if stat.S_ISREG(status.st_mode) else -1))
+        except OSError:  # a broken link: decoding it will say so, together with the other problems
+            found.append((entry.name, -1))
+    return sorted(found)
+
+
+def _image_entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(".") or Path(entry.name).suffix.lower() not in _EXTENSIONS:
-                continue
-            try:
-                status = entry.stat()
-                found.append((entry.name, status.st_size if stat.S_ISREG(status.st_mode) else -1))
-            except OSError:  # a broken link: decoding it will say so, together with the other problems
-                found.append((entry.name, -1))
-    return sorted(found)
+            if not entry.name.startswith(".") and entry.name.lower().endswith(_EXTENSIONS):
+                yield entry
 
 
 def _check_folders(root: Path) -> None:
     """Raise one error that names every official folder that is missing or holds no images."""
     names = [name for pair in FOLDERS.values() for name in pair]
     missing = [name for name in names if not (root / name).is_dir()]
-    empty = [name for name in names if name not in missing and not _image_files(root / name)]
+    empty = [name for name in names if name not in missing and not any(_image_entries(root / name))]
     if not missing and not empty:
         return
 
