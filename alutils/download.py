@@ -22,6 +22,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from alutils.config import ConfigError, expanded
+from alutils.isic2018 import FOLDERS, OFFICIAL_COUNTS, count_images
 
 
 class DownloadError(RuntimeError):
@@ -36,19 +37,23 @@ class Archive:
         name: file name, ending in ``.zip``.
         size: in bytes.
         sha256: in lower-case hexadecimal digits.
+        n_images: images or masks in it; None: not known.
     """
 
     name: str
     size: int
     sha256: str
+    n_images: int | None = None
 
     @property
     def folder(self) -> str:
         return self.name.removesuffix(".zip")
 
 
+_COUNTS = {folder: OFFICIAL_COUNTS[split] for split, folders in FOLDERS.items() for folder in folders}
+
 ARCHIVES = tuple(
-    Archive(f"ISIC2018_{name}.zip", size, sha256)
+    Archive(f"ISIC2018_{name}.zip", size, sha256, _COUNTS[f"ISIC2018_{name}"])
     for name, size, sha256 in (
         ("Task1-2_Training_Input", 11_165_358_566, "80f98572347a2d7a376227fa9eb2e4f7459d317cb619865b8b9910c81446675f"),
         ("Task1_Training_GroundTruth", 27_402_895, "99f8b2bb3c4d6af483362010715f7e7d5d122d9f6c02cac0e0d15bef77c7604c"),
@@ -95,8 +100,8 @@ def download_isic2018(
         ``root``.
 
     Raises:
-        DownloadError: if the disk is too small or cannot be written, no address delivers, or an archive is corrupt.
-            No folder is ever left half unpacked.
+        DownloadError: if a folder that is there has fewer images than its archive, the disk is too small or cannot be
+            written, no address delivers, or an archive is corrupt. No folder is ever left half unpacked.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as root:  # without archives=, all six are fetched
@@ -104,6 +109,7 @@ def download_isic2018(
     True
     """
     root = expanded("root", root)
+    _check_counts(root, archives)
     if all(_is_unpacked(root, archive) for archive in archives):  # also where nothing may be written
         return root
     try:
@@ -123,7 +129,7 @@ def download_isic2018(
 def _get_and_unpack(root: Path, archive: Archive, base_urls: Sequence[str], keep_archive: bool) -> None:
     path, part = root / archive.name, root / f"{archive.name}.part"
     if path.exists():  # the user's own, or kept by an earlier call
-        _verify(path, archive, "Delete it, or put the right file there, and call again.")
+        _verify(path, archive, "Move it away, or put the right file there, and call again.")
         _unpack(path, archive)
         return
     urls = [f"{base_url.rstrip('/')}/{archive.name}" for base_url in base_urls]
@@ -141,9 +147,27 @@ def _get_and_unpack(root: Path, archive: Archive, base_urls: Sequence[str], keep
 
 
 def _is_unpacked(root: Path, archive: Archive) -> bool:
-    """Folders get their final name only when they are complete; an empty one was made by hand."""
+    """Folders get their name only when they are complete; an empty one was made by hand. Hidden files do not count."""
     folder = root / archive.folder
-    return folder.is_dir() and any(folder.iterdir())
+    return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+
+
+def _check_counts(root: Path, archives: Sequence[Archive]) -> None:
+    """Raise one error that says of each folder what it is short of: half of a copy must not pass for the data set."""
+    short = []
+    for archive in archives:
+        if archive.n_images and _is_unpacked(root, archive):
+            found = count_images(root / archive.folder)
+            if found < archive.n_images:
+                short.append(f"  {archive.folder} has {found:,} of {archive.n_images:,} files")
+    if short:
+        lines = [
+            f"{root} has only a part of ISIC 2018, and nothing was downloaded:",
+            *short,
+            "remedy: move these folders away and call again to fetch them whole; or leave them, as load_isic2018 reads "
+            "a part too, if each image has its mask",
+        ]
+        raise DownloadError("\n".join(lines))
 
 
 def _size(path: Path) -> int:
@@ -232,11 +256,16 @@ def _unpack(path: Path, archive: Archive) -> None:
                 zipped.extract(member, unfinished)
         if not (unfinished / archive.folder).is_dir():
             raise zipfile.BadZipFile(f"it has no folder {archive.folder}")
-        if target.exists():
-            target.rmdir()  # it is empty, or it would have been skipped
+        aside = path.with_name(f".{archive.folder}.hidden")
+        if target.exists():  # with hidden files at most, or it would have been skipped
+            target.replace(aside)
         (unfinished / archive.folder).replace(target)
+        if aside.exists():
+            for hidden in list(aside.iterdir()):
+                hidden.replace(target / hidden.name)
+            aside.rmdir()
     except (zipfile.BadZipFile, zlib.error) as error:
-        raise DownloadError(f"{path} cannot be unpacked: {error}. Delete it and call again.") from None
+        raise DownloadError(f"{path} cannot be unpacked: {error}. Move it away and call again.") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -396,7 +396,7 @@ def read_mask(path: Path, height: int, width: int) -> np.ndarray:
     return pixels[None] == 255
 
 
-_REMEDY = "delete it and its .json or .png, and draw the image again"
+_REMEDY = "restore it, or move it and its .json or .png away and draw the image again"
 
 
 def _apply(stroke: Stroke, mask: np.ndarray, where: np.ndarray) -> np.ndarray:

@@ -280,6 +280,19 @@ def isic2018_report(splits: Splits) -> pd.DataFrame:
     return report.assign(complete=report["images"] == report["official"])
 
 
+def count_images(folder: str | Path) -> int:
+    """How many files of a folder :func:`load_isic2018` would take for images or masks.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name in ("ISIC_1.jpg", "ISIC_1_superpixels.png", "LICENSE.txt", "._ISIC_1.jpg"):
+    ...     (folder / name).touch()
+    >>> count_images(folder)
+    1
+    """
+    return sum(not fnmatch(entry.name, _SUPERPIXELS) for entry in _image_entries(Path(folder)))
+
+
 # --- what is there ---------------------------------------------------------------------------------------------------
 
 

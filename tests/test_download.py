@@ -2,10 +2,12 @@
 
 import hashlib
 import io
+import shutil
 import stat
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -160,6 +162,38 @@ def test_a_second_call_asks_the_server_for_nothing_and_changes_nothing(server, a
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*g")} == before
 
 
+def test_a_folder_with_hidden_files_alone_is_fetched_and_keeps_them(server, archives, tmp_path):
+    folder = tmp_path / archives[0].folder
+    folder.mkdir()
+    (folder / ".DS_Store").write_bytes(b"mine")
+    download_isic2018(tmp_path, archives=archives[:1], base_urls=[server.base_url])
+    assert (folder / ".DS_Store").read_bytes() == b"mine" and len(list(folder.glob("*.jpg"))) == 2
+    assert visible(tmp_path) == [archives[0].folder]
+
+
+def test_each_folder_with_fewer_files_than_the_official_one_is_named_before_anything_is_fetched(
+    server, archives, tmp_path, monkeypatch, capsys
+):
+    download_isic2018(tmp_path, archives=archives, base_urls=[server.base_url])
+    archives = [replace(archive, n_images=2) for archive in archives]
+    monkeypatch.setitem(download_isic2018.__kwdefaults__, "archives", archives)
+    assert main([str(tmp_path)]) == 0
+    (tmp_path / archives[0].folder / "ISIC_00.jpg").rename(tmp_path / archives[0].folder / "._ISIC_00.jpg")
+    (tmp_path / archives[1].folder / "ISIC_00_segmentation.png").unlink()
+    shutil.rmtree(tmp_path / archives[2].folder)
+    server.requests.clear()
+    capsys.readouterr()
+    assert main([str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    for archive in archives:
+        assert (f"{archive.folder} has 1 of 2 files" in said) == (archive in archives[:2])
+    assert server.requests == [] and not (tmp_path / archives[2].folder).exists()
+
+
+def test_the_official_counts_are_compared():
+    assert [archive.n_images for archive in ARCHIVES] == [2594, 2594, 100, 100, 1000, 1000]
+
+
 def test_the_users_own_archive_is_used_and_not_deleted(server, archives, tmp_path):
     (tmp_path / FIRST).write_bytes(server.files[FIRST])
     (tmp_path / archives[0].folder).mkdir()  # an empty folder counts as missing
@@ -170,7 +204,7 @@ def test_the_users_own_archive_is_used_and_not_deleted(server, archives, tmp_pat
 
 def test_the_users_wrong_archive_is_named_and_not_deleted(server, archives, tmp_path):
     (tmp_path / FIRST).write_bytes(server.files[FIRST][:-1] + b"?")
-    with pytest.raises(DownloadError, match=f"{FIRST} is not the official archive: .*Delete it"):
+    with pytest.raises(DownloadError, match=f"{FIRST} is not the official archive: .*Move it away"):
         download_isic2018(tmp_path, archives=archives, base_urls=[server.base_url])
     assert visible(tmp_path) == [FIRST]
 
