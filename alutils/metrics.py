@@ -57,7 +57,7 @@ def check_mask(name: str, mask: torch.Tensor) -> None:
     Traceback (most recent call last):
     ValueError: truth must be of 0 and 1, got 255: (truth > 127).to(torch.uint8) makes a mask of 0 and 255 one
     """
-    if not mask.numel():
+    if not mask.numel() or mask.dtype == torch.bool:
         return
     if mask.max() <= 1 if mask.dtype == torch.uint8 else ((mask == 0) | (mask == 1)).all():  # the first needs no copy
         return

@@ -13,6 +13,8 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
+from alutils.config import listed
+
 
 class WeightsError(RuntimeError):
     """The encoder's weights are missing or unusable; the message says what to do, also without a network."""
@@ -74,7 +76,7 @@ def load_encoder(encoder: nn.Module, name: str, path: Path) -> None:
         raise WeightsError(f"{path} does not fit: {reason}; {remedy}") from None
     wrong = [key for key, tensor in encoder.state_dict().items() if not tensor.isfinite().all()]
     if wrong:
-        raise WeightsError(f"{path} has NaN or infinite values in {', '.join(wrong[:5])}; {remedy}")
+        raise WeightsError(f"{path} has NaN or infinite values in {listed(wrong)}; {remedy}")
 
 
 def verify_download(encoder: str, weights: str) -> None:
