@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from alutils.metrics import check_mask
+
 
 @dataclass(frozen=True, eq=False)
 class PackedMasks:
@@ -26,7 +28,12 @@ class PackedMasks:
 
     @classmethod
     def pack(cls, masks: torch.Tensor) -> PackedMasks:
-        """Pack masks, uint8 or bool (N, C, H, W), 0 and 1. The width is a multiple of 8, as any ``image_size`` is."""
+        """Pack masks, uint8 or bool (N, C, H, W). The width is a multiple of 8, as any ``image_size`` is.
+
+        Raises:
+            ValueError: if a mask holds anything but 0 and 1: other values would spill into their neighbours' bits.
+        """
+        check_mask("masks", masks)
         eights = masks.to(torch.uint8).unflatten(-1, (-1, 8))
         return cls((eights << _shifts(masks.device)).sum(-1, dtype=torch.uint8))
 

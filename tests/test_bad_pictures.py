@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import alutils
+from alutils.config import ConfigError
 from alutils.data import DataError, Split, Splits, identical_pictures, picture_sums
 from alutils.isic2018 import FOLDERS, load_isic2018
 
@@ -615,7 +616,8 @@ def test_a_folder_that_may_not_be_listed_is_named(root, monkeypatch):
 )
 def test_a_bad_parameter_is_named(root, options, text):
     options = {"root": root, **options}
-    assert_one_short_error(options.pop("root"), text, error=ValueError, **options)
+    error = ConfigError if text in ("root", "cache_dir") else ValueError
+    assert_one_short_error(options.pop("root"), text, error=error, **options)
 
 
 # --- identical pictures ----------------------------------------------------------------------------------------------

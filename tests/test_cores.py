@@ -77,7 +77,7 @@ def test_the_decoder_takes_as_many_threads(tmp_path, monkeypatch):
         write_pair(tmp_path, split, name)
     taken = []
 
-    def decode_all(listing, image_size, strict, n_workers, *_):
+    def decode_all(listing, image_size, n_workers, *_):
         taken.append(n_workers)
         raise KeyError
 
