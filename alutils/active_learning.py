@@ -35,7 +35,7 @@ from alutils.compute import (
 )
 from alutils.config import ConfigError, Experiment, did_you_mean, expanded
 from alutils.cost import annotation_cost
-from alutils.data import Split, Splits, lesion_area
+from alutils.data import Split, Splits, lesion_area, picture_sums
 from alutils.files import sha256
 from alutils.metrics import dice_score
 from alutils.model import unet_for
@@ -66,11 +66,11 @@ from alutils.seeding import make_generator, seeded
 from alutils.training import TrainingDiverged, fit, predict_probabilities, probability_batches
 
 BASELINES = ("full", "full_cosine", "random_at_once")
-"""What ``experiment.strategy`` may name besides the strategies: one training, no queries.
+"""What ``experiment.strategy`` may name besides the strategies: arms with one training and no queries.
 
-It takes as many steps as all trainings of an arm that queries the same training set. "full" trains on the whole set,
-"full_cosine" too but with a cosine schedule, and "random_at_once" on the cold start and as many random images as the
-other arms have annotated at their end.
+Each takes as many steps as all trainings of a querying arm together. "full" trains on the whole training set.
+"full_cosine" does the same with a cosine schedule. "random_at_once" trains on the cold start and random images, as many
+in all as the other arms have annotated at their end.
 """
 
 Network = Callable[[Experiment], nn.Module]
@@ -114,7 +114,8 @@ def run_active_learning(
         network: a function of the experiment that builds a network of your own, and draws its initial weights from the
             global random state, which is the seed's; recorded by its name and code too. None: :func:`alutils.unet_for`.
         oracle: who annotates, over ``splits.train``: None, the simulated oracle, or a person
-            (:class:`alutils.HumanOracle`), who draws the queried images and not the cold start.
+            (:class:`alutils.HumanOracle`), who draws the queried images and not the cold start. One of your own is
+            recorded by the code of its class and its masks.
         device: where to compute: "auto", "cpu", "cuda", "cuda:1", ...; the pictures are moved there if they fit.
         progress: show a progress bar.
 
@@ -122,16 +123,16 @@ def run_active_learning(
         The rounds: ``experiment.n_queries + 1`` of them, fewer where the pool ends, one for a baseline.
 
     Raises:
-        ConfigError: if the settings do not fit the pictures, there is no such strategy or device, a function of your
-            own has no source or the network no logits, the strategy needs dropout and the network has none, ``compile``
-            is set where torch cannot compile, ``deterministic`` where it cannot be had, or ``output_dir`` holds another
-            run (the differing settings are listed).
+        ConfigError: if the settings do not fit the pictures; if there is no such strategy or device; if a function of
+            your own has no source; if the network returns no logits; if the strategy needs dropout and the network has
+            none; if ``compile`` or ``deterministic`` is set and torch cannot do it here; or if ``output_dir`` holds
+            another run (the error lists the settings that differ).
         RecordsError: if the files of a stopped run cannot be read, or another process is at work in ``output_dir``.
         CannotWrite: if a file cannot be written; the rounds before are safe.
         TrainingDiverged: if the loss or the weights stop being numbers: the run has ended and its record says so.
-        OutOfMemory: if the device cannot hold a batch, and then the message names a batch size that fits; or the masks
-            of the start or of a query, or the pool's copy that a ``strategy`` of your own gets.
-        AnnotationsNeeded: by a person as the oracle: images are to be drawn, then the call is to be made again.
+        OutOfMemory: if the device cannot hold a batch (the message names a batch size that fits), the masks of the cold
+            start, those of a query, or the copy of the pool that a ``strategy`` of your own gets.
+        AnnotationsNeeded: if the oracle is a person who has images to draw; draw them and make the same call again.
 
     >>> import tempfile
     >>> from alutils.synthetic import make_synthetic
@@ -154,8 +155,9 @@ def run_active_learning(
     check_deterministic(initial, experiment, torch_device)
     initial = initial.to(torch_device)
     splits = splits.placed(torch_device)
-    oracle = Oracle(splits.train.masks) if oracle is None else oracle.to(torch_device)
-    state = folder.load(copy.deepcopy(initial), splits)
+    with memory_for("image_size: the masks and what the run had labelled", "take another device", torch_device):
+        oracle = Oracle(splits.train.masks) if oracle is None else oracle.to(torch_device)
+        state = folder.load(copy.deepcopy(initial), splits)
     if experiment.compile and not (state is not None and state.finished):
         check_compiler(torch_device)
     if state is None:
@@ -430,6 +432,7 @@ def _identity(
 ) -> dict[str, Any]:
     """What makes a run this one: its settings, pictures and network, with code of one's own, and who annotates."""
     settings = {**experiment.model_dump(mode="json"), "strategy": strategy_name(experiment, strategy)}
+    del settings["degenerate_masks"]  # what is said about masks while they are loaded changes nothing
     data = {}
     for name in ("train", "val", "test"):
         split: Split = getattr(splits, name)
@@ -446,14 +449,27 @@ def _identity(
         "experiment": settings,
         "data": data,
         "strategy_code": None if score is None else code_checksum("strategy", score),
+        "oracle": None if oracle is None else _annotator(oracle, splits.train.masks),
         "network": {
             "name": function_name(network),
             "code": code_checksum("network", network, *{type(layer): None for layer in model.modules()}),
             "class": f"{type(model).__module__}.{type(model).__qualname__}",
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "structure": sha256(str(model).encode())[:16],
+            "structure": sha256(repr([(k, tuple(v.shape)) for k, v in model.state_dict().items()]).encode())[:16],
         },
     }
+
+
+def _annotator(oracle: Oracle, masks: torch.Tensor) -> dict[str, Any] | None:
+    """Who annotates; None for the simulated oracle on the training split's own masks."""
+    truth = oracle.truth(torch.arange(len(masks)))
+    same = torch.equal(picture_sums(truth).cpu(), picture_sums(masks).cpu())
+    found = {
+        "code": code_checksum("oracle", type(oracle)),
+        "masks": None if same else sha256(str(picture_sums(truth).tolist()).encode())[:16],
+        **oracle.settings,
+    }
+    return found if oracle.name != Oracle.name or any(value is not None for value in found.values()) else None
 
 
 def _check(experiment: Experiment, splits: Splits, strategy: Strategy | None, oracle: Oracle | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -71,6 +72,11 @@ class Oracle:
         check_mask("masks", masks)
         self._masks = masks
         self.n_images = self.n_pixels = self.n_positive = 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What else a run's record should say of it."""
+        return {}
 
     def annotate_cold_start(self, indices: torch.Tensor) -> torch.Tensor:
         """All labels of the images that a run starts with."""

@@ -284,7 +284,8 @@ def check_text(**parameters: object) -> None:
         if isinstance(value, bool | int | float):
             raise ConfigError(
                 f"{name}: must be text, got {value!r}. papermill's -p and YAML make numbers of digits (007 becomes 7): "
-                f'write -r {name} {value}, as it was meant, or in quotes in YAML and Python: "{value}"'
+                f"with papermill, write -r {name} and the text as you meant it; in YAML and Python, put it in quotes, "
+                f'such as "{value}"'
             )
         if not isinstance(value, str | os.PathLike):
             raise ConfigError(f"{name}: must be text, got {_shown(value)}; leave it out for its default")
@@ -354,7 +355,7 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         known = [file.stem for file in PROFILES_DIR.glob("*.yaml")]
-        raise ConfigError(f"there is no profile file {path}; {did_you_mean(path.stem, known)}") from None
+        raise ConfigError(f"there is no profile file {path.absolute()}; {did_you_mean(path.stem, known)}") from None
     except (OSError, ValueError) as error:  # not UTF-8, or a path that no file can have
         raise ConfigError(f"profile file {str(path)!r} cannot be read: {error}") from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,6 +58,11 @@ class HumanOracle(Oracle):
             file_stem(id)
         self.folder = expanded("folder", folder)
         self._split, self._tau_u, self._draws_cold_start = split, tau_u, draws_cold_start
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Whether the person draws the cold start too."""
+        return {"draws_cold_start": self._draws_cold_start}
 
     def annotate_cold_start(self, indices: torch.Tensor) -> torch.Tensor:
         """The cold start in full: the truth, unless the person draws it too."""

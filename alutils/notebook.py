@@ -148,7 +148,7 @@ def _check_folder(folder: Path) -> None:
 
 def _compare_parameters(ran: Sequence[str], file: Path) -> None:
     """Of the cells that ``ran`` the last one that papermill began (it may have been edited) with those of the file."""
-    given = next((cell for cell in reversed(ran) if cell.startswith("# Parameters\n")), None)
+    given = next((cell for cell in reversed(ran) if "# Parameters" in cell.splitlines()), None)
     if given is None or not file.exists():
         return
     cells = json.loads(file.read_text(encoding="utf-8"))["cells"]

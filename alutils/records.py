@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 import socket
 import subprocess
 import warnings
@@ -33,7 +34,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from alutils.compute import working_dtype
-from alutils.config import ConfigError, Experiment, did_you_mean, expanded, parse_settings, same_run
+from alutils.config import ConfigError, Experiment, did_you_mean, expanded, listed, parse_settings, same_run
 from alutils.cost import average_cost
 from alutils.data import Split, Splits
 from alutils.files import CannotWrite, remove_leftovers, replacing, sha256
@@ -430,13 +431,14 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
     """The finished runs below ``folder``, a row a run, whatever their settings (:func:`load_results` compares them).
 
     Args:
-        folder: searched with its subfolders for ``run.json`` files. Runs with a person as the oracle are left out, but
-            for one whose own folder it is: they are other experiments than Tables I and II.
+        folder: searched with its subfolders for ``run.json`` files. Runs with a person as the oracle are left out,
+            except one whose own folder it is: they are other experiments than Tables I and II.
 
     Returns:
         Columns: ``run`` (its folder below ``folder``), every setting of the experiment (``strategy`` is the one that
-        was used), ``n_train`` (images in the training set), ``n_labelled`` and ``steps`` (images at the end, optimizer
-        steps in all), ``val_dice`` (mean, of the last round), ``test_dice`` (mean), ``verify_percent`` and
+        was used), ``network`` (the function that built it), ``n_train`` (images in the training set), ``n_labelled``
+        and ``steps`` (images at the end, optimizer steps in all), ``val_dice`` (mean, of the last round), ``test_dice``
+        (mean), ``verify_percent`` and
         ``positive_percent`` (Table II: means over the queried images, without the cold start; not a number where
         nothing was queried), ``seconds`` (of all phases), and the ``device``, ``cpu``, ``torch`` and ``git_commit`` of
         its last start.
@@ -456,6 +458,7 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
             {
                 "run": path.relative_to(folder).as_posix(),
                 **settings,
+                "network": record.get("network", {}).get("name", "unet_for"),
                 "n_train": record["data"]["train"]["images"],
                 "n_labelled": rounds["n_labelled"].iloc[-1],
                 "steps": rounds["steps"].sum(),
@@ -498,9 +501,9 @@ def load_table(folder: str | Path, name: str) -> pd.DataFrame:
 def load_results(folder: str | Path, *, only: str | Mapping[str, Any] = "") -> dict[str, pd.DataFrame]:
     """Everything about the finished runs of a folder: ``runs`` and each of :data:`TABLES`, by name.
 
-    What is read here is pooled by arm (strategy, annotation and cell of Table II), so there is one run of each arm and
-    seed, and all others of their settings and pictures are equal: among the runs that are annotated in full (Table I),
-    and among the others (Table II, which has fewer queries in the paper).
+    The results are pooled by arm (strategy, annotation and cell of Table II). There must therefore be one run per arm
+    and seed, all on the same pictures and with the same network. All other settings must be equal among the runs that
+    are annotated in full (Table I), and among the others (Table II, which has fewer queries in the paper).
 
     Args:
         folder: either CSV files of those names, as :func:`write_results` leaves them, or folders of runs.
@@ -516,7 +519,9 @@ def load_results(folder: str | Path, *, only: str | Mapping[str, Any] = "") -> d
         sums = folder / CHECKSUMS
         lines = sums.read_text(encoding="utf-8").splitlines() if sums.exists() else []
         checksums = {name: checksum for checksum, name in map(str.split, lines)}
-        results = {name: _read_table(folder, name, checksums.get(f"{name}.csv")) for name in ("runs", *TABLES)}
+        results = {
+            name: _read_table(folder, name, checksums.get(f"{name}.csv"), remedy=_RESTORE) for name in ("runs", *TABLES)
+        }
         settings = results["runs"].drop(columns=_OUTCOMES, errors="ignore").astype(object)
         rows = settings.where(settings.notna(), None).to_dict("records")
         identities = {row.pop("run"): row for row in rows}
@@ -525,7 +530,7 @@ def load_results(folder: str | Path, *, only: str | Mapping[str, Any] = "") -> d
         identities = {path.relative_to(folder).as_posix(): _settings(record) for path, record in _finished_runs(folder)}
     chosen = _chosen(identities, only)
     if not chosen:
-        raise RecordsError(f"none of the {len(identities)} finished runs below {folder} is one of only = {only}")
+        raise RecordsError(f"none of the {len(identities)} finished runs below {folder} has these settings: {only}")
     _refuse_mixture(folder, {run: identities[run] for run in chosen})
     return {name: table[table["run"].isin(chosen)].reset_index(drop=True) for name, table in results.items()}
 
@@ -660,6 +665,12 @@ def write_table(stem: str | Path, table: pd.DataFrame) -> None:
     write_text(f"{stem}.md", markdown + "\n")
 
 
+_BY_CHANGE = (
+    "\nA function that changes the values that it captured, such as a list that it appends to, counts as another one "
+    "afterwards: let it keep them to itself, or define it anew"
+)
+
+
 def _open_record(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     """What ``run.json`` says if it is of the run with this identity; a new record where there is none."""
     if folder.exists() and not folder.is_dir():
@@ -684,6 +695,7 @@ def _open_record(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             f"output_dir: {folder} holds another run; delete it or give another folder. They differ in\n"
             + "\n".join(lines)
+            + _BY_CHANGE * any("strategy_code" in line for line in lines)
         )
     if record["status"] == "finished" and not any(state.exists() for state in states):
         raise ConfigError(
@@ -816,7 +828,7 @@ def _finished_runs(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     found = _runs(folder)
     finished = [(path, record) for path, record in found if record["status"] == "finished"]
     if not finished:
-        raise RecordsError(f"there is no finished run below {folder}; {len(found)} are unfinished")
+        raise RecordsError(f"there is no finished run below {folder.absolute()}; {len(found)} are unfinished")
     return finished
 
 
@@ -846,27 +858,27 @@ def _chosen(identities: Mapping[str, Mapping[str, Any]], only: str | Mapping[str
     return [
         run
         for run, settings in identities.items()
-        if all(_shown(settings.get(name)) == _shown(value) for name, value in wanted.items())
+        if all(_shown(settings.get(name, "absent")) == _shown(value) for name, value in wanted.items())
     ]
 
 
 def _refuse_mixture(folder: Path, identities: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse runs that differ where they are pooled, or that stand for the same arm and seed."""
     tables, arms, seeds = (_grouped(identities, by) for by in (_in_full, _arm, _arm_and_seed))
-    # A field that is no setting and no picture belongs to the arm, such as the source of a strategy of one's own
-    differing = [one for runs in tables.values() for one in _differing(identities, runs, _of_a_table)]
-    differing += [one for runs in arms.values() for one in _differing(identities, runs, lambda k: not _of_a_table(k))]
-    twice = [f"{', '.join(map(str, key))}: {_some(runs)}" for key, runs in seeds.items() if len(runs) > 1]
+    differing = _differing(identities, list(identities), _of_all)
+    differing += [found for runs in tables.values() for found in _differing(identities, runs, _of_a_table)]
+    differing += [found for runs in arms.values() for found in _differing(identities, runs, _of_one_arm)]
+    twice = [f"{', '.join(map(str, key))}: {listed(runs)}" for key, runs in seeds.items() if len(runs) > 1]
     if not differing and not twice:
         return
-    lines = [f"{name}: " + "; ".join(f"{value} in {_some(runs)}" for value, runs in by) for name, by in differing]
+    lines = [f"{name}: " + "; ".join(f"{value} in {listed(runs)}" for value, runs in by) for name, by in differing]
     alone = {name: by[0][0] for name, by in reversed(differing)}
     choice = ", ".join(f"{name}: {value}" for name, value in reversed(alone.items()))
-    remedy = f', or take those of certain settings alone: only="{{{choice}}}" (a parameter of notebook 06 too)'
+    remedy = f', or read only runs with certain settings: only="{{{choice}}}" (a parameter of notebook 06 too)'
     raise RecordsError(
-        f"the runs below {folder} cannot be pooled: each arm must be there once for each seed, with all other settings "
-        "and the pictures equal. These differ, or are there more than once:\n  "
-        + _some([*lines, *twice], "\n  ")
+        f"the runs below {folder} cannot be pooled: there must be one run per arm and seed, and all other settings and "
+        "the pictures must be equal. These differ, or are there more than once:\n  "
+        + listed([*lines, *twice], separator="\n  ")
         + f"\nMove or delete the folders that do not belong here{remedy if differing else ''}"
     )
 
@@ -884,17 +896,31 @@ def _differing(
     """The fields in which ``runs`` differ, each with its values, the most frequent first, and the runs that have it."""
     found = []
     for name in dict.fromkeys(key for run in runs for key in identities[run]):
-        if name not in _OF_AN_ARM and compared(name):
+        if compared(name) and not (name in _OF_AN_ARM and _is_of_the_arm(name, [identities[run] for run in runs])):
             by_value = _grouped(
-                {run: identities[run] for run in runs}, lambda one, k=name: _shown(one.get(k, "absent"))
+                {run: identities[run] for run in runs}, lambda settings, k=name: _shown(settings.get(k, "absent"))
             )
             if len(by_value) > 1:
                 found.append((name, sorted(by_value.items(), key=lambda item: -len(item[1]))))
     return found
 
 
+def _is_of_the_arm(name: str, settings: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether arms differ in it by what they are: not in tau_u where it takes part in the choice of the queries."""
+    return name != "tau_u" or not all(_in_full(one) and one.get("reduction") == "band_mean" for one in settings)
+
+
+def _of_all(name: str) -> bool:
+    return name in ("n_train", "network", "oracle") or name.startswith(("data.", "network.", "oracle."))
+
+
 def _of_a_table(name: str) -> bool:
-    return name in Experiment.model_fields or name == "n_train" or name.startswith("data.")
+    return name in Experiment.model_fields
+
+
+def _of_one_arm(name: str) -> bool:
+    """Neither a setting nor a picture, such as the code of a strategy of one's own."""
+    return not _of_all(name) and not _of_a_table(name)
 
 
 def _in_full(settings: Mapping[str, Any]) -> bool:
@@ -914,16 +940,10 @@ def _arm(settings: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _shown(value: Any) -> str:
-    """A setting as text: records have lists where collected tables have the text of a tuple, or a whole number."""
+    """A setting as YAML takes it: records have lists where collected tables have the text of a tuple."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(tuple(value) if isinstance(value, list) else value)
-
-
-def _some(names: Sequence[str], separator: str = ", ", most: int = 10) -> str:
-    """The first of many, and how many others there are."""
-    shown = [*names[:most], *([f"and {len(names) - most} others"] if len(names) > most else [])]
-    return separator.join(shown)
+    return re.sub(r"^\((.*?),?\)$", r"[\1]", str(tuple(value) if isinstance(value, list) else value))
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -944,13 +964,17 @@ def _record_checksum(record: Mapping[str, Any]) -> str:
     return sha256(json.dumps(record, sort_keys=True).encode())
 
 
-def _read_table(folder: Path, name: str, checksum: str | None) -> pd.DataFrame:
+_RESTORE = "restore it as it was, line ends too (in a checkout: git checkout)"
+
+
+def _read_table(folder: Path, name: str, checksum: str | None, *, remedy: str = "") -> pd.DataFrame:
     """The table ``name``, if it is as it was written.
 
     Args:
         folder: of the run, or of collected tables.
         name: of the file, without its suffix.
         checksum: the SHA-256 it must have; None: nothing is known.
+        remedy: what to do where it is not; empty: what helps with the table of a run.
     """
     path = folder / f"{name}.csv"
     try:
@@ -961,7 +985,8 @@ def _read_table(folder: Path, name: str, checksum: str | None) -> pd.DataFrame:
             io.BytesIO(content), dtype={"image_id": str, "run": str}, keep_default_na=False, na_values=[""]
         )
     except (OSError, ValueError) as error:
-        raise RecordsError(f"{path} cannot be read ({error}); restore it, or delete {folder} to run it anew") from None
+        remedy = remedy or f"restore it, or delete {folder} to run it anew"
+        raise RecordsError(f"{path} cannot be read ({error}); {remedy}") from None
 
 
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

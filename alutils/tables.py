@@ -158,6 +158,7 @@ def ledger(runs: pd.DataFrame) -> pd.DataFrame:
         name: ", ".join(str(value) for value in column.drop_duplicates().sort_values(key=lambda s: s.astype(str)))
         for name, column in runs.astype(object).where(runs.notna(), "none").items()
     }
+    settings.setdefault("network", "unet_for")  # what runs had before they could have another
     rows = [(detail, paper, ours.format_map(settings)) for detail, paper, ours in READINGS]
     return pd.DataFrame(rows, columns=["detail", "the paper", "these runs"])
 
@@ -183,7 +184,7 @@ READINGS = (
     (
         "network",
         "ResNet-18 U-Net, 1x1 convolutions",
-        "{encoder}, weights: {encoder_weights}, decoder {decoder_channels}",
+        "{network}: {encoder}, weights: {encoder_weights}, decoder {decoder_channels}",
     ),
     ("learning rate", "0.01", "{learning_rate}, {schedule}; a new optimizer each round; fine_tune = {fine_tune}"),
     ("batch size", "32", "{batch_size}"),

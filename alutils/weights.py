@@ -68,7 +68,7 @@ def load_encoder(encoder: nn.Module, name: str, path: Path) -> None:
     names = ", ".join(sorted(weight_names(name)))
     remedy = f"encoder_weights must be {names}, null, or the path of a file with {name}'s weights"
     if not path.is_file():
-        raise WeightsError(f"there is no file {path}; {remedy}")
+        raise WeightsError(f"there is no file {path.absolute()}; {remedy}")
     try:
         encoder.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises many types for files that are not its own
