@@ -3,9 +3,9 @@
     make plan                                                       # what would be run
     make reproduce                                                  # quick profile, synthetic images, all cores
     make reproduce PROFILE=paper DATA=data/isic2018 SEEDS="0 1 2"   # the paper's settings
-    snakemake --profile workflow/local --cores all --config profile=small strategies="random entropy" \
-        overrides="{epochs: 2}"                                     # every setting: workflow/batch.py
-    snakemake --profile workflow/slurm --config profile=paper data=/data/isic2018       # a Slurm job a run
+    snakemake --profile workflow/local --cores $(python -I alutils/cores.py) --config profile=small \
+        strategies="random entropy" overrides="{epochs: 2}"         # every setting: workflow/batch.py
+    snakemake --profile workflow/slurm --config profile=paper data=/data/isic2018       # one Slurm job per run
 
 A job is run again when its parameters or its code did change (workflow/code_hash.py), not when prose did. The executed
 notebooks are logs, so that a failed one stays; the outputs are small marks, so that a job that was stopped finds its
@@ -15,10 +15,12 @@ files and goes on.
 import sys
 
 sys.path.insert(0, f"{workflow.basedir}/workflow")
-from batch import SINGLE, Batch, ConfigError, as_typed
+from batch import SINGLE, Batch, ConfigError, as_typed, check_for_cluster
 from watch import Watch, say_at_the_end
 
 try:
+    if workflow.is_main_process and workflow.resource_settings.nodes:  # --jobs, which is a cluster's
+        check_for_cluster(workflow.config_settings.config_args)
     batch = Batch(as_typed(config, sys.argv))
 except ConfigError as error:
     sys.exit(f"error: {error}")

@@ -8,7 +8,6 @@ Both run as many at a time as there are cores, in turns. The target: under 20 % 
 from __future__ import annotations
 
 import functools
-import os
 import shutil
 import statistics
 import subprocess
@@ -19,6 +18,8 @@ from pathlib import Path
 
 import nbformat
 from frame import ROOT, in_turns, median_ratio, parser, report
+
+from alutils.cores import usable_cores
 
 SETTINGS = ("strategies=random entropy bald full mc_dropout", "seeds=0 1 2", "cells=[[partial,0.25,0.5]]")
 N_RUNS = 20  # notebooks 01 to 03 and 06, 15 of 04, one of 05
@@ -63,7 +64,7 @@ def batch(project: Path, cores: int) -> None:
 
 def main() -> None:
     options = parser(__doc__, __file__)
-    options.add_argument("--cores", type=int, default=os.cpu_count())
+    options.add_argument("--cores", type=int, default=usable_cores())
     options.add_argument("--repetitions", type=int, default=3)
     settings = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT / "workflow"))
 import devices  # noqa: E402
 import run_notebook  # noqa: E402
 import watch  # noqa: E402
-from batch import ARMS, GRID, Batch, Cell, ConfigError, code_hash  # noqa: E402
+from batch import ARMS, GRID, Batch, Cell, ConfigError, check_for_cluster, code_hash  # noqa: E402
 from code_hash import code_of_notebook, code_of_run, run_modules, significant  # noqa: E402
 
 ONE_OF_EACH = {"seeds": 0, "strategies": "random", "cells": "[[partial, 0.25, 0.25]]"}
@@ -184,6 +184,23 @@ def test_a_folder_is_named_as_it_was_typed(arguments, runs, tmp_path):
     assert done.returncode == 0 and re.search(r"^runs +(.*)$", done.stderr, re.M)[1] == runs
 
 
+@pytest.mark.parametrize("text", ["$(touch made)", "`x`", "C:\\isic", 'it\'s "mine"', "two\nrows"])
+def test_what_a_cluster_s_jobs_would_get_otherwise_is_refused(text):
+    check_for_cluster(["runs=2024_05_01", "data=it's here", 'overrides={loss: "dice"}'])
+    with pytest.raises(ConfigError, match=f"^data: .*{re.escape(repr(text))}.* --configfile"):
+        check_for_cluster(["runs=2024_05_01", f"data={text}"])
+
+
+def test_only_a_cluster_is_refused_what_its_shells_would_change(tmp_path):
+    snakefile = ["--snakefile", ROOT / "Snakefile", "--dry-run"]
+    odd = ["--config", 'overrides={encoder_weights: "$HOME.pth"}']
+    status, said = snakemake(tmp_path, "--dry-run", overrides='{encoder_weights: "$HOME.pth"}')
+    assert status == 0, said
+    program = [sys.executable, "-m", "snakemake", "--executor", "slurm", "--jobs", "2", *snakefile, *odd]
+    done = subprocess.run([*map(str, program)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "error: overrides: a cluster's jobs would not get" in done.stderr
+
+
 def test_a_number_in_a_file_of_settings_is_refused_with_the_way_to_write_it(tmp_path):
     (tmp_path / "mine.yaml").write_text("runs: 2024_05_01")
     status, said = snakemake(tmp_path, "--dry-run", "--configfile", "mine.yaml")
@@ -202,7 +219,7 @@ def test_seeds_can_be_written_in_several_ways(value):
     [
         ({"sedes": "0"}, "sedes: the batch has no such setting; did you mean 'seeds'?"),
         ({"profile": "quik"}, "there is no profile file .*quik.yaml; did you mean 'quick'?"),
-        ({"data": "nowhere/at/all"}, "data: there is no folder nowhere/at/all; give one with ISIC 2018"),
+        ({"data": "nowhere/at/all"}, "data: there is no folder /.*/nowhere/at/all; give one with ISIC 2018"),
         ({"seeds": "0 one"}, "seeds: each must be a whole number from 0 .*, got 'one'"),
         ({"seeds": [0, 1.5]}, "seeds: .*, got 1.5"),
         ({"table2_seeds": -1}, "table2_seeds: .*, got -1"),
@@ -431,7 +448,7 @@ def test_ctrl_c_ends_with_what_comes_of_it_and_without_tracebacks(project):
         os.killpg(batch.pid, signal.SIGINT)
         said = batch.communicate(timeout=60)[0]
     assert batch.returncode != 0
-    assert said.splitlines()[-1] == "stopped; it goes on when the batch is started again"
+    assert said.splitlines()[-1] == "stopped; start the batch again and it goes on from here"
     assert not re.search("Traceback|RuleException|Error|Command", said[said.index("Terminating") :])
     assert not (project / "runs/quick/03_uncertainty/done.json").exists()
 
@@ -480,6 +497,20 @@ def test_each_round_and_each_job_that_ends_is_told_with_what_is_left(tmp_path, c
     seen.end()
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 5 and all(line.endswith("done; 7 of 7 jobs done") for line in told)
+
+
+def test_a_round_is_told_before_a_network_disk_shows_the_run_s_record(tmp_path, capsys):
+    batch = Batch({"runs": tmp_path, "seeds": 0, "cells": [["partial", 0.25, 0.5]]})
+    seen = watch.Watch(batch)
+    for arm in ("entropy", "full"):
+        folder = tmp_path / "04_image_al" / f"{arm}-seed0"
+        folder.mkdir(parents=True)
+        (folder / "job.json").write_text(batch.job(f"04_image_al/{arm}-seed0"))
+        (folder / "rounds.csv").write_text("round,steps,val_dice\n0,9,0.5\n")
+    seen.end()
+    told = [line.split(";")[0] for line in capsys.readouterr().err.splitlines()]
+    rounds = {"entropy": "round 1", "full": "round 1 of 1"}
+    assert told == [f"04_image_al/{arm}-seed0: {which}, validation Dice 0.500" for arm, which in rounds.items()]
 
 
 def kill_all(process):

@@ -33,12 +33,12 @@ def cluster(tmp_path):
 
 def test_a_run_is_a_slurm_job_with_a_gpu(cluster, tmp_path):
     overrides = "{n_synthetic: [24, 8, 8], cold_start: 8, query_size: 8, n_queries: 1, epochs: 1}"
-    target = "runs/quick/04_image_al/random-seed1/done.json"
+    target = "2024_05_01/04_image_al/random-seed1/done.json"  # not the number 20240501
     options = ["--slurm-no-account", "--slurm-status-command", "squeue", "--seconds-between-status-checks", "1"]
     options += ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "5"]
     command = [sys.executable, "-m", "snakemake", target, "--snakefile", ROOT / "Snakefile", *options]
     command += ["--profile", ROOT / "workflow" / "slurm", "--default-resources", "gpu=1", "mem_mb=1000", "runtime=5"]
-    command += ["--config", "strategies=random", "seeds=1", f"overrides={overrides}"]
+    command += ["--config", "strategies=random", "seeds=1", f"overrides={overrides}", "runs=2024_05_01"]
     done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout
 

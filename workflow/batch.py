@@ -29,8 +29,8 @@ KEYS = {
     "data": "folder with ISIC 2018; none: synthetic images",
     "seeds": "of Table I; [0, 1]",
     "table2_seeds": "of Table II; [0]",
-    "strategies": "the arms of Table I; the paper's, and but for the profile quick two controls",
-    "cells": "the cells of Table II, [[annotation, tau_u, tau_b], ...]; the grid, and but for quick the other modes",
+    "strategies": "the arms of Table I; default: the paper's, and two controls unless the profile is quick",
+    "cells": "of Table II, [[annotation, tau_u, tau_b], ...]; default: the grid, and the other modes unless quick",
     "overrides": "changes of the profile, YAML",
     "table2_overrides": "further ones for notebook 05, which win; {n_queries: 20} with the profile paper",
     "runs": "where the runs go; runs/<profile>",
@@ -117,8 +117,8 @@ class Batch:
             raise ConfigError(f"runs_per_gpu: must be a whole number of at least 1, got {self.runs_per_gpu!r}")
         if self.data and not Path(self.data).is_dir():
             raise ConfigError(
-                f"data: there is no folder {self.data}; give one with ISIC 2018 (alutils-download makes one), or none "
-                "for synthetic images"
+                f"data: there is no folder {Path(self.data).absolute()}; give one with ISIC 2018 (alutils-download "
+                "makes one), or none for synthetic images"
             )
 
     @property
@@ -225,12 +225,33 @@ def as_typed(config: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, A
     return {key: value if value is None else typed.get(key, value) for key, value in config.items()}
 
 
+def check_for_cluster(entries: Sequence[str]) -> None:
+    """Refuse settings that a cluster's jobs would not get as they were typed.
+
+    Snakemake hands the texts of its ``--config`` on to each job through several shells, within Python's quotes: these
+    keep numbers (007), spaces and quotes of one kind, and change what is refused here, or run it as a command.
+
+    Args:
+        entries: such as "data=/data/isic2018".
+
+    Raises:
+        ConfigError: naming the setting and its text.
+    """
+    for entry in entries:
+        key, _, text = entry.partition("=")
+        if set(text) & set("$`\\") or {"'", '"'} <= set(text) or not text.isprintable():
+            raise ConfigError(
+                f"{key}: a cluster's jobs would not get {text!r} from a command line: shells on the way change $, `, "
+                "\\, line breaks and quotes of both kinds; write it into a YAML file: --configfile mine.yaml"
+            )
+
+
 def _typed(value: Any) -> Any:
     """Numbers and truth values of a command line, where Snakemake leaves them as text within lists and mappings."""
     if isinstance(value, Mapping):
-        return {key: _typed(one) for key, one in value.items()}
+        return {key: _typed(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_typed(one) for one in value]
+        return [_typed(item) for item in value]
     if not isinstance(value, str):
         return value
     try:
@@ -243,7 +264,7 @@ def _typed(value: Any) -> Any:
 def _listed(value: Any) -> list[Any]:
     """A list, or text such as "0 1 2" or "0,1,2", or a single value."""
     if isinstance(value, str):
-        return [_typed(one) for one in re.split(r"[\s,]+", value.strip())]
+        return [_typed(item) for item in re.split(r"[\s,]+", value.strip())]
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
@@ -264,10 +285,10 @@ def _arms(value: Any) -> list[str]:
 
 def _cells(value: Any) -> list[Cell]:
     cells = []
-    for one in value if isinstance(value, list) else [value]:
-        if not isinstance(one, Cell) and not (isinstance(one, list) and len(one) == 3):
-            raise ConfigError(f"cells: each must be [annotation, tau_u, tau_b], e.g. [partial, 0.25, 0.5], got {one}")
-        cell = one if isinstance(one, Cell) else Cell(*one)
+    for given in value if isinstance(value, list) else [value]:
+        if not isinstance(given, Cell) and not (isinstance(given, list) and len(given) == 3):
+            raise ConfigError(f"cells: each must be [annotation, tau_u, tau_b], e.g. [partial, 0.25, 0.5], got {given}")
+        cell = given if isinstance(given, Cell) else Cell(*given)
         if cell.annotation not in MODES:
             hint = did_you_mean(str(cell.annotation), list(MODES))
             raise ConfigError(f"cells: there is no annotation '{cell.annotation}'; {hint}")
@@ -296,12 +317,7 @@ def _text(key: str, value: Any) -> str:
     text = str(value)
     if not text.isprintable():
         raise ConfigError(f"{key}: must not contain line breaks or other characters without a picture, got {text!r}")
-    if not text.startswith("~"):
-        return text
-    try:
-        return str(Path(text).expanduser())
-    except RuntimeError as error:  # no home folder, or no such user
-        raise ConfigError(f"{key}: {text} cannot be used ({error}); give the whole path") from None
+    return str(settings.expanded(key, text)) if text.startswith("~") else text
 
 
 def _profile(value: str) -> str:

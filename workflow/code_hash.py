@@ -15,7 +15,7 @@ LOOP = "alutils.active_learning"
 """The module that makes a run: with what it imports it decides what comes out."""
 
 STRATEGIES = "alutils.queries"
-"""Where the query strategies are. In a package each file that defines some counts only for the arms that it defines."""
+"""Where the query strategies are. If it is a package, a file that defines strategies counts only for their arms."""
 
 BASELINES = ("full", "full_cosine", "random_at_once")
 ARMS = ("random", "least_confidence", "entropy", "binary_entropy", "mc_dropout", "bald", *BASELINES)
@@ -23,7 +23,9 @@ ARMS = ("random", "least_confidence", "entropy", "binary_entropy", "mc_dropout",
 
 
 def code_of_run(root: Path, arm: str, settings: str) -> str:
-    """The hash of what a run of notebooks 04 and 05 depends on: never the notebook's cells or what draws figures.
+    """The hash of what a run of notebooks 04 and 05 depends on.
+
+    The notebook's cells and the drawing code do not count.
 
     Args:
         root: of the project.
@@ -47,8 +49,8 @@ def code_of_notebook(root: Path, notebook: Path, settings: str) -> str:
 def run_modules(root: Path, arm: str) -> dict[str, Path]:
     """The modules of alutils that the loop imports, directly or not, with their files.
 
-    Of other arms' strategies none that have a file of their own. ``alutils/__init__.py`` is left out where only modules
-    are imported from it: it gathers names.
+    A file that defines only other arms' strategies is left out. ``alutils/__init__.py`` is left out where only modules
+    are imported from it, because it only gathers names.
     """
     defines = {name: _defined(path) & set(ARMS) for name, path in _files_below(root, STRATEGIES)}
     families = {name for name, arms in defines.items() if arms}
@@ -122,9 +124,13 @@ def _rows_within_texts(tokens: list[tokenize.TokenInfo]) -> set[int]:
 def _bare_texts(tree: ast.Module, cell: bool) -> Iterator[ast.Expr]:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        for one in body if isinstance(body, list) and not (cell and node is tree) else ():
-            if isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant) and isinstance(one.value.value, str):
-                yield one
+        for statement in body if isinstance(body, list) and not (cell and node is tree) else ():
+            if (
+                isinstance(statement, ast.Expr)
+                and isinstance(statement.value, ast.Constant)
+                and isinstance(statement.value.value, str)
+            ):
+                yield statement
 
 
 def _closure(root: Path, start: list[str], found: dict[str, Path], skip: Collection[str] = ()) -> dict[str, Path]:

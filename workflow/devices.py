@@ -20,9 +20,10 @@ POLL_SECONDS = 0.5
 def visible_devices() -> list[str]:
     """The GPUs that may be used: those of ``CUDA_VISIBLE_DEVICES`` that there are, else all.
 
-    Empty where there are none. The list is read as CUDA reads it: up to the first entry that names no device, so that
-    "-1", "NoDevFiles" or a number too large hide what follows; all numbers or all identifiers ("GPU-...", "MIG-...");
-    and none at all where one stands twice. Where there is no nvidia-smi to ask, each entry of such a form counts.
+    Empty where there are none. The list is read as CUDA reads it. It holds either numbers or identifiers ("GPU-...",
+    "MIG-..."), and the first entry decides which. It ends at the first entry that names no device: "-1", "NoDevFiles"
+    or a number too large hide what follows. If a device stands in it twice, there is none. Without nvidia-smi, which
+    says what devices there are, each entry of the right form counts.
     """
     there, listed = _devices_there(), os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is None or there == []:

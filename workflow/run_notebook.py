@@ -99,4 +99,4 @@ if __name__ == "__main__":
         if not asked_to_stop.is_set():
             raise
         logging.getLogger("asyncio").disabled = True  # it would tell of the kernel's end too, and after us
-        sys.exit("stopped; it goes on when the batch is started again")
+        sys.exit("stopped; start the batch again and it goes on from here")

@@ -62,7 +62,7 @@ class Watch:
             if len(rows) > len(self.rounds[name]):
                 self.rounds[name] = rows
                 dice = float(rows[-1]["val_dice"])
-                news.append(f"{name}: round {len(rows)} of {self._n_rounds(name)}, validation Dice {dice:.3f}")
+                news.append(f"{name}: round {len(rows)}{self._of_rounds(name)}, validation Dice {dice:.3f}")
         for name in [name for name in self.jobs if name not in self.done]:
             if self._is_done(name) and (name != "06_results" or self._changed(name) != self.summary):
                 self.done.add(name)
@@ -94,13 +94,15 @@ class Watch:
             return list(csv.DictReader((self.folder / name / "rounds.csv").read_text(encoding="utf-8").splitlines()))
         return []
 
-    def _n_rounds(self, name: str) -> int:
+    def _of_rounds(self, name: str) -> str:
+        """How many there will be; empty while a network disk does not show the run's record yet."""
+        if self.jobs[name]["parameters"]["strategy"] in BASELINES:
+            return " of 1"
         record = _read_json(self.folder / name / "run.json")
-        its = record["experiment"]
-        if its["strategy"] in BASELINES:
-            return 1
-        pool = record["data"]["train"]["images"] - its["cold_start"]
-        return 1 + min(its["n_queries"], math.ceil(pool / its["query_size"]))
+        if "data" not in record:
+            return ""
+        experiment = self.batch.experiments[self.runs[name]]
+        return f" of {len(experiment.labelled_among(record['data']['train']['images']))}"
 
     def _steps(self) -> float:
         """Optimizer steps that the runs have made."""
@@ -132,7 +134,7 @@ def say_at_the_end() -> threading.Event:
     def stop(*arguments: Any) -> None:
         if not stopped.is_set():
             stopped.set()
-            atexit.register(print, "stopped; it goes on when the batch is started again", file=sys.stderr)
+            atexit.register(print, "stopped; start the batch again and it goes on from here", file=sys.stderr)
             logging.getLogger("snakemake.logging").addFilter(lambda record: record.levelno < logging.ERROR)
         signal.default_int_handler(*arguments)
 

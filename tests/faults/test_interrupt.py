@@ -208,7 +208,7 @@ def test_a_job_that_is_told_to_stop_says_so_and_goes_on(tmp_path, tally):
         assert process.returncode != 0
         assert psutil.wait_procs(family, timeout=PATIENCE)[1] == []  # no kernel is left behind
         assert not (runs / name / "done.json").exists() and not (folder / "test_dice.csv").exists()
-        assert "stopped; it goes on when the batch is started again" in said.splitlines(), (sent, said)
+        assert "stopped; start the batch again and it goes on from here" in said.splitlines(), (sent, said)
 
     subprocess.run(command, cwd=project, check=True)
     assert_as_if_undisturbed(folder, tables_without_batch(tmp_path / "undisturbed", "entropy", 0, **longer))
