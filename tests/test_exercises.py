@@ -1,5 +1,6 @@
 """The exercises: the student's version is the source with gaps, solutions get all points, typical mistakes do not."""
 
+import copy
 import re
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ from nbgrader.api import Gradebook
 from nbgrader.apps.api import NbGraderAPI
 from nbgrader.converters import Autograde
 from nbgrader.preprocessors import Execute, NbGraderPreprocessor
-from traitlets.config import Config, PyFileConfigLoader
+from traitlets.config import PyFileConfigLoader
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "notebooks" / "exercises"
@@ -86,7 +87,7 @@ class Course:
             }
 
     def _call(self, name, *arguments, in_kernel=False, seconds_for=None):
-        config = Config(self.config)
+        config = copy.deepcopy(self.config)
         if seconds_for:
             config.ExecutePreprocessor.timeout_func = seconds_for
         if not in_kernel:
