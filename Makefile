@@ -4,12 +4,12 @@
 # make test        set up, then run all tests
 # make test-faults inject all faults and all bad input: 20 minutes, 20 GB in TMPDIR; writes results/faults.json
 # make audit       ask pip-audit for known vulnerabilities of the installed packages; needs the internet
-# make lab         set up, then open copies of the notebooks, lab/, in JupyterLab; one that is there stays as it is
+# make lab         set up, then open the notebooks in JupyterLab, as copies in lab/; a copy that exists is kept
 # make bench       run all benchmarks, for half an hour on a quiet machine; writes results/bench/; DATA= as well
 # make notebooks   run the committed notebooks in place, at default parameters, and the exercises with their solutions
 # make exercises   the exercises with gaps, for students; writes runs/exercises/release/exercises/
 # make site        set up, then build the website from the notebooks as they are; writes runs/site/html/
-# make clean       remove what the above made, except lab/
+# make clean       remove .venv, runs/ and the tools' caches; lab/, figures/ and results/ stay
 #
 # The paper's settings on GPUs:  make reproduce PROFILE=paper DATA=/path/to/isic2018 SEEDS="0 1 2"
 # Variables: PYTHON (to set up with; python3), PROFILE (quick), DATA (none: synthetic images), SEEDS (0 1), CORES (all)
@@ -42,7 +42,7 @@ CONFIG = --config profile="$(PROFILE)" data="$(DATA)" seeds="$(SEEDS)"
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
-# After Ctrl-C make ends by itself; its word about an error would come after the batch's own
+# After Ctrl-C make ends quietly: otherwise its own error message would follow the batch's last line
 reproduce: .venv/installed
 	trap 'stopped=1' INT; $(SNAKEMAKE) $(CONFIG) || [ "$$stopped" ]
 
@@ -66,8 +66,8 @@ audit: .venv/installed
 	$(BIN)/pip install --quiet pip-audit
 	$(BIN)/pip-audit --skip-editable
 
-# Running a notebook writes its file: what is run are copies, with the project as JupyterLab's root, so that its browser
-# reaches runs/ and figures/. A copy is made where none is: delete or rename one for a fresh one.
+# Running a notebook changes its file, so copies are opened. JupyterLab's root is the project, so that its browser
+# reaches runs/ and figures/. A copy is made only where there is none.
 lab: .venv/installed $(patsubst notebooks/%,lab/%,$(NOTEBOOKS) $(EXERCISES))
 	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/lab
 

@@ -43,7 +43,7 @@ class Annotator:
         clock: seconds, from any beginning.
 
     Attributes:
-        drawings: one :class:`alutils.drawing.Drawing` a request.
+        drawings: one :class:`alutils.drawing.Drawing` per request.
         done: which of them have been saved, changed since then or not.
         position: of the one that is shown.
         erase: whether the next lasso erases.
@@ -58,7 +58,7 @@ class Annotator:
     >>> annotator.lasso([(0.5, 0.5), (4.5, 0.5), (4.5, 2.5), (0.5, 2.5)])
     >>> annotator.save()
     >>> annotator.status()
-    'image 1 of 1 (saved) | a | 8 of 64 pixels to decide marked | 0 s, 1 stroke, 8 changes of a pixel | all 1 ...'
+    'image 1 of 1 (saved) | a | 8 of your 64 pixels marked | 0 s, 1 stroke, 8 pixel changes | all 1 saved: ...'
     """
 
     def __init__(
@@ -113,14 +113,14 @@ class Annotator:
         self._go_to(next((place for place in ahead if not self.drawings[place].saved), self.position))
 
     def status(self) -> str:
-        """A line: which image of how many, what it has taken so far."""
+        """One line: which image of how many, and what has been done in it so far."""
         drawing, n = self.drawing, len(self.drawings)
         saved = " (saved)" if drawing.saved else " (changed since it was saved)" if self.done[self.position] else ""
         n_saved = sum(one.saved for one in self.drawings)
         return (
             f"image {self.position + 1} of {n}{saved} | {drawing.request.id} | "
-            f"{drawing.n_marked} of {drawing.request.n_decided} pixels to decide marked | {drawing.seconds:.0f} s, "
-            f"{_count(drawing.n_strokes, 'stroke')}, {_count(drawing.pixels_changed, 'change')} of a pixel | "
+            f"{drawing.n_marked} of your {drawing.request.n_decided} pixels marked | {drawing.seconds:.0f} s, "
+            f"{_count(drawing.n_strokes, 'stroke')}, {_count(drawing.pixels_changed, 'pixel change')} | "
             + (f"all {n} saved: go on with the next cell" if n_saved == n else f"{n_saved} saved")
         )
 
@@ -210,7 +210,7 @@ class Panel(ipywidgets.VBox):
             self._annotator.save()
             return
         self._asked = True
-        self.line.value = f"Nothing is marked in {self._annotator.drawing.request.id}: press again to save it so"
+        self.line.value = f"Nothing is marked in {self._annotator.drawing.request.id}: press again to save it as it is"
 
     def _button(self, act: Callable[[], None]) -> ipywidgets.Button:
         def press(_: ipywidgets.Button) -> None:

@@ -72,7 +72,7 @@ def reliability(probabilities: torch.Tensor, masks: torch.Tensor, n_bins: int = 
 def expected_calibration_error(probabilities: torch.Tensor, masks: torch.Tensor, n_bins: int = 10) -> float:
     """The mean distance between confidence and share of lesion: ``sum_b n_b / n |confidence_b - share_b|``.
 
-    The sum runs over the ranges b of :func:`reliability`, of which each has n_b of all n pixels. Most pixels are
+    The sum runs over the ranges b of :func:`reliability`; range b holds n_b of all n pixels. Most pixels are
     background, which is easy: compare models on the same images, and read the table too.
 
     Args:

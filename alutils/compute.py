@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from alutils.cores import usable_cores
 
 
 class OutOfMemory(RuntimeError):
-    """A device cannot hold a batch; the message names a batch size that it can."""
+    """A device's memory is too small; for a batch, the message names a batch size that fits."""
 
 
 class Compute(NamedTuple):
@@ -26,7 +26,7 @@ class Compute(NamedTuple):
 
     Args:
         device: where.
-        dtype: in which autocast, ``torch.bfloat16`` or ``torch.float16``; ``torch.float32``: in none.
+        dtype: what autocast computes in, ``torch.bfloat16`` or ``torch.float16``; ``torch.float32``: no autocast.
         layout: of its weights and pictures in memory, ``torch.channels_last`` or ``torch.contiguous_format``.
     """
 
@@ -43,13 +43,12 @@ class Compute(NamedTuple):
 def prepare(model: nn.Module, experiment: Experiment) -> Compute:
     """Bring ``model`` into the layout that is fastest where it is.
 
-    Channels-last goes with half precision everywhere, and on a CPU with float32 too. The choice
-    rests on what the device can do and not on a measurement, whose outcome would change with what else the machine
-    does, and the results with it.
+    That is channels-last for half precision on any device, and for float32 on a CPU. The choice rests on what the
+    device can do, not on a measurement: that would change with the load of the machine, and the results with it.
 
     Args:
         model: on the device where it is to run.
-        experiment: its ``precision``; with ``compile`` the model is compiled, at its next pass and only once.
+        experiment: its ``precision`` is used; with ``compile`` the model is compiled, once, at its next pass.
 
     Raises:
         ConfigError: as :func:`check_deterministic`.
@@ -73,10 +72,13 @@ def prepare(model: nn.Module, experiment: Experiment) -> Compute:
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Let this process keep what a pass through the network frees, for the next one; whether that could be had.
+    """Let this process keep the memory that a pass through the network frees, for the next pass.
 
-    The GNU C library gives large blocks back to the system at once, and gets them anew, page by page, for every layer:
-    about a fifth of the time at 512 x 512 (``benchmarks/allocator.py``). Other C libraries are left alone.
+    The GNU C library gives large blocks back to the system at once, and gets them anew, page by page, for every layer.
+    At 512 x 512 that takes about a fifth of the time (``benchmarks/allocator.py``). Other C libraries are left alone.
+
+    Returns:
+        Whether the C library took the setting.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -87,19 +89,19 @@ def keep_freed_memory() -> bool:
 
 @functools.cache
 def keep_to_own_cores() -> None:
-    """Let torch compute with no more threads than this process may use cores, unless ``OMP_NUM_THREADS`` says so.
+    """Limit torch's threads to the cores that this process may use, unless ``OMP_NUM_THREADS`` is set.
 
-    By itself torch heeds the affinity, and not the quota of a container: there its threads would wait for each other.
+    By itself torch heeds the CPU affinity, but not a container's quota; there its threads would wait for each other.
     """
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > usable_cores():
         torch.set_num_threads(usable_cores())
 
 
 def working_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
-    """What the network runs in on ``device``: in autocast to bfloat16 or float16, or in float32 throughout.
+    """The type in which the network computes on ``device``: bfloat16 or float16 (by autocast), or float32 throughout.
 
-    With ``precision="auto"`` it is bfloat16 where the device has instructions for it; elsewhere it is emulated, and
-    slow. A GPU that has none for bfloat16 but fast ones for float16 (V100, T4) takes float16, everything else float32.
+    With ``precision="auto"`` it is bfloat16 if the device has instructions for it: emulated, it is slow. A GPU that has
+    fast instructions for float16 only (V100, T4) takes float16. Everything else takes float32.
 
     >>> working_dtype(torch.device("cpu"), "float32")
     torch.float32
@@ -120,8 +122,8 @@ def resolve_device(name: str = "auto", *, deterministic: bool = False) -> torch.
 
     Args:
         name: see above.
-        deterministic: as the experiment has it: CUDA, where it is what is called and has not started yet, is then
-            started so that it can repeat itself. That stays so for the life of this process.
+        deterministic: the experiment's setting. If the device is CUDA's and CUDA has not started yet, it is started so
+            that it can repeat itself, which then holds until this process ends.
 
     Raises:
         ConfigError: if there is no such device here, or ``deterministic`` comes too late.
@@ -147,11 +149,12 @@ def resolve_device(name: str = "auto", *, deterministic: bool = False) -> torch.
 
 @contextmanager
 def deterministic_algorithms(experiment: Experiment) -> Iterator[None]:
-    """Within it, where ``experiment.deterministic``, torch takes its deterministic algorithms; afterwards it is set as
-    it was.
+    """A context in which torch uses only deterministic algorithms, if ``experiment.deterministic``.
+
+    Afterwards torch's settings are as they were.
 
     Raises:
-        ConfigError: if it has none for what is computed.
+        ConfigError: if torch has no deterministic algorithm for what is computed.
 
     >>> with deterministic_algorithms(Experiment(deterministic=True)):
     ...     print(torch.are_deterministic_algorithms_enabled())
@@ -178,12 +181,12 @@ def deterministic_algorithms(experiment: Experiment) -> Iterator[None]:
 def check_deterministic(model: nn.Module, experiment: Experiment, device: torch.device) -> None:
     """Refuse what cannot be repeated to the bit on ``device``, where ``experiment.deterministic`` asks for that.
 
-    On a CPU everything can. What a network computes without a layer of its own is not seen here; torch then refuses it
-    in the first step, see :func:`deterministic_algorithms`.
+    On a CPU everything can be repeated. Only layers are looked at. What a network computes without a layer is refused
+    by torch in the first step, see :func:`deterministic_algorithms`.
 
     Raises:
-        ConfigError: naming the layer for which torch has no deterministic algorithm, or if CUDA has started without
-            what it needs for them.
+        ConfigError: if torch has no deterministic algorithm for a layer, which the message names, or if CUDA has
+            started without what such algorithms need.
 
     >>> model, experiment = nn.Sequential(nn.AdaptiveAvgPool2d(2)), Experiment(deterministic=True)
     >>> check_deterministic(model, experiment, torch.device("cuda"))
@@ -226,7 +229,7 @@ def _lacks_deterministic(layer: nn.Module) -> bool:
 
 
 def _check_cublas() -> None:
-    """See to it that CUDA's library for matrices can repeat itself: it reads how when CUDA starts."""
+    """Let CUDA's library for matrices repeat itself; it reads the environment variable for that when CUDA starts."""
     name, fitting = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
     given = os.environ.get(name)
     if given is None and not torch.cuda.is_initialized():
@@ -250,20 +253,17 @@ def to_device(batch: torch.Tensor, device: torch.device) -> torch.Tensor:
     return batch.to(device, non_blocking=True)
 
 
-_Result = TypeVar("_Result")
-
-
-def within_memory(work: Callable[[int], _Result], n: int, setting: str, device: torch.device) -> _Result:
-    """What ``work(n)`` returns, where the device's memory is large enough for it.
+def within_memory(work: Callable[[int], Any], n: int, setting: str, device: torch.device) -> Any:
+    """What ``work(n)`` returns, or an error that names a smaller ``n`` if the device's memory is too small.
 
     Args:
-        work: does its work for so many images.
-        n: images.
-        setting: what to change where they are too many.
-        device: where.
+        work: a function of the number of images.
+        n: number of images.
+        setting: the setting to reduce, for the message.
+        device: where ``work`` computes.
 
     Raises:
-        OutOfMemory: naming the largest of n/2, n/4, ... that was tried and fits.
+        OutOfMemory: if ``n`` images do not fit; the message names the largest of n/2, n/4, ... that was tried and fits.
 
     >>> within_memory(torch.ones, 2, "batch_size", torch.device("cpu"))
     tensor([1., 1.])
@@ -282,12 +282,12 @@ def within_memory(work: Callable[[int], _Result], n: int, setting: str, device: 
 
 @contextmanager
 def memory_for(what: str, remedy: str, device: torch.device) -> Iterator[None]:
-    """Within it, a memory that is too small is named.
+    """A context in which running out of memory becomes an error that says what did not fit, and the remedy.
 
     Args:
-        what: what does not fit then.
-        remedy: what to do about it.
-        device: where.
+        what: what is put into the memory, in the plural.
+        remedy: what to do if it does not fit.
+        device: whose memory it is.
 
     Raises:
         OutOfMemory: in place of torch's own error.

@@ -153,7 +153,7 @@ def _is_unpacked(root: Path, archive: Archive) -> bool:
 
 
 def _check_counts(root: Path, archives: Sequence[Archive]) -> None:
-    """Raise one error that says of each folder what it is short of: half of a copy must not pass for the data set."""
+    """Raise one error that says how many files each folder has and should have; a partial copy is not the data set."""
     short = []
     for archive in archives:
         if archive.n_images and _is_unpacked(root, archive):
@@ -162,10 +162,10 @@ def _check_counts(root: Path, archives: Sequence[Archive]) -> None:
                 short.append(f"  {archive.folder} has {found:,} of {archive.n_images:,} files")
     if short:
         lines = [
-            f"{root} has only a part of ISIC 2018, and nothing was downloaded:",
+            f"{root} has only a part of ISIC 2018; nothing was downloaded:",
             *short,
-            "remedy: move these folders away and call again to fetch them whole; or leave them, as load_isic2018 reads "
-            "a part too, if each image has its mask",
+            "remedy: to fetch these folders whole, move them away and call again; to use the part, leave them there: "
+            "load_isic2018 reads it if each image has its mask",
         ]
         raise DownloadError("\n".join(lines))
 

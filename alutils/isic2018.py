@@ -70,11 +70,11 @@ _REMEDIES = {
     "id in two splits": "keep it in one: the model would be evaluated on what it was trained on",
     "file's name": "rename them: a name must be text in UTF-8, or a run could not record it",
     "unreadable file": "check the permissions, the links and the disk",
-    "another format": "convert them to JPEG or PNG of 8 bits per channel: their names do not change what is in them",
-    "more than 8 bits": "convert them to 8 bits per channel, images scaled to 0 to 255, masks to 0 and 255",
-    "not an image": "put the images there, from where they came or downloaded again (git lfs pull: for its pointers)",
-    "broken file": "restore the files from where they came, or download them again",
-    "mask's size": "each mask needs the native size of its image, both as their pixels are stored",
+    "another format": "convert them to JPEG or PNG of 8 bits per channel; another name does not convert a file",
+    "more than 8 bits": "convert them to 8 bits per channel: scale images to 0 to 255, masks to 0 and 255",
+    "not an image": "copy or download the images again; git lfs pull puts them in place of Git LFS pointers",
+    "broken file": "copy the files from their source again, or download them again",
+    "mask's size": "each mask needs the native size of its image, before EXIF data turn either",
     "mask in the alpha channel": 'store that channel as the mask: PIL.Image.open(mask).getchannel("A")',
     "mask's values": "masks hold 0 and 255, or 0 and 1, in 8 bits: store them as such, without lossy compression",
     "mask without lesion": 'correct them, or load with degenerate_masks="warn" or "keep"',
@@ -143,18 +143,19 @@ def load_isic2018(
 ) -> Splits:
     """The images and masks of ISIC 2018 Task 1, squashed to squares as in section IV-D.
 
-    The first call decodes every file and writes a cache; later calls map the cache into memory. It can be deleted at
-    any time, see :func:`sweep_caches`. Its key is the names, the sizes and the first and last 4 KiB of all files, so
-    that a copy of the data finds the same cache, and a file that changes otherwise has it made anew. A subset of the
-    official files works too: :func:`isic2018_report` says how much is there.
+    The first call decodes every file and writes a cache; later calls map the cache into memory. The cache can be
+    deleted at any time, see :func:`sweep_caches`. Its key is the names, the sizes and the first and last 4 KiB of all
+    files. So a copy of the data uses the same cache, and a change of any of these makes a new one. A change inside a
+    file that leaves them as they were is not noticed: then delete the cache. A subset of the official files works too;
+    :func:`isic2018_report` says how much is there.
 
-    Pixels are taken as they are stored. Each opening warns of images that EXIF data turn and whose masks they do not:
-    the mask may have been drawn on the turned image. Of files with several frames the first is taken, and transparency
-    is dropped. The checksums in PNG files are verified; JPEG has none, so that damage which still decodes cannot be
-    seen there.
+    Pixels are taken as they are stored. Each opening warns of images that EXIF data turn while their masks are not
+    turned, because such a mask may have been drawn on the turned image. If a file has several frames, the first is
+    taken. Transparency is dropped. The checksums in PNG files are verified. JPEG has none, so damage that still decodes
+    is not noticed there.
 
-    The cache carries a checksum that each opening verifies. Images of two splits that are equal in all pixels are
-    warned of at each opening: the model would be evaluated on what it was trained on.
+    The cache has a checksum, which each opening verifies. Each opening also warns of images in two splits whose pixels
+    are all equal, because the model would be evaluated on what it was trained on.
 
     Args:
         root: the folder with the six official folders (:data:`FOLDERS`), as :func:`alutils.download.download_isic2018`
@@ -163,7 +164,7 @@ def load_isic2018(
         image_size: side of the squares in pixels, a multiple of 32 from 32 to 2048. Images are antialiased; a pixel of
             the mask is 1 where at least half of its area is lesion.
         cache_dir: folder of the cache; by default the environment variable ``ALUTILS_CACHE`` or, without it, the
-            user's cache folder. It takes ``4 * image_size**2`` bytes an image: 3.9 GB for the full set at 512.
+            user's cache folder. It takes ``4 * image_size**2`` bytes per image: 3.9 GB for the full set at 512.
         degenerate_masks: what to do with masks that show, at their native size, no lesion or nothing else: "warn" loads
             them and names them in a warning, "error" refuses them, "keep" loads them.
         n_workers: threads that decode; by default one for each CPU core that this process may use.
@@ -239,14 +240,15 @@ def load_isic2018(
 def _said_of_masks(notes: list[_Problem]) -> Iterator[str]:
     for kind, plural in zip(_DEGENERATE, ("masks without lesion", "masks that are all lesion"), strict=True):
         if found := [note.text for note in notes if note.kind == kind]:
-            yield f'{plural} ({len(found)}): {listed(found)}; degenerate_masks="error" refuses them, "keep" is silent'
+            remedy = 'degenerate_masks="error" refuses them, "keep" loads them without a warning'
+            yield f"{plural} ({len(found)}): {listed(found)}; {remedy}"
 
 
 def _said_of_turned_images(notes: list[_Problem]) -> Iterator[str]:
     if found := [note.text for note in notes if note.kind == _TURNED]:
         yield (
             f"images that EXIF data turn, but not their masks ({len(found)}): {listed(found)}; the pixels are taken as "
-            "they are stored. Where a mask was drawn on the turned image, store that (PIL.ImageOps.exif_transpose)"
+            "they are stored. If a mask was drawn on the turned image, store that image (PIL.ImageOps.exif_transpose)"
         )
 
 
@@ -265,7 +267,7 @@ def _said_of_identical_pictures(pairs: pd.DataFrame) -> Iterator[str]:
 
 
 def isic2018_report(splits: Splits) -> pd.DataFrame:
-    """How much of the official data set was found: a row a split, with the images found and the official count.
+    """How much of the official data set was found: one row per split, with the images found and the official count.
 
     >>> picture, mask = torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
     >>> splits = Splits(*(Split(picture, mask, (name,)) for name in "abc"))

@@ -19,10 +19,10 @@ from alutils.training import probability_batches
 from alutils.uncertainty import DropoutMaps, draws_dropout, image_score, mc_dropout_batches
 
 Strategy = Callable[[nn.Module, torch.Tensor, Experiment, torch.Generator], torch.Tensor]
-"""``strategy(model, images, experiment, generator)`` -> scores (n,), the highest is queried first.
+"""``strategy(model, images, experiment, generator)`` -> scores (n,); the highest is queried first.
 
-One that scores by dropout says so by an attribute, ``strategy.needs_dropout = True``: it is then refused where the
-model has none, and all its scores would be equal.
+A strategy that scores by dropout has the attribute ``needs_dropout = True``. It is then refused for a model without
+dropout, whose scores would all be equal.
 """
 
 
@@ -36,10 +36,11 @@ def select_queries(
     *,
     indices: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ``n`` most informative images of the pool: those with the highest scores, of equal ones some drawn by lot.
+    """The ``n`` most informative images of the pool: those with the highest scores; lots decide among equal scores.
 
-    The lot is drawn after the scores: where no two are equal, it changes nothing. Taking the first instead would query
-    by file name wherever scores tie (a saturated model), see :func:`tied_at_the_cut`.
+    Lots are drawn after the scores are known, and change nothing if no two scores are equal. If instead the first of
+    equal images were taken, a saturated model, whose scores are all equal, would query by file name. See
+    :func:`tied_at_the_cut`.
 
     Your own strategy is a function of the model, the pool's images, the experiment and a generator for whatever it
     draws. The one in the example queries the images with the largest predicted lesions.
@@ -96,7 +97,7 @@ def select_queries(
 
 
 def tied_at_the_cut(scores: torch.Tensor, chosen: torch.Tensor) -> int:
-    """How many images of the pool have the lowest score that was queried, where the lot decided which of them were.
+    """How many images of the pool share the lowest score queried, if a lot had to choose among them; else 0.
 
     Args:
         scores: of the whole pool, (N,).
@@ -147,8 +148,8 @@ def check_dropout(
     if getattr(function, "needs_dropout", False) and not draws_dropout(model, image, experiment):
         raise ConfigError(
             f"dropout: strategy '{name}' scores by what dropout changes, but the {type(model).__name__} drops nothing "
-            f"(the experiment has dropout {experiment.dropout}), so that all images would score alike; take a dropout "
-            "above 0 and a network with a dropout layer, or another strategy"
+            f"(the experiment has dropout {experiment.dropout}), so all images would have the same score; take a "
+            "dropout above 0 and a network with a dropout layer, or another strategy"
         )
 
 
@@ -267,7 +268,7 @@ def _checked(scores: object, n: int, name: str) -> torch.Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"strategy '{name}' must return {n} numbers, got {type(scores).__name__} ({error})") from None
     if scores.shape != (n,):
-        raise ValueError(f"strategy '{name}' must return one score an image, shape ({n},), got {tuple(scores.shape)}")
+        raise ValueError(f"strategy '{name}' must return one score per image, shape ({n},), got {tuple(scores.shape)}")
     if not scores.isfinite().all():
         first = int((~scores.isfinite()).nonzero()[0])
         raise ValueError(f"strategy '{name}' must return finite scores; image {first} of {n} has {scores[first]}")

@@ -48,7 +48,7 @@ def fit(
         masks: uint8, (N, 1, H, W), 0 and 1, or packed; with ``indices`` (n, 1, H, W), in their order.
         experiment: batch size, epochs, optimizer, loss, augmentation and precision.
         generator: of the CPU; it draws the batches, the augmentation and the seed of the dropout.
-        indices: int64 (n,), positions of the labelled set in ``images``, of which each batch gathers its own; None: all
+        indices: int64 (n,), positions of the labelled set in ``images``; each batch gathers its own. None: all images
             are trained on.
         annotated: uint8, of the masks' shape, 1 where the mask is known, or packed: the loss ignores other pixels, and
             what a rotation brings in from outside the picture. None: all is known, and outside is background.
@@ -128,7 +128,8 @@ def fit(
             if scheduler:
                 scheduler.step()
             bar.update()
-            if number % batches_an_epoch == 0 or number == n_steps:  # the only waits for the device
+            # Looking at the loss waits for the device: once per epoch (in float16 the scaler waits at each step)
+            if number % batches_an_epoch == 0 or number == n_steps:
                 epoch = losses[:number][-batches_an_epoch:].mean().item()
                 bar.set_postfix(loss=f"{epoch:.3f}")
                 if not math.isfinite(epoch):
@@ -190,7 +191,7 @@ def probability_batches(
         model: on the device where the prediction is to run.
         images: uint8, (N, 3, H, W); where they are on another device, each batch is copied.
         experiment: normalization and precision, and the batch size where none is given.
-        indices: int64 (n,), positions of those to predict for, of which each batch gathers its own; None: all.
+        indices: int64 (n,), positions of the images to predict; each batch gathers its own. None: all.
         batch_size: images at a time; None: twice the training's.
 
     Yields:

@@ -123,7 +123,8 @@ def mc_dropout_maps(
         :class:`DropoutMaps` on the model's device.
 
     Raises:
-        ConfigError: if ``n_samples`` is below 2.
+        ConfigError: if ``n_samples`` is below 2, or if the experiment is to be ``deterministic`` and cannot be so on
+            the model's device.
 
     >>> from alutils.model import build_unet
     >>> model = build_unet(encoder_weights=None, decoder_channels=(16, 16, 16, 16, 16))
@@ -139,6 +140,7 @@ def mc_dropout_maps(
     shape = (len(images), 1, *images.shape[2:])
     mean, squares, mean_entropy = (torch.zeros(shape, device=compute.device) for _ in range(3))
     with (
+        deterministic_algorithms(experiment),
         _dropout_only(model),
         seeded(generator, compute.device),
         torch.inference_mode(),
@@ -171,7 +173,7 @@ def mc_dropout_batches(
     Args:
         model, experiment, generator, n_samples: as for :func:`mc_dropout_maps`.
         images: uint8, (N, 3, H, W), any number; where they are on another device, each batch is copied.
-        indices: int64 (n,), positions of those to predict for, of which each batch gathers its own; None: all.
+        indices: int64 (n,), positions of the images to predict; each batch gathers its own. None: all.
         batch_size: images at a time; None: twice the training's. Each batch draws its own dropout, so that another
             batch size gives other samples.
 
@@ -186,8 +188,7 @@ def mc_dropout_batches(
     batch_size, device = batch_size or 2 * experiment.batch_size, next(model.parameters()).device
 
     def sample(start: int, n: int) -> DropoutMaps:
-        with deterministic_algorithms(experiment):
-            return mc_dropout_maps(model, images[start : start + n], experiment, generator, n_samples)
+        return mc_dropout_maps(model, images[start : start + n], experiment, generator, n_samples)
 
     for start in range(0, len(images), batch_size):
         chosen = slice(start, min(start + batch_size, len(images)))
@@ -259,7 +260,7 @@ def image_score(
     tau_u: float = 0.25,
     k: int | None = None,
 ) -> torch.Tensor:
-    """One number an image from its pixel map (section III-A); it points where the map points.
+    """One number per image, from its pixel map (section III-A); it points where the map points.
 
     An unsure image's score is small where the map is small at unsure pixels, and large where it is large there: the
     paper queries the *smallest* sums of eq. 1 and the *largest* of eq. 2 and 3. "sum", "mean" and "median" take all

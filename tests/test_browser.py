@@ -166,8 +166,8 @@ def test_a_lasso_marks_pixels_of_the_band_alone_and_is_saved(page, lab):
     cell.scroll_into_view_if_needed()
     canvas = cell.locator("canvas").last
     expect(canvas).to_be_visible(timeout=20 * SECONDS)
-    status = cell.locator(".widget-label", has_text="to decide")
-    expect(status).to_contain_text("0 strokes, 0 changes of a pixel")
+    status = cell.locator(".widget-label", has_text="of your")
+    expect(status).to_contain_text("0 strokes, 0 pixel changes")
     box = canvas.bounding_box()
     corners = [(0.2, 0.25), (0.8, 0.25), (0.8, 0.8), (0.2, 0.8), (0.2, 0.3)]
     places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in corners]
@@ -178,7 +178,7 @@ def test_a_lasso_marks_pixels_of_the_band_alone_and_is_saved(page, lab):
     page.mouse.up()
     expect(status).to_contain_text("1 stroke,", timeout=20 * SECONDS)
     page.screenshot(path=SHOTS / "lasso.png")
-    counts = re.search(r"(\d+) of (\d+) pixels to decide marked .* (\d+) changes of a pixel", status.inner_text())
+    counts = re.search(r"(\d+) of your (\d+) pixels marked .* (\d+) pixel changes", status.inner_text())
     marked, decided, changed = map(int, counts.groups())
     assert 0 < marked == changed <= decided
     cell.get_by_role("button", name="save and next").click()

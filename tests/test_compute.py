@@ -31,7 +31,7 @@ from alutils.queries import STRATEGIES, select_queries
 from alutils.seeding import make_generator
 from alutils.synthetic import make_synthetic
 from alutils.training import fit, predict_probabilities
-from alutils.uncertainty import mc_dropout_batches, mc_dropout_std
+from alutils.uncertainty import mc_dropout_batches, mc_dropout_maps, mc_dropout_std
 
 SETTINGS = Experiment(
     image_size=64,
@@ -279,7 +279,7 @@ def test_a_run_trains_and_scores_with_them_and_leaves_the_user_s_own_between_rou
     assert during == {(deterministic, False, False)}
 
 
-@pytest.mark.parametrize("work", ["fit", "predict_probabilities", "mc_dropout_std"])
+@pytest.mark.parametrize("work", ["fit", "predict_probabilities", "mc_dropout_maps"])
 def test_without_a_run_each_part_has_them_too(work):
     class Watched(UNet):
         def encode(self, images):
@@ -290,8 +290,8 @@ def test_without_a_run_each_part_has_them_too(work):
     model = Watched(encoder_weights=None, decoder_channels=(16, 16, 16, 16, 16))
     if work == "fit":
         fit(model, images, images[:, :1], DETERMINISTIC, make_generator(0), n_steps=1, progress=False)
-    elif work == "mc_dropout_std":
-        mc_dropout_std(model, images, DETERMINISTIC, make_generator(0), 2)
+    elif work == "mc_dropout_maps":  # the others of dropout go by way of it
+        mc_dropout_maps(model, images, DETERMINISTIC, make_generator(0), 2)
     else:
         predict_probabilities(model, images, DETERMINISTIC)
     assert during == {True} and not switches()[0]

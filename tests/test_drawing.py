@@ -374,8 +374,8 @@ def test_the_mouse_draws_and_the_buttons_take_back_save_and_open_the_next(tmp_pa
     drag(annotator, [(10.5, 10.5), (50.5, 10.5), (50.5, 20.5), (10.5, 20.5)])
     first = annotator.drawing
     assert first.n_strokes == 1 and first.mask[0, 11:21, 11:32].all() and first.mask[0, :, :32].sum() == 210
-    assert "image 1 of 3 | image0 | 210 of 2048 pixels to decide marked" in panel.line.value
-    assert "1 stroke, 210 changes of a pixel" in panel.line.value
+    assert "image 1 of 3 | image0 | 210 of your 2048 pixels marked" in panel.line.value
+    assert "1 stroke, 210 pixel changes" in panel.line.value
     panel.pen.value = "erase"
     drag(annotator, [(10.5, 10.5), (20.5, 10.5), (20.5, 20.5), (10.5, 20.5)])
     assert first.mask[0, :, :32].sum() == 110
@@ -393,7 +393,7 @@ def test_the_mouse_draws_and_the_buttons_take_back_save_and_open_the_next(tmp_pa
     panel.save.click()
     panel.save.click()
     panel.save.click()  # nothing is marked in the other two
-    assert "changes of a pixel | 2 saved" in panel.line.value
+    assert "pixel changes | 2 saved" in panel.line.value
     for _ in range(2):
         panel.save.click()
     assert "all 3 saved: go on with the next cell" in panel.line.value

@@ -268,8 +268,8 @@ def test_numbers_of_any_kind_are_scores(answer):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (torch.zeros(3), r"'mine' must return one score an image, shape \(2,\), got \(3,\)"),
-        (torch.zeros(2, 1), r"'mine' must return one score an image, shape \(2,\), got \(2, 1\)"),
+        (torch.zeros(3), r"'mine' must return one score per image, shape \(2,\), got \(3,\)"),
+        (torch.zeros(2, 1), r"'mine' must return one score per image, shape \(2,\), got \(2, 1\)"),
         (torch.tensor([0.0, float("nan")]), "'mine' must return finite scores; image 1 of 2 has nan"),
         (torch.tensor([float("inf"), 0.0]), "'mine' must return finite scores; image 0 of 2 has inf"),
         (None, "'mine' must return 2 numbers, got NoneType"),
