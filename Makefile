@@ -83,7 +83,7 @@ bench: .venv/installed
 	$(if $(DATA),$(BIN)/python benchmarks/open_data.py --data "$(DATA)",@echo "open_data.py needs a folder: make bench DATA=...")
 
 notebooks: .venv/installed
-	ALUTILS_RUNS=$$(mktemp -d) $(BIN)/jupyter nbconvert --to notebook --execute --inplace $(NOTEBOOKS) $(EXERCISES)
+	ALUTILS_RUNS=$$(mktemp -d) $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False $(NOTEBOOKS) $(EXERCISES)
 
 exercises: .venv/installed
 	cd notebooks/exercises && ../../$(BIN)/nbgrader generate_assignment exercises --force
