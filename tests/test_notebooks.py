@@ -164,7 +164,7 @@ def test_a_run_that_diverged_is_listed_beside_the_results_of_the_others(tmp_path
     ("parameters", "message"),
     [
         ({"seed": 1}, "seed: this notebook has no such parameter"),
-        ({"runs": "nowhere"}, "there is no finished run below nowhere"),
+        ({"runs": "/nowhere/at/all"}, "there is no finished run below /nowhere/at/all"),
     ],
 )
 def test_wrong_parameters_stop_the_results_at_once(parameters, message, tmp_path):
