@@ -63,7 +63,7 @@ from alutils.records import (
     query_table,
 )
 from alutils.seeding import make_generator, seeded
-from alutils.training import TrainingDiverged, fit, predict_probabilities, probability_batches
+from alutils.training import TrainingDiverged, fit, leaves_one_pixel, predict_probabilities, probability_batches
 
 BASELINES = ("full", "full_cosine", "random_at_once")
 """What ``experiment.strategy`` may name besides the strategies: arms with one training and no queries.
@@ -462,11 +462,11 @@ def _identity(
 
 def _annotator(oracle: Oracle, masks: torch.Tensor) -> dict[str, Any] | None:
     """Who annotates; None for the simulated oracle on the training split's own masks."""
-    truth = oracle.truth(torch.arange(len(masks)))
-    same = torch.equal(picture_sums(truth).cpu(), picture_sums(masks).cpu())
+    shown = picture_sums(oracle.truth(torch.arange(len(masks)))).cpu()
+    same = torch.equal(shown, picture_sums(masks).cpu())
     found = {
         "code": code_checksum("oracle", type(oracle)),
-        "masks": None if same else sha256(str(picture_sums(truth).tolist()).encode())[:16],
+        "masks": None if same else sha256(str(shown.tolist()).encode())[:16],
         **oracle.settings,
     }
     return found if oracle.name != Oracle.name or any(value is not None for value in found.values()) else None
@@ -514,7 +514,7 @@ def _check_batches(plan: _Plan) -> None:
     """Refuse what :func:`alutils.training.fit` would refuse, before the first training and not after some rounds."""
     experiment = plan.experiment
     for k, n in enumerate(plan.sizes):
-        if experiment.image_size == 32 and 1 in (n % experiment.batch_size, experiment.batch_size):
+        if leaves_one_pixel(n, experiment.image_size, experiment.batch_size):
             raise ConfigError(
                 f"batch_size: {experiment.batch_size} leaves a batch of one image in round {k}, which trains on {n} of "
                 "32 x 32: its bottleneck is a single pixel, which batch norm cannot use; choose another batch_size, "

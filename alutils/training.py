@@ -244,6 +244,15 @@ def predict_probabilities(
         return torch.cat(maps) if maps else torch.zeros(0, 1, *images.shape[2:])
 
 
+def leaves_one_pixel(n: int, image_size: int, batch_size: int) -> bool:
+    """Whether ``n`` images leave a batch of one, a single pixel at the bottleneck, which batch norm cannot train on.
+
+    >>> leaves_one_pixel(9, 32, batch_size=4), leaves_one_pixel(9, 64, batch_size=4)
+    (True, False)
+    """
+    return image_size == 32 and 1 in (n % batch_size, batch_size)
+
+
 def _check_training_set(
     images: ImageView,
     masks: torch.Tensor | PackedMasks,
@@ -262,7 +271,7 @@ def _check_training_set(
             check_mask(name, planes)
     if images.shape[2] % 32 or images.shape[3] % 32:
         raise ValueError(f"height and width must be multiples of 32 for the U-Net, got {tuple(images.shape[2:])}")
-    if max(images.shape[2:]) == 32 and 1 in (len(images) % experiment.batch_size, experiment.batch_size):
+    if leaves_one_pixel(len(images), max(images.shape[2:]), experiment.batch_size):
         raise ValueError(
             f"{len(images)} images of 32 x 32 in batches of {experiment.batch_size} leave a batch of one image, whose "
             "bottleneck is a single pixel that batch norm cannot use; choose another batch_size or image_size"
