@@ -21,7 +21,7 @@ PYTHON ?= python3
 PROFILE ?= quick
 DATA ?=
 SEEDS ?=
-CORES := $(shell $(PYTHON) -I alutils/cores.py 2>/dev/null || nproc 2>/dev/null || echo 1)
+CORES := $(shell $(PYTHON) -I alutils/system/cores.py 2>/dev/null || nproc 2>/dev/null || echo 1)
 
 UNKNOWN := $(filter-out $(VARIABLES) SHELL MAKEFLAGS,$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 NEAREST := import difflib, sys; near = difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1, 0.5);

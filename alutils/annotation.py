@@ -10,8 +10,10 @@ import pandas as pd
 import torch
 from scipy import ndimage
 
-from alutils.config import Experiment, listed
-from alutils.metrics import check_mask, check_planes, check_probabilities, dice_score, is_number
+from alutils.experiment import Experiment
+from alutils.metrics import dice_score
+from alutils.system.checks import listed
+from alutils.system.tensors import check_mask, check_planes, check_probabilities, is_number
 from alutils.uncertainty import least_confidence
 
 WRITING_MODES = ("partial", "model-only", "partial-refreshed", "contour-band")

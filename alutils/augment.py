@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 import torch
 import torch.nn.functional as F
 
-from alutils.compute import to_device
-from alutils.config import Experiment
+from alutils.experiment import Experiment
+from alutils.system.device import to_device
 
 _LUMA = (0.2989, 0.587, 0.114)  # weights of red, green and blue in torchvision's grey
 

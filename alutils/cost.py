@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 from skimage.measure import approximate_polygon, find_contours
 
-from alutils.metrics import check_mask, check_planes, is_number
+from alutils.system.tensors import check_mask, check_planes, is_number
 
 CURRENCIES = ("verify_percent", "positive_percent", "boundary_px", "regions", "vertices", "clicks")
 """The columns of :func:`annotation_cost`."""

@@ -9,9 +9,10 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
-from alutils.config import Experiment, expanded
-from alutils.seeding import make_generator, seeded
-from alutils.weights import fetching, load_encoder, verify_download, weight_names
+from alutils.experiment import Experiment
+from alutils.system.checks import expanded
+from alutils.system.seeding import make_generator, seeded
+from alutils.system.weights import fetching, load_encoder, verify_download, weight_names
 
 
 class UNet(smp.Unet):

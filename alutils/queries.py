@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from alutils import uncertainty
-from alutils.compute import memory_for
-from alutils.config import ConfigError, Experiment, did_you_mean
-from alutils.data import ImageView, images_at
-from alutils.metrics import is_number
-from alutils.own_code import function_name
+from alutils.data.splits import ImageView, images_at
+from alutils.experiment import Experiment
+from alutils.runs.own_code import function_name
+from alutils.system.checks import ConfigError, did_you_mean
+from alutils.system.device import memory_for
+from alutils.system.tensors import is_number
 from alutils.training import probability_batches
 from alutils.uncertainty import DropoutMaps, draws_dropout, image_score, mc_dropout_batches
 
@@ -125,7 +126,7 @@ def check_strategy(strategy: Strategy | None) -> None:
 
     >>> check_strategy("entropy")
     Traceback (most recent call last):
-    alutils.config.ConfigError: strategy: must be a function or None, got 'entropy'; a name goes into the experiment
+    alutils.system.checks.ConfigError: strategy: must be a function or None, got 'entropy'; ...
     """
     if strategy is not None and not callable(strategy):
         raise ConfigError(f"strategy: must be a function or None, got {strategy!r}; a name goes into the experiment")
@@ -161,7 +162,7 @@ def find_strategy(name: str) -> Strategy:
 
     >>> find_strategy("least_confidance")
     Traceback (most recent call last):
-    alutils.config.ConfigError: strategy: there is no 'least_confidance'; did you mean 'least_confidence'?
+    alutils.system.checks.ConfigError: strategy: there is no 'least_confidance'; did you mean 'least_confidence'?
     """
     if name not in STRATEGIES:
         raise ConfigError(f"strategy: there is no '{name}'; {did_you_mean(name, list(STRATEGIES))}")

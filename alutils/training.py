@@ -12,13 +12,13 @@ from segmentation_models_pytorch.losses import BINARY_MODE, DiceLoss
 from torch import nn
 
 from alutils.augment import augment, normalize
-from alutils.compute import deterministic_algorithms, memory_for, prepare, to_device, within_memory
-from alutils.config import Experiment
-from alutils.data import ImageView, images_at
-from alutils.metrics import check_mask
-from alutils.packed import PackedMasks
-from alutils.progress import progress_bar
-from alutils.seeding import seeded
+from alutils.data.packed import PackedMasks
+from alutils.data.splits import ImageView, images_at
+from alutils.experiment import Experiment
+from alutils.system.device import deterministic_algorithms, memory_for, prepare, to_device, within_memory
+from alutils.system.progress import progress_bar
+from alutils.system.seeding import seeded
+from alutils.system.tensors import check_mask
 
 _LEAST_SCALE = 1.0
 """Of float16's losses: below it, gradients of their true size are too large for float16."""

@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from alutils.augment import normalize
-from alutils.compute import deterministic_algorithms, memory_for, prepare, to_device, within_memory
-from alutils.config import ConfigError, Experiment, did_you_mean
-from alutils.data import ImageView, images_at
-from alutils.metrics import check_probabilities, is_number
+from alutils.data.splits import ImageView, images_at
+from alutils.experiment import Experiment
 from alutils.sampler import decoder_sampler
-from alutils.seeding import make_generator, seeded
+from alutils.system.checks import ConfigError, did_you_mean
+from alutils.system.device import deterministic_algorithms, memory_for, prepare, to_device, within_memory
+from alutils.system.seeding import make_generator, seeded
+from alutils.system.tensors import check_probabilities, is_number
 
 REDUCTIONS: tuple[str, ...] = get_args(Experiment.model_fields["reduction"].annotation)
 

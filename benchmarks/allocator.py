@@ -1,4 +1,4 @@
-"""What it brings that a process keeps the memory that the network frees (`alutils.compute.keep_freed_memory`).
+"""What it brings that a process keeps the memory that the network frees (`alutils.system.device.keep_freed_memory`).
 
     python benchmarks/allocator.py
 

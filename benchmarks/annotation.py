@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from frame import in_turns, parser, report
 
 from alutils import Experiment, annotation_cost, build_unet, fit, make_generator, make_synthetic, merge_annotations
-from alutils.packed import PackedMasks
+from alutils.data.packed import PackedMasks
 
 SIZE, N, BLUR, SHIFT = 512, 32, 41, 12
 

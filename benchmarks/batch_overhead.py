@@ -19,7 +19,7 @@ from pathlib import Path
 import nbformat
 from frame import ROOT, in_turns, median_ratio, parser, report
 
-from alutils.cores import usable_cores
+from alutils.system.cores import usable_cores
 
 SETTINGS = ("strategies=random entropy bald full mc_dropout", "seeds=0 1 2", "cells=[[partial,0.25,0.5]]")
 N_RUNS = 20  # notebooks 01 to 03 and 06, 15 of 04, one of 05

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from frame import parser, report, seconds
 
 from alutils import Experiment, make_synthetic, run_active_learning
-from alutils.figures import show_figure
-from alutils.widgets import Explorer, explore_curves, explore_rounds, explore_thresholds
+from alutils.lab.explorers import Explorer, explore_curves, explore_rounds, explore_thresholds
+from alutils.lab.figures import show_figure
 
 SIZE, BLUR = 256, 41
 

@@ -18,8 +18,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from alutils.compute import resolve_device
-from alutils.records import provenance, write_json
+from alutils.runs.folder import provenance, write_json
+from alutils.system.device import resolve_device
 
 ROOT = Path(__file__).resolve().parent.parent
 MIB = 2**20

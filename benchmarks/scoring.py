@@ -15,7 +15,7 @@ from frame import Work, in_turns, median_ratio, parser, report
 
 from alutils import STRATEGIES, Experiment, build_unet, make_generator, select_queries
 from alutils.augment import normalize
-from alutils.compute import prepare
+from alutils.system.device import prepare
 
 SIZES = {128: (32, 256), 512: (8, 32)}  # image size: training's batch size, images in the pool
 SCALING_SIZE, SCALING = 128, (64, 128, 256, 512)

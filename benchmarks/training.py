@@ -31,7 +31,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from alutils import Experiment, build_unet, fit, make_generator, make_synthetic
-from alutils.compute import prepare
+from alutils.system.device import prepare
 from alutils.training import segmentation_loss
 
 NATIVE = ((1024, 768), (3024, 2016))  # the official training archive has 4.3 MB an image: most are rather the latter

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alutils.active_learning import run_active_learning
-from alutils.config import expanded
-from alutils.notebook import RUNS_DIR, open_workspace
-from alutils.records import load_results, write_results
+from alutils.lab.notebook import RUNS_DIR, open_workspace
+from alutils.loop import run_active_learning
+from alutils.runs.folder import load_results, write_results
+from alutils.system.checks import expanded
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:

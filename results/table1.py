@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from arms import arguments, run_arms
 
-from alutils.active_learning import BASELINES
+from alutils.loop import BASELINES
 from alutils.queries import STRATEGIES
 
 ARMS = [*STRATEGIES, *BASELINES]

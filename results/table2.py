@@ -16,7 +16,7 @@ from itertools import product
 
 from arms import arguments, run_arms
 
-from alutils.config import ANNOTATION_MODES, TAU_B, TAU_U, same_run
+from alutils.experiment import ANNOTATION_MODES, TAU_B, TAU_U, same_run
 
 GRID = [("partial", *thresholds) for thresholds in product(TAU_U, TAU_B)]
 PARTS = {

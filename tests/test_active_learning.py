@@ -13,14 +13,15 @@ import pytest
 import torch
 from torch import nn
 
-from alutils import active_learning
-from alutils.active_learning import BASELINES, run_active_learning
+from alutils import loop as active_learning
 from alutils.annotation import NO_AUDIT, WRITING_MODES, Oracle, human_pixels
-from alutils.config import ConfigError, Experiment
-from alutils.data import Split, Splits
+from alutils.data.splits import Split, Splits
+from alutils.experiment import Experiment
+from alutils.loop import BASELINES, run_active_learning
 from alutils.model import UNet, build_unet
 from alutils.queries import STRATEGIES
-from alutils.records import RecordsError, load_runs, load_table
+from alutils.runs.folder import RecordsError, load_runs, load_table
+from alutils.system.checks import ConfigError
 from alutils.training import predict_probabilities
 
 torch.set_num_threads(1)

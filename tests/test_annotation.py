@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from alutils.annotation import NO_AUDIT, Oracle, audit_annotations, human_pixels, merge_annotations
-from alutils.config import Experiment
+from alutils.experiment import Experiment
 
 TAU_U, TAU_B = (0.125, 0.25, 0.375), (0.25, 0.5, 0.75)  # the paper's
 untimed = settings(deadline=None)

@@ -6,7 +6,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from alutils.augment import AugmentParameters, apply_parameters, augment, draw_parameters, normalize
-from alutils.config import Experiment
+from alutils.experiment import Experiment
 
 PAPER = Experiment()
 

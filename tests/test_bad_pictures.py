@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import alutils
-from alutils.config import ConfigError
-from alutils.data import DataError, Split, Splits, identical_pictures, picture_sums
-from alutils.isic2018 import FOLDERS, load_isic2018
+from alutils.data.isic2018 import FOLDERS, load_isic2018
+from alutils.data.splits import Split, Splits, identical_pictures, picture_sums
+from alutils.system.checks import ConfigError, DataError
 
 IMAGES, MASKS = FOLDERS["train"]
 IMAGE, MASK = "A.jpg", "A_segmentation.png"

@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 
 from alutils import uncertainty
 from alutils.annotation import Oracle, audit_annotations, combine, human_pixels, merge_annotations
-from alutils.calibration import expected_calibration_error, reliability
-from alutils.config import ConfigError, Experiment, parse_settings
 from alutils.cost import annotation_cost, average_cost
-from alutils.data import DataError
+from alutils.data.synthetic import make_synthetic
+from alutils.experiment import Experiment
+from alutils.lab.notebook import open_workspace
 from alutils.metrics import dice_score
-from alutils.notebook import open_workspace
 from alutils.queries import select_queries
-from alutils.synthetic import make_synthetic
+from alutils.report.calibration import expected_calibration_error, reliability
+from alutils.system.checks import ConfigError, DataError
+from alutils.system.settings import parse_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "workflow"))

@@ -22,9 +22,9 @@ import yaml
 from filelock import FileLock
 
 from alutils import STRATEGIES, Experiment, make_synthetic, run_active_learning
-from alutils.active_learning import BASELINES
-from alutils.notebook import RUNS_DIR, open_workspace
-from alutils.records import load_runs
+from alutils.lab.notebook import RUNS_DIR, open_workspace
+from alutils.loop import BASELINES
+from alutils.runs.folder import load_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "workflow"))
@@ -331,9 +331,9 @@ def test_what_counts_of_code_is_the_same_on_every_version_of_python():
 
 
 FILES = {
-    "__init__": "from alutils.figures import draw",
+    "__init__": "from alutils.lab.figures import draw",
     "active_learning": "from alutils import seeds\nfrom alutils.queries import STRATEGIES\nimport alutils.models.unet",
-    "seeds": "", "figures": "import alutils.active_learning", "common": "", "tables": "",
+    "seeds": "", "figures": "import alutils.loop", "common": "", "tables": "",
     "models/__init__": "from .unet import UNet", "models/unet": "from ..metrics import dice\nclass UNet: pass",
     "models/other": "", "metrics": "def dice():\n    from alutils import common",
     "queries/__init__": "from alutils.queries.entropies import entropy\nfrom .dropout import *\nSTRATEGIES = [entropy]",

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from alutils.calibration import expected_calibration_error, reliability
+from alutils.report.calibration import expected_calibration_error, reliability
 
 
 def numpy_table(p, truth, n_bins):

@@ -13,8 +13,14 @@ import pytest
 import torch
 from test_active_learning import contents, make_partial, make_splits, run
 
-from alutils.active_learning import run_active_learning
-from alutils.compute import (
+from alutils.data.splits import Split, Splits
+from alutils.data.synthetic import make_synthetic
+from alutils.experiment import Experiment
+from alutils.loop import run_active_learning
+from alutils.model import UNet, unet_for
+from alutils.queries import STRATEGIES, select_queries
+from alutils.system.checks import ConfigError
+from alutils.system.device import (
     OutOfMemory,
     check_deterministic,
     deterministic_algorithms,
@@ -24,12 +30,7 @@ from alutils.compute import (
     to_device,
     working_dtype,
 )
-from alutils.config import ConfigError, Experiment
-from alutils.data import Split, Splits
-from alutils.model import UNet, unet_for
-from alutils.queries import STRATEGIES, select_queries
-from alutils.seeding import make_generator
-from alutils.synthetic import make_synthetic
+from alutils.system.seeding import make_generator
 from alutils.training import fit, predict_probabilities
 from alutils.uncertainty import mc_dropout_batches, mc_dropout_maps, mc_dropout_std
 
@@ -119,7 +120,7 @@ def pair(splits):
 FOUR_TIMES_64_MIB = """
 import resource
 import torch
-from alutils.compute import keep_freed_memory
+from alutils.system.device import keep_freed_memory
 assert keep_freed_memory()
 torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -319,8 +320,8 @@ def test_a_run_is_refused_at_its_call_if_its_network_has_such_a_layer(splits, tm
     """On a stand-in for a GPU, where nothing could be computed."""
     model = unet_for(SETTINGS)
     model.pool = torch.nn.AdaptiveMaxPool2d(1)
-    monkeypatch.setattr("alutils.active_learning.unet_for", lambda experiment: model)
-    monkeypatch.setattr("alutils.active_learning.resolve_device", lambda *_, **__: torch.device("meta"))
+    monkeypatch.setattr("alutils.loop.unet_for", lambda experiment: model)
+    monkeypatch.setattr("alutils.loop.resolve_device", lambda *_, **__: torch.device("meta"))
     experiment = DETERMINISTIC.model_copy(update={"cold_start": 4})
     with pytest.raises(ConfigError, match="deterministic: .* layer pool, AdaptiveMaxPool2d"):
         run_active_learning(experiment, splits, tmp_path, progress=False)
@@ -372,7 +373,7 @@ REPEATED = """
 import sys
 from pathlib import Path
 import alutils
-from alutils.synthetic import make_synthetic
+from alutils.data.synthetic import make_synthetic
 experiment = alutils.Experiment(
     image_size=64, batch_size=8, epochs=4, cold_start=16, query_size=8, n_queries=2, encoder_weights=None,
     strategy="mc_dropout", mc_samples=4, annotation="partial-refreshed", deterministic=True,

@@ -3,7 +3,9 @@
 import pytest
 import yaml
 
-from alutils.config import PROFILES_DIR, ConfigError, Experiment, parse_settings
+from alutils.experiment import PROFILES_DIR, Experiment
+from alutils.system.checks import ConfigError
+from alutils.system.settings import parse_settings
 
 
 def test_the_papers_numbers_follow_from_the_defaults():

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from test_isic2018 import write_pair
 
-from alutils import compute, isic2018
-from alutils.cores import usable_cores
+from alutils.data import isic2018
+from alutils.system import device as compute
+from alutils.system.cores import usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 V2 = "30 23 0:26 {top} /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -106,7 +107,7 @@ def test_torch_takes_no_more_threads_than_cores_unless_told_to(monkeypatch):
 def test_make_uses_what_the_process_may_use_before_anything_is_installed(tmp_path):
     """-S: without any installed package."""
     one = {"preexec_fn": lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})}
-    script = [sys.executable, "-I", "-S", "alutils/cores.py"]
+    script = [sys.executable, "-I", "-S", "alutils/system/cores.py"]
     assert subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True, **one).stdout == "1\n"
     makefile = tmp_path / "Makefile"
     makefile.write_text(f"include {ROOT}/Makefile\ncores:\n\t@echo $(CORES)\n")

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from alutils import Oracle, Split, Splits, fit, unet_for
-from alutils import data as data_module
-from alutils.config import Experiment
-from alutils.packed import PackedMasks
+from alutils.data import splits as data_module
+from alutils.data.packed import PackedMasks
+from alutils.experiment import Experiment
 
 
 def pictures(n=2, size=64):

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alutils import download
-from alutils.download import ARCHIVES, Archive, DownloadError, download_isic2018, main
-from alutils.isic2018 import FOLDERS, load_isic2018
+from alutils.data import download
+from alutils.data.download import ARCHIVES, Archive, DownloadError, download_isic2018, main
+from alutils.data.isic2018 import FOLDERS, load_isic2018
 
 
 class Server:

@@ -16,10 +16,10 @@ from matplotlib.backend_bases import LocationEvent, MouseEvent
 from matplotlib.path import Path as Polygon
 from PIL import Image as PILImage
 
-from alutils import annotator as annotator_module
-from alutils.annotator import Annotator
-from alutils.data import DataError, Split
-from alutils.drawing import (
+from alutils.data.splits import Split
+from alutils.lab import annotator as annotator_module
+from alutils.lab.annotator import Annotator
+from alutils.lab.drawing import (
     LONGEST_PAUSE,
     Drawing,
     Request,
@@ -30,6 +30,7 @@ from alutils.drawing import (
     read_drawing,
     replay,
 )
+from alutils.system.checks import DataError
 
 untimed = settings(deadline=None)
 SQUARE = [(1.5, 2.5), (4.5, 2.5), (4.5, 5.5), (1.5, 5.5)]  # columns 2 to 4, rows 3 to 5
@@ -511,7 +512,7 @@ def test_outside_of_the_band_the_picture_never_changes(tmp_path):
 
 def test_without_somebody_to_draw_it_is_a_picture_with_alternative_text_and_no_widget(tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr("alutils.figures.display", shown.append)
+    monkeypatch.setattr("alutils.lab.figures.display", shown.append)
     monkeypatch.setattr(annotator_module, "display", lambda content, raw: shown.append(content))
     annotator = make_annotator(tmp_path)
     annotator._ipython_display_()

@@ -10,7 +10,8 @@ import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from alutils import curves, figures
+from alutils.lab import figures
+from alutils.report import curves
 
 
 @pytest.fixture

@@ -9,15 +9,16 @@ import torch
 from PIL import Image
 from test_active_learning import contents, make_experiment, make_partial, make_splits, run
 
-from alutils import active_learning, queries, training
-from alutils.active_learning import run_active_learning
+from alutils import loop as active_learning
+from alutils import queries, training
 from alutils.annotation import AnnotationsNeeded, Oracle
-from alutils.annotator import Annotator
-from alutils.config import ConfigError
-from alutils.data import DataError, Split
-from alutils.drawing import Drawing, drawing_table
-from alutils.human_oracle import HumanOracle
-from alutils.records import RecordsError, load_runs, load_table
+from alutils.data.splits import Split
+from alutils.lab.annotator import Annotator
+from alutils.lab.drawing import Drawing, drawing_table
+from alutils.lab.human_oracle import HumanOracle
+from alutils.loop import run_active_learning
+from alutils.runs.folder import RecordsError, load_runs, load_table
+from alutils.system.checks import ConfigError, DataError
 from alutils.training import probability_batches
 
 INDICES = torch.tensor([3, 0])

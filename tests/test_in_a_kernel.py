@@ -6,7 +6,7 @@ import pytest
 
 CELLS = (
     """
-from alutils.progress import progress_bar
+from alutils.system.progress import progress_bar
 with progress_bar("counting", 30, "step") as bar:
     for _ in range(30):
         bar.update()
@@ -14,7 +14,7 @@ with progress_bar("counting", 30, "step") as bar:
 """,
     """
 import torch
-from alutils.widgets import explore_thresholds
+from alutils.lab.explorers import explore_thresholds
 images, p = torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.linspace(0, 1, 64).expand(1, 1, 64, 64)
 explorer = explore_thresholds(images, images[:, :1], p)
 explorer

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from alutils import isic2018
-from alutils.data import DataError, Split, Splits
-from alutils.isic2018 import FOLDERS, OFFICIAL_COUNTS, isic2018_report, load_isic2018, sweep_caches
-from alutils.notebook import open_workspace
+from alutils.data import isic2018
+from alutils.data.isic2018 import FOLDERS, OFFICIAL_COUNTS, isic2018_report, load_isic2018, sweep_caches
+from alutils.data.splits import Split, Splits
+from alutils.lab.notebook import open_workspace
+from alutils.system.checks import DataError
 
 TRAIN_IMAGES, TRAIN_MASKS = FOLDERS["train"]
 VAL_IMAGES, VAL_MASKS = FOLDERS["val"]

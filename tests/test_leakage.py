@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_active_learning import MODES, SAME, contents, make_experiment, make_partial, make_splits, run
 
-from alutils import active_learning
-from alutils.active_learning import run_active_learning
+from alutils import loop as active_learning
 from alutils.annotation import Oracle
-from alutils.data import Split, Splits
+from alutils.data.splits import Split, Splits
+from alutils.loop import run_active_learning
 from alutils.queries import STRATEGIES
 
 few = settings(deadline=None, max_examples=12)

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 import alutils
-from alutils.config import ConfigError
-from alutils.own_code import code_checksum
 from alutils.queries import STRATEGIES
+from alutils.runs.own_code import code_checksum
+from alutils.system.checks import ConfigError
 
 FIRST = """
 from functools import lru_cache
@@ -179,7 +179,7 @@ for factor in (2, 3):
     shell.run_cell(f"factor = {factor}\\ndef helper(x):\\n    return x * factor")
     shell.run_cell("class Scorer:\\n    def __call__(self, *a):\\n        return helper(1)")
     shell.run_cell("def mine(*a):\\n    return Scorer()(a)", store_history=True)
-    shell.run_cell("from alutils.own_code import code_checksum; print(code_checksum('strategy', mine))")
+    shell.run_cell("from alutils.runs.own_code import code_checksum; print(code_checksum('strategy', mine))")
 """
 
 

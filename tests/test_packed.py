@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from alutils.packed import PackedMasks
+from alutils.data.packed import PackedMasks
 
 shapes = st.tuples(st.integers(0, 3), st.integers(1, 2), st.integers(1, 3), st.sampled_from([8, 16, 24]))
 masks_of_any_shape = shapes.flatmap(lambda shape: hnp.arrays(np.uint8, shape, elements=st.integers(0, 1)))

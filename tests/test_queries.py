@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from alutils.config import ConfigError, Experiment
+from alutils.experiment import Experiment
 from alutils.model import build_unet
 from alutils.queries import STRATEGIES, select_queries, tied_at_the_cut
+from alutils.system.checks import ConfigError
 
 torch.set_num_threads(1)
 

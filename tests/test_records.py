@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 import torch
 
-from alutils.config import ConfigError
-from alutils.records import (
+from alutils.report.statistics import paired_difference
+from alutils.report.tables import table_1, table_2
+from alutils.runs.folder import (
     RecordsError,
     _git_state,
     load_diverged,
@@ -25,8 +26,7 @@ from alutils.records import (
     write_json,
     write_results,
 )
-from alutils.statistics import paired_difference
-from alutils.tables import table_1, table_2
+from alutils.system.checks import ConfigError
 
 NUMBERS = np.concatenate(
     [

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from alutils.seeding import make_generator, seeded
+from alutils.system.seeding import make_generator, seeded
 
 
 def draw(*key):

@@ -164,7 +164,7 @@ def test_every_public_name_has_an_api_entry(site, pages):
     for name in set(alutils.__all__) - {"STRATEGIES"}:
         assert f"{getattr(alutils, name).__module__}.{name}" in anchors
     assert "alutils.queries.STRATEGIES" in anchors
-    assert {f"alutils.config.Experiment.{setting}" for setting in alutils.Experiment.model_fields} <= anchors
+    assert {f"alutils.experiment.Experiment.{setting}" for setting in alutils.Experiment.model_fields} <= anchors
     assert {f"module-alutils.{module.name}" for module in pkgutil.iter_modules(alutils.__path__)} <= anchors
 
 
@@ -174,7 +174,7 @@ def test_names_in_a_notebook_are_links_to_their_api_entries(site, pages):
     assert "../website/api/uncertainty.html#alutils.uncertainty.image_score" in links
     links = pages[site / "index.html"].links
     assert "website/api/annotation.html#alutils.annotation.merge_annotations" in links
-    assert "website/api/data.html#alutils.data.Split" in links
+    assert "website/api/data.html#alutils.data.splits.Split" in links
 
 
 def test_the_map_has_each_equation_table_figure_and_section_of_the_paper(site, pages):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import ndimage, stats
 
-from alutils.synthetic import SUBTYPES, LesionFactors, make_synthetic, render_lesion
+from alutils.data.synthetic import SUBTYPES, LesionFactors, make_synthetic, render_lesion
 
 PLAIN = LesionFactors(irregularity=0.0, elongation=0.0, variegation=0.0, network=0.0, shading=0.0)
 RANGES = {item.name: item.metadata["range"] for item in fields(LesionFactors) if "range" in item.metadata}
@@ -75,7 +75,7 @@ def test_another_seed_gives_other_pictures(many):
 
 def test_another_process_with_another_hash_seed_gives_the_same_pictures(many):
     code = (
-        "import hashlib; from alutils.synthetic import make_synthetic;"
+        "import hashlib; from alutils.data.synthetic import make_synthetic;"
         "s = make_synthetic(6, 1, 1, image_size=32).train;"
         "print(hashlib.sha256(s.images.numpy().tobytes() + s.masks.numpy().tobytes()).hexdigest())"
     )

@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from alutils.claims import CLAIMS, NOT_SUPPORTED, SUPPORTED, UNDECIDED, judge, verdict
-from alutils.config import Experiment, same_run
 from alutils.cost import CURRENCIES
-from alutils.records import load_results, write_csv, write_table
-from alutils.statistics import (
+from alutils.experiment import Experiment, same_run
+from alutils.report.claims import CLAIMS, NOT_SUPPORTED, SUPPORTED, UNDECIDED, judge, verdict
+from alutils.report.statistics import (
     Difference,
     area_under_curve,
     bootstrap_interval,
@@ -19,7 +18,8 @@ from alutils.statistics import (
     images_to_reach,
     paired_difference,
 )
-from alutils.tables import PAPER_TABLE_1, PAPER_TABLE_2, ledger, table_1, table_2, table_modes
+from alutils.report.tables import PAPER_TABLE_1, PAPER_TABLE_2, ledger, table_1, table_2, table_modes
+from alutils.runs.folder import load_results, write_csv, write_table
 
 SETTINGS = {name: str(value) for name, value in Experiment().model_dump().items()}
 

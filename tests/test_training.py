@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from alutils.augment import normalize
-from alutils.compute import OutOfMemory
-from alutils.config import Experiment
+from alutils.data.packed import PackedMasks
+from alutils.experiment import Experiment
 from alutils.metrics import dice_score
 from alutils.model import build_unet
-from alutils.packed import PackedMasks
-from alutils.seeding import make_generator
+from alutils.system.device import OutOfMemory
+from alutils.system.seeding import make_generator
 from alutils.training import (
     TrainingDiverged,
     _shuffled_batches,

@@ -14,14 +14,15 @@ from click.testing import CliRunner
 from papermill.cli import papermill as papermill_command
 from test_active_learning import make_experiment, make_splits
 
-from alutils import HumanOracle, download_isic2018, load_isic2018, notebook, run_active_learning
-from alutils.annotator import Annotator
-from alutils.config import ConfigError, Experiment, expanded
-from alutils.data import DataError
-from alutils.drawing import drawing_table
+from alutils import HumanOracle, download_isic2018, load_isic2018, run_active_learning
+from alutils.experiment import Experiment
+from alutils.lab import notebook
+from alutils.lab.annotator import Annotator
+from alutils.lab.drawing import drawing_table
+from alutils.lab.notebook import copy_figures, open_workspace, refuse_unknown_parameters
 from alutils.model import build_unet
-from alutils.notebook import copy_figures, open_workspace, refuse_unknown_parameters
-from alutils.records import load_results
+from alutils.runs.folder import load_results
+from alutils.system.checks import ConfigError, DataError, expanded
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {"overrides": "{n_synthetic: [2, 1, 1]}", "device": "cpu"}
@@ -71,7 +72,7 @@ def test_a_tilde_is_the_home_folder_wherever_something_is_read(home):
 
 def test_a_tilde_is_the_home_folder_in_environment_variables(home):
     names = {"RUNS": "~/r", "FIGURES": "~/f"}
-    code = "from alutils.notebook import RUNS_DIR, FIGURES_DIR; print(RUNS_DIR, FIGURES_DIR)"
+    code = "from alutils.lab.notebook import RUNS_DIR, FIGURES_DIR; print(RUNS_DIR, FIGURES_DIR)"
     environment = {**os.environ, **{f"ALUTILS_{name}": value for name, value in names.items()}}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(home / "r"), str(home / "f")]

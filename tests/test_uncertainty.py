@@ -14,9 +14,10 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 
 from alutils.augment import normalize
-from alutils.config import ConfigError, Experiment
+from alutils.experiment import Experiment
 from alutils.model import build_unet
-from alutils.seeding import seeded
+from alutils.system.checks import ConfigError
+from alutils.system.seeding import seeded
 from alutils.training import predict_probabilities
 from alutils.uncertainty import (
     REDUCTIONS,

@@ -12,7 +12,7 @@ import torch
 import torchvision
 
 from alutils.model import build_unet
-from alutils.weights import WeightsError
+from alutils.system.weights import WeightsError
 
 THIN = (16, 16, 16, 16, 16)
 
@@ -146,7 +146,10 @@ def fetched(tmp_path, monkeypatch):
     shutil.move(tmp_path / "model.safetensors", blob)
     (snapshot / "model.safetensors").symlink_to(blob)
     (snapshot / "config.json").write_text("{}")
-    for module in ("alutils.weights.try_to_load_from_cache", "segmentation_models_pytorch.encoders.hf_hub_download"):
+    for module in (
+        "alutils.system.weights.try_to_load_from_cache",
+        "segmentation_models_pytorch.encoders.hf_hub_download",
+    ):
         monkeypatch.setattr(module, _with_cache(module, tmp_path / "hub"))
     return blob
 

@@ -11,9 +11,11 @@ from ipywidgets import IntSlider
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from alutils import Experiment, figures, interactive, make_synthetic, run_active_learning, widgets
-from alutils.interactive import Explorer
-from alutils.widgets import explore_curves, explore_rounds, explore_thresholds
+from alutils import Experiment, make_synthetic, run_active_learning
+from alutils.lab import explorers as widgets
+from alutils.lab import figures, interactive
+from alutils.lab.explorers import explore_curves, explore_rounds, explore_thresholds
+from alutils.lab.interactive import Explorer
 
 
 @pytest.fixture(autouse=True)

@@ -122,12 +122,12 @@ def skip_plain_fields(app, what, name, obj, skip, options):
 
 def shorten_signature(app, what, name, obj, options, signature, returns):
     """An experiment's settings are listed one by one below."""
-    return ("(**settings)", None) if name == "alutils.config.Experiment" else None
+    return ("(**settings)", None) if name == "alutils.experiment.Experiment" else None
 
 
 def list_settings(app, what, name, obj, options, lines):
     """Each setting of an experiment as an attribute: its default and description."""
-    if name == "alutils.config.Experiment":
+    if name == "alutils.experiment.Experiment":
         for setting, field in obj.model_fields.items():
             description = (field.description or "").replace("|", r"\|")
             lines += [f".. py:attribute:: {setting}", f"   :value: {field.default!r}", "", f"   {description}", ""]

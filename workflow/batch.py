@@ -1,4 +1,4 @@
-"""What the batch runs: its configuration, checked, and what each notebook is given. Imports no torch, see light.py."""
+"""What the batch runs: its configuration, checked, and what each notebook is given."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from typing import Any
 
 import yaml
 from code_hash import ARMS, code_of_notebook, code_of_run
-from light import ROOT, load_alone
 
-settings = load_alone("config")
-ConfigError, Experiment, did_you_mean = settings.ConfigError, settings.Experiment, settings.did_you_mean
+from alutils.experiment import ANNOTATION_MODES, PROFILES_DIR, TAU_B, TAU_U, Experiment, same_run
+from alutils.system.checks import ConfigError, did_you_mean, expanded
+from alutils.system.settings import parse_settings
+
+ROOT = Path(__file__).resolve().parent.parent
 
 PAPER_ARMS = ("random", "least_confidence", "entropy", "mc_dropout", "full")
 CONTROL_ARMS = ("full_cosine", "random_at_once")
 """Baselines that tell selection from curriculum."""
 
-MODES = settings.ANNOTATION_MODES
+MODES = ANNOTATION_MODES
 SINGLE = ("01_data", "02_model", "03_uncertainty")
 KEYS = {
     "profile": "a file in profiles/, or a path; quick",
@@ -55,15 +57,15 @@ class Cell:
 
     @property
     def distinct(self) -> Cell:
-        """The cell that stands for all that give the same run, see ``alutils.config.same_run``.
+        """The cell that stands for all that give the same run, see ``alutils.experiment.same_run``.
 
         >>> str(Cell("partial", 0.25, 0.75).distinct)
         'partial-0.25-0.5'
         """
-        return Cell("partial", *settings.same_run(self.tau_u, self.tau_b)) if self.annotation == "partial" else self
+        return Cell("partial", *same_run(self.tau_u, self.tau_b)) if self.annotation == "partial" else self
 
 
-GRID = [Cell("partial", tau_u, tau_b) for tau_u, tau_b in product(settings.TAU_U, settings.TAU_B)]
+GRID = [Cell("partial", tau_u, tau_b) for tau_u, tau_b in product(TAU_U, TAU_B)]
 MODE_CELLS = [Cell(mode, 0.25, 0.25) for mode in MODES if mode not in ("full", "partial")]
 
 
@@ -79,7 +81,7 @@ class Batch:
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        for key in settings.parse_settings(config, source="the batch's configuration"):
+        for key in parse_settings(config, source="the batch's configuration"):
             if key not in KEYS:
                 raise ConfigError(f"{key}: the batch has no such setting; {did_you_mean(key, list(KEYS))}")
         given = {
@@ -93,11 +95,11 @@ class Batch:
         self.seeds = _seeds("seeds", given.get("seeds", [0, 1]))
         self.table2_seeds = _seeds("table2_seeds", given.get("table2_seeds", [0]))
         self.arms = _arms(given.get("strategies", PAPER_ARMS if quick else PAPER_ARMS + CONTROL_ARMS))
-        self.overrides = settings.parse_settings(given.get("overrides", {}), source="overrides")
+        self.overrides = parse_settings(given.get("overrides", {}), source="overrides")
         name = Path(self.profile).stem
         default = {"n_queries": 20} if self.profile == "paper" else {}
         table2_overrides = given.get("table2_overrides", default)
-        self.table2_overrides = settings.parse_settings(table2_overrides, source="table2_overrides")
+        self.table2_overrides = parse_settings(table2_overrides, source="table2_overrides")
         changes = {"04_image_al": {}, "05_partial_annotation": self.table2_overrides}
         self.experiments = {
             notebook: Experiment.from_profile(self.profile, **{**self.overrides, **own})
@@ -317,7 +319,7 @@ def _text(key: str, value: Any) -> str:
     text = str(value)
     if not text.isprintable():
         raise ConfigError(f"{key}: must not contain line breaks or other characters without a picture, got {text!r}")
-    return str(settings.expanded(key, text)) if text.startswith("~") else text
+    return str(expanded(key, text)) if text.startswith("~") else text
 
 
 def _profile(value: str) -> str:
@@ -328,7 +330,7 @@ def _profile(value: str) -> str:
 
 
 def _shipped(name: str) -> Path:
-    return settings.PROFILES_DIR / f"{name}.yaml"
+    return PROFILES_DIR / f"{name}.yaml"
 
 
 def _folder(key: str, value: str) -> str:

@@ -11,7 +11,7 @@ import tokenize
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-LOOP = "alutils.active_learning"
+LOOP = "alutils.loop"
 """The module that makes a run: with what it imports it decides what comes out."""
 
 STRATEGIES = "alutils.queries"

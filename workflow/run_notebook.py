@@ -23,9 +23,10 @@ from typing import Any
 
 from devices import one_device
 from filelock import FileLock
-from light import ROOT, load_alone
 
-replacing = load_alone("files").replacing
+from alutils.system.files import replacing
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:

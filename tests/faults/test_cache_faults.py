@@ -13,9 +13,9 @@ from PIL import Image
 from small_disk import remount, small_disk
 from tiny import CONTEXT
 
-from alutils import isic2018
-from alutils.data import DataError
-from alutils.isic2018 import FOLDERS, load_isic2018
+from alutils.data import isic2018
+from alutils.data.isic2018 import FOLDERS, load_isic2018
+from alutils.system.checks import DataError
 
 N_PAIRS = 6
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 from small_disk import remount, small_disk
 
-from alutils.active_learning import run_active_learning
-from alutils.config import Experiment
-from alutils.diagrams import draw_loop
-from alutils.figures import show_figure
-from alutils.files import CannotWrite
-from alutils.records import TABLES, RecordsError, load_results, write_results, write_table, write_text
-from alutils.synthetic import make_synthetic
+from alutils.data.synthetic import make_synthetic
+from alutils.experiment import Experiment
+from alutils.lab.diagrams import draw_loop
+from alutils.lab.figures import show_figure
+from alutils.loop import run_active_learning
+from alutils.runs.folder import TABLES, RecordsError, load_results, write_results, write_table, write_text
+from alutils.system.files import CannotWrite
 
 TABLE_FILES = [f"{name}.csv" for name in TABLES if name != "timing"]  # the others do not depend on the clock
 EXPERIMENT = Experiment(
@@ -72,7 +72,7 @@ def parameters(content):
 
 def test_a_flipped_bit_in_a_state_never_gives_another_number(stopped, tmp_path, times, tally):
     """Each flip is noticed, or is in bytes that mean nothing: then all that is read is as it was written."""
-    from alutils.records import _read_tensors
+    from alutils.runs.folder import _read_tensors
 
     rng, n = random.Random(0), times(60, 300)
     content, path = (stopped / "state.pt").read_bytes(), tmp_path / "state.pt"
@@ -176,7 +176,7 @@ def test_a_flipped_bit_in_a_result_file_is_named(finished, tmp_path, times, tall
 
 
 def test_a_changed_number_in_collected_tables_is_named(tmp_path, finished, tally):
-    from alutils.records import write_results
+    from alutils.runs.folder import write_results
 
     write_results(tmp_path, load_results(finished))
     sums = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=tmp_path, capture_output=True, text=True)
@@ -264,8 +264,8 @@ HOLDER = textwrap.dedent(
     sys.path.insert(0, sys.argv[1])
     from pathlib import Path
     import test_run_folder
-    from alutils.active_learning import run_active_learning
-    from alutils.synthetic import make_synthetic
+    from alutils.loop import run_active_learning
+    from alutils.data.synthetic import make_synthetic
 
     splits = make_synthetic(10, 3, 3, image_size=64)
     rounds = run_active_learning(test_run_folder.EXPERIMENT, splits, sys.argv[2], device="cpu", progress=False)
@@ -317,8 +317,8 @@ def test_the_same_process_may_start_again_what_it_left_in_the_middle(finished, t
 
 
 def test_a_run_that_diverges_says_so_in_its_record_and_is_not_trained_again(tmp_path, monkeypatch, tally):
-    from alutils import active_learning
-    from alutils.records import load_diverged, load_runs
+    from alutils import loop as active_learning
+    from alutils.runs.folder import load_diverged, load_runs
     from alutils.training import TrainingDiverged, fit
 
     def diverging(model, *arguments, **more):

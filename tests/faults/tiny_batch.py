@@ -24,7 +24,7 @@ TINY = {
 
 ARM = """
 import alutils
-from alutils.notebook import open_workspace
+from alutils.lab.notebook import open_workspace
 
 parameters = {"profile": profile, "data_root": data_root, "device": device, "overrides": overrides}
 work = open_workspace("04_image_al", output_dir=output_dir, seed=seed, strategy=strategy, **parameters)

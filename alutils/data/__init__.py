@@ -1,0 +1,1 @@
+"""Images and masks: from files, from the web, from the synthetic generator."""

@@ -1,0 +1,328 @@
+"""Images and masks as uint8 tensors: the one form in which pictures travel through the project.
+
+Files or the synthetic generator become a :class:`Splits` once; from there on nothing is decoded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from alutils.system.checks import listed, printable
+from alutils.system.tensors import check_mask
+
+
+def lesion_area(masks: torch.Tensor) -> torch.Tensor:
+    """Share of lesion pixels of each mask, float32 (N,), 0 to 1.
+
+    Args:
+        masks: uint8, (N, 1, H, W), 0 and 1.
+
+    >>> lesion_area(torch.tensor([[[[1, 0], [0, 0]]]], dtype=torch.uint8))
+    tensor([0.2500])
+    """
+    return masks.flatten(1).mean(1, dtype=torch.float32)
+
+
+def _checked_id(name: str) -> str:
+    if not isinstance(name, str):
+        raise ValueError(f"each id must be text, got {name!r}")
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # part of a file's name that is no UTF-8: no record could be written
+        raise ValueError(f"each id must be text that UTF-8 can hold, got '{printable(name)}': rename it") from None
+    return unicodedata.normalize("NFC", name)
+
+
+def picture_sums(pictures: torch.Tensor) -> torch.Tensor:
+    """A number for each picture that changes with any one of its bits, int64 (N,), on the device of ``pictures``.
+
+    It is the sum, modulo 2^64, of the picture's bytes taken eight at a time, so that one pass over the memory is all it
+    costs. Different pictures can have equal sums, for instance where groups of eight bytes change places.
+
+    Args:
+        pictures: uint8, (N, C, H, W).
+
+    Raises:
+        ValueError: if ``pictures`` is of another type or number of dimensions.
+
+    >>> pictures = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+    >>> pictures[1, 0, 2, 1] = 3  # the second byte of its group
+    >>> picture_sums(pictures).tolist()
+    [0, 768]
+    """
+    if pictures.dtype != torch.uint8 or pictures.ndim != 4:
+        raise ValueError(f"pictures must be uint8 (N, C, H, W), got {pictures.dtype} {tuple(pictures.shape)}")
+    pixels = pictures.flatten(1).contiguous()
+    if pixels.shape[1] % 8:
+        pixels = F.pad(pixels, (0, -pixels.shape[1] % 8))
+    if pixels.storage_offset() % 8:  # a view from the middle of another tensor
+        pixels = pixels.clone()
+    return pixels.view(torch.int64).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageView:
+    """Some images of a larger tensor, without a copy of them: what is asked for is gathered then.
+
+    Args:
+        images: (N, C, H, W), such as all of the training split's.
+        indices: int64 (n,), positions in ``images``.
+
+    >>> view = ImageView(torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1), torch.tensor([4, 0, 2]))
+    >>> len(view), view.shape, view[1:].flatten().tolist(), view[torch.tensor([2, 0])].flatten().tolist()
+    (3, torch.Size([3, 1, 1, 1]), [0, 2], [2, 4])
+    """
+
+    images: torch.Tensor
+    indices: torch.Tensor
+
+    def __getitem__(self, chosen: slice | torch.Tensor) -> torch.Tensor:
+        """The images at these positions of the view, (m, C, H, W), where the larger tensor lies."""
+        return self.images[self.indices[chosen].to(self.images.device)]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(n, C, H, W)."""
+        return torch.Size([len(self), *self.images.shape[1:]])
+
+    @property
+    def ndim(self) -> int:
+        return self.images.ndim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the larger tensor."""
+        return self.images.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the larger tensor lies."""
+        return self.images.device
+
+
+def images_at(images: torch.Tensor | ImageView, indices: torch.Tensor | None) -> torch.Tensor | ImageView:
+    """A view of the images at ``indices``; None: the images as they are.
+
+    Raises:
+        ValueError: if ``indices`` is not int64 (n,) from 0 to N - 1.
+
+    >>> images_at(torch.zeros(3, 1, 1, 1), torch.tensor([0, 3]))
+    Traceback (most recent call last):
+    ValueError: indices must be int64 of shape (n,), each from 0 to 2, got torch.int64 (2,) with 0 to 3
+    """
+    if indices is None:
+        return images
+    indices, n = torch.as_tensor(indices).cpu(), len(images)
+    fits = indices.dtype == torch.int64 and indices.ndim == 1
+    if not fits or (len(indices) and not 0 <= indices.min() <= indices.max() < n):
+        values = f" with {indices.min()} to {indices.max()}" if indices.numel() else ""
+        raise ValueError(
+            f"indices must be int64 of shape (n,), each from 0 to {n - 1}, got {indices.dtype} "
+            f"{tuple(indices.shape)}{values}"
+        )
+    return ImageView(images, indices)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images with their masks, all of one size.
+
+    Args:
+        images: uint8, shape (N, 3, H, W), RGB, 0 to 255.
+        masks: uint8, shape (N, 1, H, W), 1 on the lesion and 0 on the background.
+        ids: N different names, in the order of the images; kept in Unicode's composed form (NFC), so that a name is one
+            name however a disk writes its accents.
+        factors: what is known about how each image was made, a row an image (empty for photographs).
+
+    Raises:
+        ValueError: if shapes, types or lengths do not fit together, a mask holds anything but 0 and 1, or an id stands
+            twice or is no text.
+
+    >>> images, masks = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    >>> split = Split(images, masks, ("a", "b"))
+    >>> len(split), split.select([1]).ids
+    (2, ('b',))
+    """
+
+    images: torch.Tensor
+    masks: torch.Tensor
+    ids: tuple[str, ...]
+    factors: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", tuple(map(_checked_id, self.ids)))
+        n = len(self.ids)
+        for name, tensor, channels in (("images", self.images, 3), ("masks", self.masks, 1)):
+            if tensor.dtype != torch.uint8 or tensor.ndim != 4 or tensor.shape[1] != channels:
+                raise ValueError(
+                    f"{name} must be uint8 of shape (N, {channels}, H, W), got {tensor.dtype} {tuple(tensor.shape)}"
+                )
+            if len(tensor) != n:
+                raise ValueError(f"{name} has {len(tensor)} pictures but there are {n} ids")
+        if self.images.shape[2:] != self.masks.shape[2:]:
+            raise ValueError(
+                f"images are {tuple(self.images.shape[2:])} pixels and masks {tuple(self.masks.shape[2:])}"
+            )
+        if len(self.factors) not in (0, n):
+            raise ValueError(f"factors has {len(self.factors)} rows but there are {n} ids")
+        if len(set(self.ids)) != n:
+            twice = sorted(name for name, count in Counter(self.ids).items() if count > 1)
+            raise ValueError(f"each id must be unique; these stand more than once: {listed(twice)}")
+        check_mask("masks", self.masks)
+
+    @classmethod
+    def trusted(cls, images: torch.Tensor, masks: torch.Tensor, ids: tuple[str, ...], factors: pd.DataFrame) -> Split:
+        """A split of parts that were checked already: looking at every mask again would take as long as loading them.
+
+        >>> images, masks = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+        >>> Split.trusted(images, masks, ("a",), pd.DataFrame()).ids
+        ('a',)
+        """
+        split = object.__new__(cls)
+        vars(split).update(images=images, masks=masks, ids=ids, factors=factors)
+        return split
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, indices: Sequence[int] | torch.Tensor) -> Split:
+        """The pictures at ``indices``, in that order."""
+        index = torch.as_tensor(indices, dtype=torch.long)
+        rows = index.tolist()
+        on_device = index.to(self.images.device)
+        return Split.trusted(
+            self.images[on_device],
+            self.masks[on_device],
+            tuple(self.ids[i] for i in rows),
+            self.factors.iloc[rows].reset_index(drop=True) if len(self.factors) else self.factors,
+        )
+
+    def to(self, device: str | torch.device) -> Split:
+        """The same split with its tensors on ``device``."""
+        return Split.trusted(self.images.to(device), self.masks.to(device), self.ids, self.factors)
+
+    @property
+    def lesion_area(self) -> torch.Tensor:
+        """Share of lesion pixels of each image, float32 (N,), 0 to 1."""
+        return lesion_area(self.masks)
+
+    @property
+    def checksum(self) -> str:
+        """16 hexadecimal digits that change with any id, the size, or any one bit of an image or a mask.
+
+        Computed anew at each access, by one pass over the pixels on the device where they lie.
+
+        >>> images, masks = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+        >>> Split(images, masks, ("a",)).checksum
+        'ada20cb52dbeda5a'
+        >>> Split(images, masks, ("b",)).checksum
+        '2d9dd5531247f13e'
+        """
+        digest = hashlib.sha256(json.dumps([self.ids, list(self.images.shape)]).encode())
+        for pictures in (self.images, self.masks):
+            digest.update(picture_sums(pictures).cpu().numpy().astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """The training set (the pool of active learning), the validation set and the test set.
+
+    Raises:
+        ValueError: if an id stands in two of them (a leak from training into evaluation).
+    """
+
+    train: Split
+    val: Split
+    test: Split
+
+    def __post_init__(self) -> None:
+        for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
+            shared = sorted(set(getattr(self, first).ids) & set(getattr(self, second).ids))
+            if shared:
+                raise ValueError(f"{first} and {second} share {len(shared)} ids: {listed(shared)}")
+
+    def to(self, device: str | torch.device) -> Splits:
+        """All three splits on ``device``."""
+        return Splits(self.train.to(device), self.val.to(device), self.test.to(device))
+
+    def placed(self, device: torch.device, *, free_bytes: int | None = None) -> Splits:
+        """All three splits on ``device`` where they fit, else the images in the CPU's memory and the masks on it.
+
+        Training and prediction copy images that lie elsewhere batch by batch.
+
+        Args:
+            device: where the network computes.
+            free_bytes: what the pictures may take; None: of a GPU the half of what is free, of other devices all.
+        """
+        if free_bytes is None and device.type == "cuda":
+            free_bytes = torch.cuda.mem_get_info(device)[0] // 2
+        splits = (self.train, self.val, self.test)
+        if free_bytes is None or sum(split.images.nbytes + split.masks.nbytes for split in splits) <= free_bytes:
+            return self.to(device)
+        return Splits(*(Split.trusted(s.images, s.masks.to(device), s.ids, s.factors) for s in splits))
+
+    def summary(self) -> pd.DataFrame:
+        """A row a split: images, height, width, and the mean, least and largest lesion area (% of the pixels)."""
+        rows = []
+        for name in ("train", "val", "test"):
+            split: Split = getattr(self, name)
+            area = 100 * split.lesion_area
+            rows.append(
+                {
+                    "split": name,
+                    "images": len(split),
+                    "height": split.images.shape[2],
+                    "width": split.images.shape[3],
+                    "mean area (%)": area.mean().item(),
+                    "least area (%)": area.min().item(),
+                    "largest area (%)": area.max().item(),
+                }
+            )
+        return pd.DataFrame(rows).set_index("split")
+
+
+def identical_pictures(splits: Splits, *, image_sums: Sequence[torch.Tensor] | None = None) -> pd.DataFrame:
+    """Images that lie in two splits under different ids: the model would be evaluated on what it was trained on.
+
+    Args:
+        splits: the pictures; compared at the size at which they are there.
+        image_sums: :func:`picture_sums` of the images of train, val and test, where they are known already.
+
+    Returns:
+        A row for each pair of images of two splits that are equal in all pixels, with ``first_split``, ``first_id``,
+        ``second_split`` and ``second_id``; train comes before val, and val before test.
+
+    >>> images, masks = torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+    >>> images[1], images[2] = 1, 2
+    >>> splits = Splits(*(Split(images[i], masks[i], ids) for i, ids in (([0, 1], "ab"), ([2], "c"), ([0], "d"))))
+    >>> identical_pictures(splits).values.tolist()
+    [['train', 'a', 'test', 'd']]
+    """
+    named = {"train": splits.train, "val": splits.val, "test": splits.test}
+    if image_sums is None:
+        image_sums = [picture_sums(split.images) for split in named.values()]
+    rows_with: dict[int, list[tuple[str, int]]] = {}
+    for name, sums in zip(named, image_sums, strict=True):
+        for row, total in enumerate(sums.tolist()):
+            rows_with.setdefault(total, []).append((name, row))
+    pairs = [
+        (first, named[first].ids[i], second, named[second].ids[j])
+        for places in rows_with.values()
+        for (first, i), (second, j) in combinations(places, 2)
+        if first != second and torch.equal(named[first].images[i], named[second].images[j])
+    ]
+    return pd.DataFrame(pairs, columns=["first_split", "first_id", "second_split", "second_id"])

@@ -1,0 +1,246 @@
+"""One frozen, validated description of a run. The defaults are the paper's values (section IV-D)."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from alutils.system.checks import ConfigError, did_you_mean, expanded, shown
+from alutils.system.settings import parse_settings
+
+PROFILES_DIR = Path(__file__).resolve().parent.parent / "profiles"
+
+_from_list = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)  # YAML has no tuples
+_Counts = Annotated[tuple[int, int, int], _from_list]
+_Colour = Annotated[tuple[float, float, float], _from_list]
+_Filters = Annotated[tuple[int, int, int, int, int], _from_list]
+DegenerateMasks = Literal["warn", "error", "keep"]
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+_MOST = 1_000_000
+"""Of images, rounds, epochs: more is a slip of the pen, and would fill the memory with lists of numbers."""
+
+
+class Experiment(BaseModel):
+    """Every hyper-parameter of a run; the defaults are the values of section IV-D and of the readings of the paper.
+
+    Fields are documented where they are declared; ``profiles/paper.yaml`` lists them all.
+
+    Raises:
+        ConfigError: for an unknown name (the nearest valid one is suggested), a wrong type or a value out of range.
+
+    >>> paper = Experiment()
+    >>> paper.n_training_steps, paper.labelled_per_round[-1]
+    (8140, 1280)
+    >>> Experiment(query_sise=16)
+    Traceback (most recent call last):
+    alutils.system.checks.ConfigError: the experiment's settings cannot be used:
+      query_sise: there is no such setting; did you mean 'query_size'?
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    # Data (section IV-D)
+    image_size: int = Field(512, ge=32, le=2048, multiple_of=32, description="side of the square images, pixels")
+    n_synthetic: _Counts = Field(
+        (2594, 100, 1000), description="images in train, validation and test where they are synthetic; as many as real"
+    )
+    degenerate_masks: DegenerateMasks = Field(
+        "warn",
+        description="masks of photographs that show no lesion or nothing else: load them, named or not, or refuse",
+    )
+
+    # Active learning (section IV-D; 36 queries because 10 epochs x sum of 4..40 batches = 8140 steps, footnote 6)
+    cold_start: int = Field(
+        128, ge=1, le=_MOST, description="images drawn at random and fully annotated before the first round"
+    )
+    query_size: int = Field(32, ge=1, le=_MOST, description="images queried after each training")
+    n_queries: int = Field(36, ge=0, le=_MOST, description="queries after the cold start (Table I: 36; Table II: 20)")
+    strategy: str = Field("least_confidence", min_length=1, description="how images are queried, see alutils.queries")
+    reduction: Literal["sum", "mean", "median", "top_k", "band_mean"] = Field(
+        "sum", description="from the pixels' uncertainty to the image's score; the band of band_mean is tau_u's"
+    )
+    annotation: Literal["full", "partial", "human-only", "model-only", "partial-refreshed", "contour-band"] = Field(
+        "full", description="who labels the pixels of queried images, see alutils.annotation"
+    )
+    tau_u: float = Field(0.25, ge=0, le=0.5, description="a pixel is uncertain where |0.5 - p| <= tau_u, see III-B")
+    tau_b: float = Field(0.25, gt=0, lt=1, description="the model labels a pixel lesion where p >= tau_b, see III-B")
+    mc_samples: int = Field(20, ge=2, le=_MOST, description="N of eq. 3, Monte Carlo dropout samples; [24] takes 20")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="seed of the cold start, the initial weights, the batches and the dropout"
+    )
+
+    # Network (section IV-C)
+    encoder: str = Field("resnet18", min_length=1, description="any encoder of segmentation-models-pytorch")
+    encoder_weights: str | None = Field(
+        "imagenet", description="a name that the encoder has weights for, the path of a file, or null: random"
+    )
+    decoder_channels: _Filters = Field((256, 128, 64, 32, 16), description="filters of the five decoder stages")
+    skip_convolutions: bool = Field(True, description="1x1 convolution + batch norm + ReLU on skips and bottleneck")
+    dropout: float = Field(0.5, ge=0, lt=1, description="share of the bottleneck's activations dropped")
+
+    # Training (section IV-D)
+    batch_size: int = Field(32, ge=1, le=_MOST)
+    epochs: int = Field(10, ge=1, le=_MOST, description="passes over the labelled set in each round")
+    learning_rate: float = Field(0.01, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(0.0001, ge=0)
+    schedule: Literal["constant", "cosine"] = Field("constant", description="of the learning rate within one training")
+    loss: Literal["bce", "dice", "bce+dice"] = Field("bce", description="binary cross-entropy with logits, soft Dice")
+    fine_tune: bool = Field(True, description="each round starts from the last round's weights; false: from scratch")
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="auto: bfloat16 autocast where the device has instructions for it, float16 on other GPUs"
+    )
+    deterministic: bool = Field(
+        False, description="on a GPU, only algorithms that repeat themselves to the bit; on a CPU all do"
+    )
+    compile: bool = Field(False, description="torch.compile the network: a minute's start, so for long runs on a GPU")
+
+    # Augmentation (section IV-D)
+    rotation: float = Field(30.0, ge=0, le=180, description="largest rotation to either side, degrees")
+    horizontal_flip: _Share = Field(0.5, description="probability")
+    vertical_flip: _Share = Field(0.5, description="probability")
+    brightness: _Share = Field(0.2, description="largest relative change")
+    contrast: _Share = Field(0.2, description="largest relative change")
+    saturation: _Share = Field(0.2, description="largest relative change")
+    blur_kernel: int = Field(5, ge=1, le=31, description="side of the Gaussian kernel, pixels, odd")
+    blur_sigma_min: float = Field(0.01, ge=1e-6, description="pixels")  # float32 would make 0 of much less
+    blur_sigma_max: float = Field(0.2, gt=0, description="pixels")
+    normalize_mean: _Colour = Field((0.485, 0.456, 0.406), description="red, green, blue, of values in 0..1")
+    normalize_std: _Colour = Field((0.229, 0.224, 0.225), description="red, green, blue, of values in 0..1")
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_explain(error)) from None
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Experiment:
+        if self.blur_kernel % 2 == 0:
+            raise ValueError(f"blur_kernel: must be odd, got {self.blur_kernel}")
+        if self.blur_sigma_max < self.blur_sigma_min:
+            raise ValueError(
+                f"blur_sigma_max: must be at least blur_sigma_min = {self.blur_sigma_min}, got {self.blur_sigma_max}"
+            )
+        if min(self.normalize_std) <= 0:
+            raise ValueError(f"normalize_std: each must be above 0, got {self.normalize_std}")
+        for name, most in (("decoder_channels", 4096), ("n_synthetic", _MOST)):
+            counts = getattr(self, name)
+            if min(counts) < 1 or max(counts) > most:
+                raise ValueError(f"{name}: each must be at least 1 and at most {most}, got {shown(counts)}")
+        return self
+
+    @classmethod
+    def from_profile(cls, profile: str | Path = "paper", /, **overrides: Any) -> Experiment:
+        """The settings of a profile, some of them changed.
+
+        Args:
+            profile: the name of a file in ``profiles/`` ("quick", "paper") or the path of a YAML file; what the file
+                leaves out keeps the paper's value.
+            **overrides: settings that take precedence over the file's.
+
+        Raises:
+            ConfigError: if there is no such profile, the file is not a YAML mapping, or a setting cannot be used.
+
+        >>> Experiment.from_profile("paper", epochs=2).epochs
+        2
+        """
+        path = _profile_path(profile)
+        settings = parse_settings(_read_text(path), source=str(path))
+        try:
+            return cls(**{**settings, **overrides})
+        except ConfigError as error:
+            raise ConfigError(f"profile {path}{' with overrides' if overrides else ''}: {error}") from None
+
+    @property
+    def labelled_per_round(self) -> tuple[int, ...]:
+        """Images in the labelled set at each training: the cold start, then one query more each time."""
+        return tuple(self.cold_start + k * self.query_size for k in range(self.n_queries + 1))
+
+    def labelled_among(self, n_train: int) -> tuple[int, ...]:
+        """:attr:`labelled_per_round` where there are ``n_train`` images: the round that has all of them is the last.
+
+        >>> Experiment(cold_start=4, query_size=2, n_queries=9).labelled_among(7)
+        (4, 6, 7)
+        """
+        sizes = self.labelled_per_round
+        n_before = sum(n < n_train for n in sizes)  # rounds after which the pool still has images
+        return tuple(min(n, n_train) for n in sizes[: n_before + 1])
+
+    def steps_for(self, n_labelled: int) -> int:
+        """Optimizer steps of a training on so many images: epochs times the batches, an incomplete one counted.
+
+        >>> Experiment(epochs=10, batch_size=32).steps_for(40)
+        20
+        """
+        return self.epochs * math.ceil(n_labelled / self.batch_size)
+
+    @property
+    def steps_per_round(self) -> tuple[int, ...]:
+        """Optimizer steps of each training, as :meth:`steps_for` counts them."""
+        return tuple(map(self.steps_for, self.labelled_per_round))
+
+    @property
+    def n_training_steps(self) -> int:
+        """Optimizer steps over all rounds, where the pool lasts (the paper: 8140, footnote 6)."""
+        return sum(self.steps_per_round)
+
+
+ANNOTATION_MODES: tuple[str, ...] = get_args(Experiment.model_fields["annotation"].annotation)
+
+TAU_U, TAU_B = (0.125, 0.25, 0.375), (0.25, 0.5, 0.75)
+"""The thresholds of Table II."""
+
+
+def same_run(tau_u: float, tau_b: float) -> tuple[float, float]:
+    """The thresholds that stand for all that write the same masks in mode partial.
+
+    A pixel with p from ``0.5 - tau_u`` to ``0.5 + tau_u`` is the human's, so that it does not matter from which p in
+    between the model would call it lesion: there, 0.5 stands for every tau_b.
+
+    >>> same_run(0.25, 0.75), same_run(0.125, 0.75)
+    ((0.25, 0.5), (0.125, 0.75))
+    """
+    return (tau_u, 0.5) if abs(0.5 - tau_b) <= tau_u else (tau_u, tau_b)
+
+
+def _profile_path(profile: str | Path) -> Path:
+    if not isinstance(profile, str | os.PathLike):
+        raise ConfigError(f"profile: must be a name such as 'quick' or the path of a YAML file, got {shown(profile)}")
+    path = expanded("profile", profile)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        return path
+    return PROFILES_DIR / f"{profile}.yaml"
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        known = [file.stem for file in PROFILES_DIR.glob("*.yaml")]
+        raise ConfigError(f"there is no profile file {path.absolute()}; {did_you_mean(path.stem, known)}") from None
+    except (OSError, ValueError) as error:  # not UTF-8, or a path that no file can have
+        raise ConfigError(f"profile file {str(path)!r} cannot be read: {error}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    """Pydantic's findings, a line a setting."""
+    lines = ["the experiment's settings cannot be used:"]
+    for found in error.errors():
+        name = str(found["loc"][0]) if found["loc"] else ""
+        if found["type"] == "extra_forbidden":
+            hint = did_you_mean(name, list(Experiment.model_fields))
+            lines.append(f"  {name}: there is no such setting; {hint}")
+        elif not name:
+            lines.append(f"  {found['msg'].removeprefix('Value error, ')}")
+        else:
+            remedy = ""
+            if found["type"] == "float_type" and isinstance(found["input"], str):
+                remedy = " (YAML reads 1e-4 as text: write 0.0001 or 1.0e-4)"
+            lines.append(f"  {name}: {found['msg'][0].lower()}{found['msg'][1:]}, got {shown(found['input'])}{remedy}")
+    return "\n".join(lines)

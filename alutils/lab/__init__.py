@@ -1,0 +1,1 @@
+"""What notebooks show and let a person do: figures, explorers, drawing."""

@@ -1,0 +1,315 @@
+"""A person draws the lesion with the mouse, in JupyterLab; elsewhere the tool is a picture."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import ipywidgets
+import numpy as np
+import torch
+from ipympl.backend_nbagg import Canvas, FigureManager
+from IPython.display import display
+from matplotlib.axes import Axes
+from matplotlib.backend_bases import LocationEvent, MouseButton, MouseEvent
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from skimage.segmentation import find_boundaries
+
+from alutils.lab.drawing import Drawing, Request, find_drawing
+from alutils.lab.figures import BLUE, LABELLED_BY, VERMILION, draw_outline, show_figure
+from alutils.lab.interactive import is_interactive
+from alutils.system.checks import expanded
+
+_HELP = (
+    "Hold the mouse button and draw around lesion (add) or around what is none (erase). Only the pixels in colour are "
+    "yours; what you marked is orange. The grey rest is the model's, its lesion lighter."
+)
+
+
+class Annotator:
+    """Draw the images asked for, one after the other; as the last value of a cell it is shown.
+
+    An image saved before is skipped; "back" opens it again, with its strokes. Time counts from the first movement of
+    the mouse over the image (see :class:`alutils.lab.drawing.Drawing`). Where nobody can draw (papermill,
+    nbconvert) it is a picture with alternative text and a line that says so, and no widget is made.
+
+    Args:
+        requests: of :func:`alutils.lab.drawing.make_requests` or :meth:`alutils.HumanOracle.requests`, at least one.
+        folder: where the drawings are saved.
+        clock: seconds, from any beginning.
+
+    Attributes:
+        drawings: one :class:`alutils.lab.drawing.Drawing` per request.
+        done: which of them have been saved, changed since then or not.
+        position: of the one that is shown.
+        erase: whether the next lasso erases.
+
+    Raises:
+        ValueError: if there is no request.
+        DataError: if a drawing is there and cannot be read.
+
+    >>> import tempfile, torch
+    >>> image, mask = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(1, 8, 8)
+    >>> annotator = Annotator([Request("a", image, mask + 1, mask)], tempfile.mkdtemp())
+    >>> annotator.lasso([(0.5, 0.5), (4.5, 0.5), (4.5, 2.5), (0.5, 2.5)])
+    >>> annotator.save()
+    >>> annotator.status()
+    'image 1 of 1 (saved) | a | 8 of your 64 pixels marked | 0 s, 1 stroke, 8 pixel changes | all 1 saved: ...'
+    """
+
+    def __init__(
+        self, requests: Sequence[Request], folder: str | Path, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        if not requests:
+            raise ValueError("requests: there is no image to draw")
+        self.folder = expanded("folder", folder)
+        found = [find_drawing(folder, request) for request in requests]
+        self.drawings = [
+            Drawing(request, clock=clock, record=saved and saved[0])
+            for request, saved in zip(requests, found, strict=True)
+        ]
+        self.done = [saved is not None for saved in found]
+        self.position = self.done.index(False) if False in self.done else 0
+        self.erase = False
+        self.figure = Figure((5, 5.2))
+        self._axes = self.figure.add_axes((0.01, 0.01, 0.98, 0.94))
+        self._show_image()
+
+    @property
+    def drawing(self) -> Drawing:
+        """The one that is shown."""
+        return self.drawings[self.position]
+
+    def lasso(self, corners: Sequence[tuple[float, float]]) -> None:
+        """What the mouse drew: see :meth:`alutils.lab.drawing.Drawing.lasso`."""
+        self.drawing.lasso(corners, erase=self.erase)
+        self._show_mask()
+
+    def undo(self) -> None:
+        """Take the last lasso back."""
+        self.drawing.undo()
+        self._show_mask()
+
+    def clear(self) -> None:
+        """Take all lassos of this image back."""
+        self.drawing.clear()
+        self._show_mask()
+
+    def back(self) -> None:
+        """Open the image before this one again, saved or not."""
+        self.drawing.pause()
+        self._go_to((self.position - 1) % len(self.drawings))
+
+    def save(self) -> None:
+        """Save the drawing, and open the next image that is not saved as it stands."""
+        self.drawing.save(self.folder)
+        self.done[self.position] = True
+        n = len(self.drawings)
+        ahead = [(self.position + step) % n for step in range(1, n)]
+        self._go_to(next((place for place in ahead if not self.drawings[place].saved), self.position))
+
+    def status(self) -> str:
+        """One line: which image of how many, and what has been done in it so far."""
+        drawing, n = self.drawing, len(self.drawings)
+        saved = " (saved)" if drawing.saved else " (changed since it was saved)" if self.done[self.position] else ""
+        n_saved = sum(one.saved for one in self.drawings)
+        return (
+            f"image {self.position + 1} of {n}{saved} | {drawing.request.id} | "
+            f"{drawing.n_marked} of your {drawing.request.n_decided} pixels marked | {drawing.seconds:.0f} s, "
+            f"{_count(drawing.n_strokes, 'stroke')}, {_count(drawing.pixels_changed, 'pixel change')} | "
+            + (f"all {n} saved: go on with the next cell" if n_saved == n else f"{n_saved} saved")
+        )
+
+    @cached_property
+    def panel(self) -> Panel:
+        """The widget, made when it is first asked for."""
+        return Panel(self)
+
+    def _go_to(self, position: int) -> None:
+        self.position, self.erase = position, False
+        self.drawing.touch()  # whoever pressed the button looks at it now
+        self._show_image()
+
+    def _show_image(self) -> None:
+        axes, drawing = self._axes, self.drawing
+        axes.clear()
+        self._picture = axes.imshow(_painted(drawing))
+        if drawing.request.mode == "band":
+            draw_outline(axes, torch.from_numpy(drawing.request.where), BLUE, width=1)
+        axes.set_title(drawing.request.id, fontsize=9, parse_math=False)
+        axes.set_axis_off()
+        self._update_panel()
+
+    def _show_mask(self) -> None:
+        self._picture.set_data(_painted(self.drawing))
+        self._update_panel()
+
+    def _update_panel(self) -> None:
+        if "panel" in vars(self):
+            self.panel.update()
+
+    def _ipython_display_(self) -> None:
+        if is_interactive():
+            display(self.panel)
+            return
+        show_figure(
+            self.figure,
+            f"The drawing tool with image {self.drawing.request.id}. In colour, the pixels that the person decides, "
+            f"{self.drawing.request.n_decided} of {self.drawing.mask.size}, with what is marked as lesion in orange; "
+            "the rest is grey, the lesion of the starting mask lighter.",
+        )
+        display({"text/plain": "The drawing tool, as a picture. Run this cell in JupyterLab to draw."}, raw=True)
+
+
+class Panel(ipywidgets.VBox):
+    """The buttons and the figure of an :class:`Annotator`.
+
+    Args:
+        annotator: which does what the buttons say.
+    """
+
+    def __init__(self, annotator: Annotator) -> None:
+        super().__init__()
+        self._annotator, self._shown, self._mouse, self._asked = annotator, None, None, False
+        self.canvas = Canvas(annotator.figure)  # of this figure alone: those of pyplot stay pictures
+        FigureManager(self.canvas, 0)
+        self.canvas.header_visible = self.canvas.footer_visible = self.canvas.toolbar_visible = False
+        self.canvas.resizable = False
+        self.canvas.mpl_connect("motion_notify_event", self._mouse_moved)
+        self.pen = ipywidgets.ToggleButtons(options=["add", "erase"], style={"button_width": "5em"})
+        self.pen.observe(self._pen_changed, "value")
+        actions = (annotator.undo, annotator.clear, annotator.back, self._save_or_ask)
+        self.undo, self.clear, self.back, self.save = (self._button(act) for act in actions)
+        self.line = ipywidgets.Label()
+        tools = ipywidgets.HBox([self.pen, self.undo, self.clear, self.back, self.save])
+        self.children = [ipywidgets.HTML(_HELP), tools, self.line, self.canvas]
+        self.update()
+
+    def update(self) -> None:
+        """Show what has changed."""
+        if self._shown != self._annotator.position:  # the old lasso went with the old image
+            if self._mouse is not None:
+                self._mouse.disconnect()
+            self._mouse = _Lasso(self._annotator.figure.axes[0], self._annotator.lasso)
+            self._shown = self._annotator.position
+        self._asked = False
+        self.pen.value = "erase" if self._annotator.erase else "add"
+        self.line.value = self._annotator.status()
+        self.canvas.draw_idle()
+
+    def _pen_changed(self, change: dict) -> None:
+        self._annotator.erase = change["new"] == "erase"
+
+    def _save_or_ask(self) -> None:
+        """Save; where nothing is marked only at the second press, for the first one may be a slip."""
+        if self._annotator.drawing.n_marked or self._asked:
+            self._annotator.save()
+            return
+        self._asked = True
+        self.line.value = f"Nothing is marked in {self._annotator.drawing.request.id}: press again to save it as it is"
+
+    def _button(self, act: Callable[[], None]) -> ipywidgets.Button:
+        def press(_: ipywidgets.Button) -> None:
+            try:
+                self._mouse.finish()
+                act()
+            except OSError as error:  # JupyterLab puts what a callback raises into a log that few readers open
+                self.line.value = f"Not saved: {error}"
+                raise
+
+        name = "save and next" if act == self._save_or_ask else act.__name__
+        button = ipywidgets.Button(description=name, layout={"width": "auto"})
+        button.on_click(press)
+        return button
+
+    def _mouse_moved(self, _: MouseEvent) -> None:
+        before = int(self._annotator.drawing.seconds)
+        self._annotator.drawing.touch()
+        if int(self._annotator.drawing.seconds) != before and not self._asked:
+            self.line.value = self._annotator.status()
+
+
+class _Lasso:
+    """The line that is drawn while the left button is held; outside of the image it runs along the edge.
+
+    A browser does not say that the button was released outside of the canvas: the line ends where the mouse left, as
+    soon as it is back without the button, or something else is pressed. (matplotlib's LassoSelector goes on with it.)
+
+    Args:
+        axes: with the image.
+        done: called with the corners.
+    """
+
+    def __init__(self, axes: Axes, done: Callable[[list[tuple[float, float]]], None]) -> None:
+        self._axes, self._done = axes, done
+        self._corners: list[tuple[float, float]] = []
+        self._line = axes.add_line(Line2D([], [], color=VERMILION, linewidth=1.5))
+        handlers = {
+            "button_press_event": self._pressed,
+            "motion_notify_event": self._moved,
+            "figure_leave_event": self._extend,
+            "button_release_event": self._released,
+        }
+        self._canvas = axes.figure.canvas
+        self._connections = [self._canvas.mpl_connect(name, handler) for name, handler in handlers.items()]
+
+    def finish(self) -> None:
+        """End the line where it is, if there is one."""
+        corners, self._corners = self._corners, []
+        if corners:
+            self._line.set_data([], [])
+            self._done(corners)
+
+    def disconnect(self) -> None:
+        """Hear no more of the mouse."""
+        for connection in self._connections:
+            self._canvas.mpl_disconnect(connection)
+
+    def _pressed(self, event: MouseEvent) -> None:
+        self.finish()
+        if event.button == MouseButton.LEFT:
+            self._corners = [self._place(event)]
+
+    def _moved(self, event: MouseEvent) -> None:
+        held = getattr(event, "buttons", None)  # None: the backend does not say
+        if held is None or MouseButton.LEFT in held:
+            self._extend(event)
+        else:
+            self.finish()
+
+    def _released(self, event: MouseEvent) -> None:
+        if event.button == MouseButton.LEFT:
+            self._extend(event)
+            self.finish()
+
+    def _extend(self, event: LocationEvent) -> None:
+        if self._corners:
+            self._corners.append(self._place(event))
+            self._line.set_data(*zip(*self._corners, strict=True))
+            self._canvas.draw_idle()
+
+    def _place(self, event: LocationEvent) -> tuple[float, float]:
+        x, y = self._axes.transData.inverted().transform((event.x, event.y))
+        left, right, bottom, top = self._axes.images[0].get_extent()
+        return float(np.clip(x, left, right)), float(np.clip(y, top, bottom))
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'s' * (n != 1)}"
+
+
+def _painted(drawing: Drawing) -> np.ndarray:
+    """The image as the person sees it, (H, W, 3), 0 to 1: what is marked is orange, what is the model's grey."""
+    image, where, lesion = drawing.request.image.transpose(1, 2, 0) / 255, drawing.request.where[0], drawing.mask[0]
+    grey = np.broadcast_to(image.mean(2, keepdims=True), image.shape)
+    colours = {name: np.array(to_rgb(colour)) for name, colour in LABELLED_BY.items()}
+    painted = 0.5 * grey + 0.5 * np.where(lesion[..., None], colours["model: lesion"], colours["model: background"])
+    painted[where] = image[where]
+    marked = lesion & where
+    for pixels, share in ((marked, 0.35), (find_boundaries(marked, mode="inner"), 0.6)):
+        painted[pixels] = (1 - share) * painted[pixels] + share * colours["human: lesion"]
+    return painted

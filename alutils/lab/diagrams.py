@@ -1,0 +1,109 @@
+"""Drawings that explain the method: the loop of Fig. 1, the network, and the measures of section III-A."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from alutils.lab.figures import BLACK, BLUE, GREEN, VERMILION
+from alutils.uncertainty import binary_entropy, least_confidence, one_sided_entropy
+
+
+def draw_loop() -> Figure:
+    """Fig. 1: the five steps of active learning, in a circle between pool, oracle, labelled set and model.
+
+    >>> len(draw_loop().axes[0].texts) > 8
+    True
+    """
+    figure, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    places = {
+        "pool\nof unlabelled images": (0, 1),
+        "queried images": (2, 1),
+        "oracle\n(expert)": (4, 1),
+        "labelled set": (4, 0),
+        "model": (2, 0),
+        "evaluation": (0, 0),
+    }
+    for text, (x, y) in places.items():
+        box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": BLUE}
+        ax.text(x, y, text, ha="center", va="center", fontsize=9, bbox=box)
+    arrows = {
+        "(2) select": ((0.75, 1), (1.4, 1)),
+        "(3) ask": ((2.6, 1), (3.5, 1)),
+        "annotate": ((4, 0.75), (4, 0.2)),
+        "(4) train": ((3.4, 0), (2.4, 0)),
+        "(5) evaluate": ((1.6, 0), (0.6, 0)),
+        "(1) score": ((1.8, 0.2), (0.4, 0.72)),
+    }
+    for text, (start, end) in arrows.items():
+        ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": BLACK})
+        away = (0.35, 0) if start[0] == end[0] else (0, 0.08)
+        middle = (start[0] + end[0]) / 2 + away[0], (start[1] + end[1]) / 2 + away[1]
+        ax.text(*middle, text, ha="center", fontsize=8)
+    ax.set(xlim=(-0.9, 4.8), ylim=(-0.4, 1.4))
+    ax.set_axis_off()
+    return figure
+
+
+def draw_unet(shapes: pd.DataFrame) -> Figure:
+    """The network as boxes: the encoder goes down, the decoder goes up, and larger feature maps have taller boxes.
+
+    Args:
+        shapes: from :func:`alutils.report.network.feature_shapes`.
+
+    >>> shapes = pd.DataFrame({"channels": [64, 32], "size": [32, 64]}, index=["encoder 1", "decoder 1"])
+    >>> len(draw_unet(shapes).axes[0].patches)
+    4
+    """
+    size = shapes["size"].max()
+    image = pd.DataFrame({"channels": [3], "size": [size]}, index=["image"])
+    output = pd.DataFrame({"channels": [1], "size": [size]}, index=["lesion logits"])
+    stages = pd.concat([image, shapes, output])
+    depths = np.log2(size / stages["size"]).round()
+    figure, ax = plt.subplots(figsize=(9.5, 3.4), layout="constrained")
+    colours = {"encoder": BLUE, "decoder": GREEN}
+    places = {name: (x, -depth) for x, (name, depth) in enumerate(depths.items())}
+    for name, (x, y) in places.items():
+        height = 0.9 + 0.06 * y
+        colour = colours.get(name.split()[0], "gray")
+        ax.add_patch(plt.Rectangle((x - 0.3, y - height / 2), 0.6, height, color=colour))
+        label = f"{stages.loc[name, 'channels']}\n{stages.loc[name, 'size']}²"
+        ax.text(x, y, label, ha="center", va="center", color="white", fontsize=8)
+        ax.text(x, y - height / 2 - 0.08, name, ha="center", va="top", fontsize=7)
+    for name, (x, y) in places.items():
+        for other, (other_x, other_y) in places.items():
+            if name.startswith("encoder") and other.startswith("decoder") and y == other_y:
+                ax.annotate("", (other_x - 0.35, y), (x + 0.35, y), arrowprops={"arrowstyle": "->", "linestyle": "--"})
+                ax.text((x + other_x) / 2, y + 0.06, "1x1 convolution", ha="center", fontsize=7)
+    bottom_x, bottom_y = min(places.values(), key=lambda place: (place[1], -place[0]))
+    ax.text(bottom_x + 0.4, bottom_y, "1x1 convolution,\ndropout", fontsize=7, va="center")
+    ax.set(xlim=(-0.6, len(stages) - 0.4), ylim=(bottom_y - 0.9, 0.6))
+    ax.set_axis_off()
+    return figure
+
+
+def draw_measures(axes: Axes, marks: Sequence[float] = (0.5, math.exp(-1), 0.5)) -> None:
+    """Section III-A: eq. 1 (turned over), eq. 2 and the binary entropy over the probability of lesion.
+
+    Args:
+        axes: to draw on.
+        marks: the probability, 0 to 1, at which a dot stands on each of the three curves; by default at their maxima.
+    """
+    p = torch.linspace(0, 1, 501)
+    measures = {
+        "0.5 - least confidence (eq. 1)": (lambda x: 0.5 - least_confidence(x), BLUE, "solid"),
+        "one-sided entropy (eq. 2)": (one_sided_entropy, VERMILION, "dashed"),
+        "binary entropy": (binary_entropy, BLACK, "dotted"),
+    }
+    for (name, (measure, colour, style)), mark in zip(measures.items(), marks, strict=True):
+        axes.plot(p, measure(p), color=colour, linestyle=style, label=name)
+        axes.plot(mark, measure(torch.tensor([mark])), "o", color=colour)
+    axes.set(xlabel=r"probability of lesion, $\hat y$", ylabel="uncertainty")
+    axes.legend(frameon=False, fontsize=8)

@@ -1,0 +1,201 @@
+"""Figures: shown with alternative text, saved as files, in colours that survive print and colour blindness."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import PIL.Image
+import torch
+from IPython.display import DisplayHandle, Image, display
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from alutils.system.files import replacing
+
+# Okabe and Ito's palette, told apart by all kinds of colour vision; pair it with line styles or markers for print.
+BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW, BLACK = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#000000",
+)  # fmt: skip
+TRUTH, PREDICTION = SKY, ORANGE
+LABELLED_BY = {
+    "model: background": "#303030",
+    "model: lesion": "#F5F5F5",
+    "human: background": BLUE,
+    "human: lesion": ORANGE,
+}
+
+
+def show_figure(
+    figure: Figure,
+    alt: str,
+    *,
+    save_as: str | Path | None = None,
+    dpi: int = 80,
+    update: DisplayHandle | None = None,
+) -> None:
+    """Show a figure in the notebook with alternative text, save it, and close it.
+
+    Args:
+        figure: from matplotlib.
+        alt: what a reader who cannot see the figure has to know: what is drawn, and what it shows.
+        save_as: a path without suffix, where a ``.png`` and a ``.svg`` file are written. With None, nothing is saved.
+        dpi: resolution of the picture in the notebook; the saved PNG has twice as much.
+        update: what ``display(display_id=True)`` returned: the figure replaces that output. Because such a figure
+            follows a slider, it is drawn in the fastest way: with its margins, and as a JPEG.
+
+    Raises:
+        ValueError: if there is no alternative text.
+
+    >>> figure = plt.figure(figsize=(1, 1))
+    >>> show_figure(figure, "An empty figure.")
+    <IPython.core.display.Image object>
+    """
+    if not alt.strip():
+        raise ValueError("alt: describe the figure for readers who cannot see it")
+    picture = _smallest_picture(figure, dpi) if update is None else _fast_picture(figure, dpi)
+    if save_as is not None:
+        with plt.rc_context({"svg.hashsalt": "alutils"}):  # equal figures give equal files, whenever they are drawn
+            for suffix, no_date in ((".png", None), (".svg", {"Date": None})):
+                with replacing(f"{save_as}{suffix}") as file:
+                    figure.savefig(file, format=suffix[1:], dpi=2 * dpi, bbox_inches="tight", metadata=no_date)
+    plt.close(figure)
+    show = display if update is None else update.update
+    show(Image(picture, alt=re.sub(r"\s+", " ", alt.strip())))
+
+
+def _smallest_picture(figure: Figure, dpi: int) -> bytes:
+    """The figure as a PNG of 256 colours, which suits charts, or a JPEG, which suits photographs: the smaller one."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=dpi, bbox_inches="tight")
+    picture = PIL.Image.open(drawn).convert("RGB")
+    chart, photograph = io.BytesIO(), io.BytesIO()
+    picture.quantize(256, dither=PIL.Image.Dither.NONE).save(chart, "PNG", optimize=True)
+    picture.save(photograph, "JPEG", quality=85, optimize=True)
+    return min(chart.getvalue(), photograph.getvalue(), key=len)
+
+
+def _fast_picture(figure: Figure, dpi: int) -> bytes:
+    """The figure as a JPEG. Its margins stay, because to cut them off matplotlib would draw twice."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="jpeg", dpi=dpi, pil_kwargs={"quality": 85})
+    return drawn.getvalue()
+
+
+def draw_image(axes: Axes, image: torch.Tensor, title: str = "") -> None:
+    """A picture without ticks: uint8 (3, H, W) in colour, or (1, H, W) or (H, W) from 0 to 1 in grey."""
+    pixels = image.detach().cpu().squeeze(0).numpy()
+    _draw_pixels(axes, pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels, title)
+
+
+def draw_outline(axes: Axes, mask: torch.Tensor, colour: str, style: str = "solid", width: float = 1.5) -> None:
+    """The outline of a mask, or the 0.5 level of a probability map, (1, H, W). Its dark edge shows on any skin."""
+    level = np.pad(mask.detach().cpu().squeeze(0).float().numpy(), 1)  # the outline closes at the picture's edge
+    grid = np.arange(-1, level.shape[1] - 1), np.arange(-1, level.shape[0] - 1)
+    if level.min() < 0.5 <= level.max():
+        axes.contour(*grid, level, [0.5], colors=BLACK, linewidths=width + 1.2, alpha=0.6)
+        axes.contour(*grid, level, [0.5], colors=colour, linewidths=width, linestyles=style)
+
+
+def draw_labels(axes: Axes, image: torch.Tensor, mask: torch.Tensor, human: torch.Tensor, title: str = "") -> None:
+    """Who labelled which pixel, over the picture in grey: the human in colour, the model in black and white.
+
+    Args:
+        axes: to draw on.
+        image: uint8 (3, H, W).
+        mask: the labels, (1, H, W), 0 and 1.
+        human: which of them came from the human, (1, H, W), bool or 0 and 1.
+        title: above the picture.
+    """
+    _draw_pixels(axes, label_colours(image, mask, human), title)
+
+
+def label_colours(image: torch.Tensor, mask: torch.Tensor, human: torch.Tensor) -> np.ndarray:
+    """The pixels that :func:`draw_labels` draws, float32 (H, W, 3), 0 to 1.
+
+    >>> image, mask = torch.zeros(3, 1, 1, dtype=torch.uint8), torch.ones(1, 1, 1)
+    >>> label_colours(image, mask, human=1 - mask).round(2).tolist()  # 0.65 of the model's white
+    [[[0.62..., 0.62..., 0.62...]]]
+    """
+    grey = image.detach().cpu().float().mean(0, keepdim=True).permute(1, 2, 0).numpy() / 255
+    whose = (2 * human.detach().cpu().int() + mask.detach().cpu().int()).squeeze(0).numpy()
+    colours = np.array([to_rgb(colour) for colour in LABELLED_BY.values()], dtype=np.float32)[whose]
+    return 0.35 * grey + 0.65 * colours
+
+
+def label_legend(figure: Figure) -> None:
+    """Explain the colours of :func:`draw_labels` below the figure."""
+    patches = [Patch(facecolor=colour, edgecolor="gray", label=name) for name, colour in LABELLED_BY.items()]
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8, frameon=False)
+
+
+def contact_sheet(
+    images: torch.Tensor,
+    *,
+    truths: torch.Tensor | None = None,
+    predictions: torch.Tensor | None = None,
+    titles: Sequence[str] = (),
+    n_columns: int = 6,
+) -> Figure:
+    """Many pictures side by side, with the outlines of true masks (blue, solid) and predicted ones (orange, dashed).
+
+    Args:
+        images: uint8 (N, 3, H, W).
+        truths: masks (N, 1, H, W).
+        predictions: probabilities or masks (N, 1, H, W).
+        titles: one per picture; if empty, there are none.
+        n_columns: pictures per row.
+
+    >>> contact_sheet(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), n_columns=2).axes[3].axison
+    False
+    """
+    n_rows = -(-len(images) // n_columns)
+    figure, axes = plt.subplots(
+        n_rows, n_columns, figsize=(1.5 * n_columns, 1.7 * n_rows), squeeze=False, layout="tight"
+    )
+    for i, place in enumerate(axes.flat):
+        place.set_axis_off()
+        if i < len(images):
+            draw_image(place, images[i], titles[i] if titles else "")
+            if truths is not None:
+                draw_outline(place, truths[i], TRUTH)
+            if predictions is not None:
+                draw_outline(place, predictions[i], PREDICTION, "dashed")
+    return figure
+
+
+def draw_pictures(axes: Axes, pictures: Mapping[str, np.ndarray], n_columns: int) -> None:
+    """Pictures with titles, in rows, on one axes: much faster to draw than one axes per picture.
+
+    Args:
+        axes: to draw on.
+        pictures: by title, each (H, W, 3), 0 to 1, all of the same proportions.
+        n_columns: pictures per row.
+    """
+    height, width = next(iter(pictures.values())).shape[:2]
+    gap, head = 0.04 * width, 0.13 * height
+    axes.set_axis_off()
+    for i, (title, picture) in enumerate(pictures.items()):
+        left, top = (i % n_columns) * (width + gap), (i // n_columns) * (height + head)
+        axes.imshow(picture, extent=(left, left + width, top + height, top))
+        axes.text(left + width / 2, top - 0.03 * height, title, fontsize=9, ha="center", va="bottom")
+    n_rows = -(-len(pictures) // n_columns)
+    axes.set(xlim=(0, n_columns * (width + gap) - gap), ylim=(n_rows * (height + head) - head, -head))
+
+
+def as_rgb(image: torch.Tensor) -> np.ndarray:
+    """A picture in colours from 0 to 1, float32 (H, W, 3): uint8 (3, H, W), or in grey (1, H, W) from 0 to 1."""
+    pixels = image.detach().cpu().float() / (255 if image.shape[0] == 3 else 1)
+    return pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
+
+
+def _draw_pixels(axes: Axes, pixels: np.ndarray, title: str) -> None:
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1)
+    axes.set_title(title, fontsize=9)
+    axes.set_axis_off()

@@ -1,0 +1,101 @@
+"""Figures that follow sliders, and stand still where there is no kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from typing import Any
+
+import ipywidgets
+from IPython import get_ipython
+from IPython.display import DisplayHandle, display
+from matplotlib.figure import Figure
+
+from alutils.lab.figures import show_figure
+
+Shown = tuple[Figure, str, str]
+"""A figure, the sentences to read below it (one per line), and a description of what else there is to see in it."""
+
+
+def is_interactive() -> bool:
+    """Whether a person runs this cell in an editor: JupyterLab and VS Code name the cell, papermill does not.
+
+    >>> is_interactive()
+    False
+    """
+    shell = get_ipython()
+    return hasattr(shell, "get_parent") and "cellId" in shell.get_parent().get("metadata", {})
+
+
+class Explorer:
+    """A figure, its numbers as text, and controls that redraw both. Put it at the end of a cell to display it.
+
+    Where nobody can move a control (papermill, nbconvert, a web page), a line that says so takes the controls' place
+    and no widget is made, so an executed notebook contains none. The numbers are also shown as text, because JupyterLab
+    drops the alternative text.
+
+    Args:
+        draw: makes a :data:`Shown` from the controls' values, which are passed by name. Its figure should be a
+            ``matplotlib.figure.Figure``, which pyplot does not keep.
+        controls: by name, a function that makes the widget from a ``value`` and a ``description``.
+        values: the first value of each control.
+
+    Attributes:
+        figure: the figure drawn last.
+        text: the sentences to read below it.
+        alt: its alternative text.
+
+    Raises:
+        Exception: whatever ``draw`` raises. Once the figure is displayed, the message also takes its place.
+
+    >>> slider = partial(ipywidgets.IntSlider, min=1, max=9)
+    >>> explorer = Explorer(lambda n: (Figure((n, 1)), f"{n} inches.", "Nothing is drawn."), {"n": slider}, n=2)
+    >>> explorer.controls["n"].value = 3
+    >>> explorer.alt
+    '3 inches. Nothing is drawn.'
+    """
+
+    def __init__(
+        self, draw: Callable[..., Shown], controls: Mapping[str, Callable[..., ipywidgets.ValueWidget]], **values: Any
+    ) -> None:
+        self._function, self._make, self._values = draw, controls, values
+        self._handles: tuple[DisplayHandle, DisplayHandle] | None = None
+        self._draw()
+
+    @cached_property
+    def controls(self) -> dict[str, ipywidgets.ValueWidget]:
+        """The widgets by name, made when they are first asked for."""
+        widgets = {name: make(value=self._values[name], description=name) for name, make in self._make.items()}
+        for name, widget in widgets.items():
+            widget.observe(partial(self._moved, name), "value")
+        return widgets
+
+    def _moved(self, name: str, change: Mapping[str, Any]) -> None:
+        self._values[name] = change["new"]
+        try:
+            self._draw()
+            self._show()
+        except Exception as error:
+            if self._handles:  # JupyterLab writes what a callback raises to a log that few readers open
+                message = f"The figure could not be drawn. {type(error).__name__}: {error}"
+                for handle, text in zip(self._handles, (message, ""), strict=True):
+                    handle.update({"text/plain": text}, raw=True)
+            raise
+
+    def _draw(self) -> None:
+        self.figure, self.text, description = self._function(**self._values)
+        self.alt = f"{self.text} {description}"
+
+    def _show(self) -> None:
+        if self._handles:
+            figure, text = self._handles
+            show_figure(self.figure, self.alt, update=figure)
+            text.update({"text/plain": self.text}, raw=True)
+
+    def _ipython_display_(self) -> None:
+        self._handles = display(display_id=True), display(display_id=True)
+        self._show()
+        controls = {"text/plain": f"Controls: {', '.join(self._make)}. Run this cell in JupyterLab to move them."}
+        if is_interactive():
+            controls = ipywidgets.VBox(list(self.controls.values()))._repr_mimebundle_() | controls
+        display(controls, raw=True)

@@ -1,0 +1,170 @@
+"""What every notebook does first: read its parameters, open the data, choose the device."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from IPython import get_ipython
+from IPython.core.inputtransformer2 import TransformerManager
+
+from alutils.data.isic2018 import load_isic2018
+from alutils.data.splits import Splits
+from alutils.data.synthetic import make_synthetic
+from alutils.experiment import PROFILES_DIR, Experiment
+from alutils.system.checks import ConfigError, check_text, did_you_mean, expanded
+from alutils.system.device import resolve_device
+from alutils.system.files import replacing
+from alutils.system.settings import parse_settings
+
+ROOT = PROFILES_DIR.parent
+RUNS_DIR = expanded("ALUTILS_RUNS", os.environ.get("ALUTILS_RUNS") or ROOT / "runs")
+FIGURES_DIR = expanded("ALUTILS_FIGURES", os.environ.get("ALUTILS_FIGURES") or ROOT / "figures")
+RESULTS_DIR = ROOT / "results"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What a notebook works with: the experiment, the pictures, the device, the folder for its files."""
+
+    experiment: Experiment
+    splits: Splits
+    device: torch.device
+    output_dir: Path
+    synthetic: bool
+
+    @property
+    def data_name(self) -> str:
+        """What to call the pictures in a title."""
+        return "synthetic images" if self.synthetic else "ISIC 2018"
+
+
+def open_workspace(
+    notebook: str,
+    *,
+    profile: str = "quick",
+    data_root: str = "",
+    seed: int | None = None,
+    device: str = "auto",
+    output_dir: str = "",
+    overrides: str | Mapping[str, Any] = "",
+    **settings: Any,
+) -> Workspace:
+    """Check a notebook's parameters, then load or generate its data.
+
+    Args:
+        notebook: its name, such as "01_data": names the default output folder, and the file with the parameters.
+        profile: name or path, see :meth:`Experiment.from_profile`.
+        data_root: a folder with ISIC 2018, see :func:`load_isic2018`; empty: synthetic images.
+        seed: of the experiment; None: the profile's.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        output_dir: for the notebook's files; empty: ``by-hand/<profile>/<notebook>`` in the project's ``runs`` folder,
+            or in the one that the environment variable ``ALUTILS_RUNS`` names; no batch reads what lies there.
+        overrides: changes of the profile's settings, as a mapping or as YAML text.
+        **settings: settings that the notebook has as parameters of their own; they win over ``overrides``.
+
+    Raises:
+        ConfigError: for parameters that cannot be used, also for names that papermill passed and the notebook lacks.
+        DataError: if ``data_root`` cannot be used.
+
+    >>> workspace = open_workspace("01_data", overrides="{n_synthetic: [4, 2, 2]}", device="cpu")
+    >>> len(workspace.splits.train), workspace.device.type, workspace.data_name
+    (4, 'cpu', 'synthetic images')
+    """
+    refuse_unknown_parameters(notebook)
+    texts = {"strategy": settings["strategy"]} if "strategy" in settings else {}
+    check_text(profile=profile, data_root=data_root, device=device, output_dir=output_dir, **texts)
+    changes = parse_settings(overrides)
+    changes.update(settings if seed is None else {"seed": seed, **settings})
+    experiment = Experiment.from_profile(profile, **changes)
+    chosen_device = resolve_device(device, deterministic=experiment.deterministic)
+    folder = expanded("output_dir", output_dir) if output_dir else RUNS_DIR / "by-hand" / Path(profile).stem / notebook
+    _check_folder(folder)
+    if data_root:
+        splits = load_isic2018(data_root, experiment.image_size, degenerate_masks=experiment.degenerate_masks)
+    else:
+        splits = make_synthetic(*experiment.n_synthetic, image_size=experiment.image_size)
+    return Workspace(experiment, splits.placed(chosen_device), chosen_device, folder, synthetic=not data_root)
+
+
+def show_code(function: Callable[..., Any]) -> None:
+    """Print the source of a function without its documentation: the code beside the equation, never out of step.
+
+    >>> from alutils import least_confidence
+    >>> show_code(least_confidence)
+    def least_confidence(probabilities: torch.Tensor) -> torch.Tensor:
+        return (0.5 - _widened(probabilities)).abs()
+    """
+    signature, _, body = inspect.getsource(function).split('"""')
+    print((signature.rstrip() + body).rstrip())
+
+
+def refuse_unknown_parameters(notebook: str) -> None:
+    """Stop a notebook that papermill gave a parameter it does not have: papermill itself only warns.
+
+    Args:
+        notebook: its name, such as "01_data". Which parameters there are says the cell with the tag "parameters" in the
+            project's file; where there is no such file, all are accepted.
+
+    Raises:
+        ConfigError: naming the parameter and the nearest one that there is.
+
+    >>> refuse_unknown_parameters("01_data")
+    """
+    shell = get_ipython()
+    _compare_parameters(shell.history_manager.input_hist_raw if shell else [], ROOT / "notebooks" / f"{notebook}.ipynb")
+
+
+def copy_figures(source: str | Path, names: Sequence[str], target: Path) -> list[str]:
+    """Copy the pictures called ``names``, SVG and PNG, from wherever they lie below ``source``; the ones found.
+
+    >>> copy_figures("nowhere", ["fig2"], Path("figures"))
+    []
+    """
+    found = []
+    for name in (f"{stem}{suffix}" for stem in names for suffix in (".png", ".svg")):
+        path = next(iter(sorted(expanded("source", source).rglob(name))), None)
+        if path:
+            with replacing(target / name) as temporary:
+                shutil.copyfile(path, temporary)
+            found.append(name)
+    return found
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse where no files could be written; the folder itself need not be there yet."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"output_dir: {nearest} is a file; give a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"output_dir: nothing can be written into {nearest}; give another folder")
+
+
+def _compare_parameters(ran: Sequence[str], file: Path) -> None:
+    """Of the cells that ``ran`` the last one that papermill began (it may have been edited) with those of the file."""
+    given = next((cell for cell in reversed(ran) if "# Parameters" in cell.splitlines()), None)
+    if given is None or not file.exists():
+        return
+    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    parameters = (cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    known = [name for source in parameters for name in _assigned_names("".join(source))]
+    for name in _assigned_names(given):
+        if name not in known:
+            raise ConfigError(f"{name}: this notebook has no such parameter; {did_you_mean(name, known)}")
+
+
+def _assigned_names(cell: str) -> list[str]:
+    try:
+        statements = ast.parse(TransformerManager().transform_cell(cell)).body  # it may have %magic and !shell lines
+    except SyntaxError:  # it did not run
+        return []
+    assignments = [statement for statement in statements if isinstance(statement, ast.Assign)]
+    return [target.id for statement in assignments for target in statement.targets if isinstance(target, ast.Name)]

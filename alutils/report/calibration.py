@@ -1,0 +1,89 @@
+"""Calibration: whether 80 % of the pixels that are given a probability of 0.8 really are lesion."""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+
+from alutils.system.tensors import check_mask, check_probabilities, is_number
+
+_PIXELS_AT_A_TIME = 2**22  # keeps the float64 copies below 100 MB, however large the set is
+
+
+def reliability(probabilities: torch.Tensor, masks: torch.Tensor, n_bins: int = 10) -> pd.DataFrame:
+    """The table behind a reliability diagram: for each range of probability, the share of its pixels that are lesion.
+
+    The ranges have equal width and include their lower edge: 0 <= p < 0.1, and so on. The last also includes 1.
+
+    Args:
+        probabilities: of the lesion, floating point, 0 to 1, any shape, on any device; they are counted on the CPU.
+        masks: 0 and 1, the same shape.
+        n_bins: number of ranges, 1 to 10 000.
+
+    Returns:
+        One row per range: ``low`` and ``high`` (its edges), ``confidence`` (mean probability of its pixels),
+        ``lesion_share`` (the share of its pixels that are lesion) and ``pixels`` (their number). Confidence and share
+        agree if the model is calibrated. In an empty range both are NaN.
+
+    Raises:
+        ValueError: if the shapes differ, there are no pixels, a probability is not a number from 0 to 1, a mask holds
+            anything but 0 and 1, or ``n_bins`` is out of range.
+
+    >>> table = reliability(torch.tensor([0.1, 0.1, 0.9, 0.9]), torch.tensor([0, 1, 1, 1]), n_bins=2)
+    >>> table.lesion_share.tolist(), table.pixels.tolist()
+    ([0.5, 1.0], [2, 2])
+    """
+    if not is_number(n_bins, whole=True) or not 1 <= n_bins <= 10_000:
+        raise ValueError(f"n_bins: must be a whole number from 1 to 10000, got {n_bins!r}")
+    for name, values in (("probabilities", probabilities), ("masks", masks)):
+        if not isinstance(values, torch.Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(values).__name__}; torch.as_tensor makes one")
+    if not probabilities.is_floating_point():
+        raise ValueError(f"probabilities must be floating point, got {probabilities.dtype}")
+    if probabilities.shape != masks.shape:
+        raise ValueError(
+            f"probabilities have shape {tuple(probabilities.shape)} and masks {tuple(masks.shape)}; they must agree"
+        )
+    if not probabilities.numel():
+        raise ValueError("there are no pixels to count")
+    edges = torch.linspace(0, 1, n_bins + 1, dtype=torch.float64)
+    pixels = torch.zeros(n_bins, dtype=torch.int64)
+    probability_sums, lesion_pixels = torch.zeros(2, n_bins, dtype=torch.float64)  # float32 stops counting at 2^24
+    parts = (values.flatten().split(_PIXELS_AT_A_TIME) for values in (probabilities, masks))
+    for p, truth in zip(*parts, strict=True):
+        p, truth = p.cpu().double(), truth.cpu().double()
+        check_probabilities(p)
+        check_mask("masks", truth)
+        index = torch.bucketize(p, edges[1:-1], right=True)
+        pixels += index.bincount(minlength=n_bins)
+        probability_sums += index.bincount(p, minlength=n_bins)
+        lesion_pixels += index.bincount(truth, minlength=n_bins)
+    return pd.DataFrame(
+        {
+            "low": edges[:-1].numpy(),
+            "high": edges[1:].numpy(),
+            "confidence": (probability_sums / pixels).numpy(),
+            "lesion_share": (lesion_pixels / pixels).numpy(),
+            "pixels": pixels.numpy(),
+        }
+    )
+
+
+def expected_calibration_error(probabilities: torch.Tensor, masks: torch.Tensor, n_bins: int = 10) -> float:
+    """The mean distance between confidence and share of lesion: ``sum_b n_b / n |confidence_b - share_b|``.
+
+    The sum runs over the ranges b of :func:`reliability`; range b holds n_b of all n pixels. Most pixels are
+    background, which is easy: compare models on the same images, and read the table too.
+
+    Args:
+        probabilities, masks, n_bins: the arguments of :func:`reliability`, which also raises the errors.
+
+    Returns:
+        0 (calibrated) to 1 (always sure and always wrong).
+
+    >>> round(expected_calibration_error(torch.tensor([0.1, 0.1, 0.9, 0.9]), torch.tensor([0, 1, 1, 1]), n_bins=2), 3)
+    0.25
+    """
+    table = reliability(probabilities, masks, n_bins)
+    distance = (table["confidence"] - table["lesion_share"]).abs()
+    return float((table["pixels"] / table["pixels"].sum() * distance).sum())  # sum() skips the NaN of an empty range

@@ -1,0 +1,199 @@
+"""Tables I and II with the paper's numbers beside ours, and the ledger of readings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+from typing import Any
+
+import pandas as pd
+
+from alutils.experiment import TAU_B, TAU_U, same_run
+from alutils.report.statistics import area_under_curve, bootstrap_interval, images_to_reach
+
+PAPER_TABLE_1 = pd.DataFrame(
+    {
+        "random": (87, 85),
+        "full": (84, 83),
+        "least_confidence": (88, 87),
+        "entropy": (87, 86),
+        "mc_dropout": (86, 85),
+        "ALS+UNET [23]": (pd.NA, 81),
+        "SA+AS [22]": (pd.NA, 86),
+    },
+    index=["val", "test"],
+    dtype="Int64",
+).T.rename_axis("arm")
+"""Table I: Dice in %. By its abstract [22] measures classification; its number stands there as a Dice score."""
+
+PAPER_TABLE_2 = pd.DataFrame(
+    {
+        "dice": (80, 81, 81, 84, 83, 83, 84, 82, 82),
+        "positive": (2, 5, 3, 5, 6, 5, 9, 9, 10),
+        "verify": (12, 11, 11, 19, 18, 18, 32, 32, 32),
+    },
+    index=pd.MultiIndex.from_product([TAU_U, TAU_B], names=["tau_u", "tau_b"]),
+)
+"""Table II: Dice, positive pixels and pixels to verify, in %; the full data set has 83, 21 and 100."""
+
+
+def table_1(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Table I: how the images were chosen, the paper's Dice beside that of the runs.
+
+    Args:
+        results: from :func:`alutils.runs.folder.load_results`.
+
+    Returns:
+        A row an arm, those of the paper first; Dice in %: ``paper_val``, ``paper_test``, ``val`` and ``test`` (means
+        over seeds), ``sd`` (of test, between seeds), ``low`` and ``high`` (95 % bootstrap interval over the test
+        images), ``seeds``, ``images`` (labelled at the end), ``area`` (under the learning curve, validation), and
+        ``to_95`` and ``to_100``: labelled images at which the mean curve reaches 95 % and 100 % of the validation
+        Dice of ``full``.
+    """
+    runs, rounds = in_full(results["runs"]), results["rounds"]
+    full = runs.loc[runs["strategy"] == "full", "val_dice"].mean()
+    rows = {}
+    for arm, its in runs.groupby("strategy"):
+        curves = rounds[rounds["run"].isin(its["run"])]
+        mean_curve = curves.groupby("n_labelled", as_index=False)["val_dice"].mean()
+        dice = results["test_dice"][results["test_dice"]["run"].isin(its["run"])].groupby("image_id")["dice"].mean()
+        low, high = bootstrap_interval(dice)
+        rows[arm] = {
+            "val": 100 * its["val_dice"].mean(),
+            "test": 100 * its["test_dice"].mean(),
+            "sd": 100 * its["test_dice"].std(),
+            "low": 100 * low,
+            "high": 100 * high,
+            "seeds": len(its),
+            "images": its["n_labelled"].max(),
+            "area": 100 * curves.groupby("run").apply(area_under_curve).mean(),
+            "to_95": images_to_reach(mean_curve, 0.95 * full),
+            "to_100": images_to_reach(mean_curve, full),
+        }
+    counts = dict.fromkeys(("seeds", "images", "to_95", "to_100"), "Int64")
+    ours = pd.DataFrame.from_dict(rows, orient="index").astype(counts)
+    order = [*PAPER_TABLE_1.index, *ours.index.difference(PAPER_TABLE_1.index).sort_values()]
+    return PAPER_TABLE_1.add_prefix("paper_").join(ours, how="outer").loc[order].rename_axis("arm")
+
+
+def table_2(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Table II: partial annotation at each tau_u and tau_b, the paper's numbers beside those of the runs.
+
+    Least confidence queries the images. Cells that are the same run as another
+    (:func:`alutils.experiment.same_run`) show its numbers, whichever was made.
+
+    Args:
+        results: from :func:`alutils.runs.folder.load_results`.
+
+    Returns:
+        A row a cell, all in %: ``paper_dice``, ``paper_positive``, ``paper_verify``, ``dice`` (test, mean over seeds),
+        ``sd``, ``positive`` and ``verify`` (means over the queried images), ``seeds``, and ``same_as``: the cell that
+        stands for it.
+    """
+    runs = results["runs"].query("annotation == 'partial' and strategy == 'least_confidence'")
+    runs = runs.assign(cell=cells(runs))
+    rows = []
+    for thresholds in product(TAU_U, TAU_B):
+        its = runs[runs["cell"] == same_run(*thresholds)]
+        rows.append(
+            {
+                "dice": 100 * its["test_dice"].mean(),
+                "sd": 100 * its["test_dice"].std(),
+                "positive": its["positive_percent"].mean(),
+                "verify": its["verify_percent"].mean(),
+                "seeds": len(its),
+                "same_as": "tau_u {}, tau_b {}".format(*same_run(*thresholds)),
+            }
+        )
+    return PAPER_TABLE_2.add_prefix("paper_").join(pd.DataFrame(rows, PAPER_TABLE_2.index))
+
+
+def table_modes(results: Mapping[str, pd.DataFrame], tau_u: float = 0.25, tau_b: float = 0.25) -> pd.DataFrame:
+    """Who labels the pixels of queried images, at one tau_u and tau_b, with full annotation beside them.
+
+    Returns:
+        A row an annotation mode, the best first: ``dice`` (test, %, mean over seeds), ``sd``, ``seeds``, ``verify`` and
+        ``positive`` (%, means over the queried images), ``clicks`` (mean over the queried images).
+    """
+    runs = results["runs"].query("strategy == 'least_confidence'")
+    same = (cells(runs) == same_run(tau_u, tau_b)) & (runs["annotation"] == "partial")
+    runs = runs[(runs["annotation"] == "full") | same | ((runs["tau_u"] == tau_u) & (runs["tau_b"] == tau_b))]
+    queried = results["annotations"].query("round > 0").groupby("run")["clicks"].mean()
+    runs = runs.assign(clicks=runs["run"].map(queried))
+    groups = runs.groupby("annotation")
+    table = pd.DataFrame(
+        {
+            "dice": 100 * groups["test_dice"].mean(),
+            "sd": 100 * groups["test_dice"].std(),
+            "seeds": groups.size(),
+            "verify": groups["verify_percent"].mean(),
+            "positive": groups["positive_percent"].mean(),
+            "clicks": groups["clicks"].mean(),
+        }
+    )
+    return table.sort_values("dice", ascending=False)
+
+
+def cells(runs: pd.DataFrame) -> pd.Series:
+    """The cell of Table II that stands for each run of mode partial (:func:`alutils.experiment.same_run`)."""
+    pairs = zip(runs["tau_u"], runs["tau_b"], strict=True)
+    return pd.Series([same_run(*pair) for pair in pairs], runs.index, object)
+
+
+def in_full(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs whose queries were annotated in full: those of Table I."""
+    return runs[runs["annotation"] == "full"]
+
+
+def ledger(runs: pd.DataFrame) -> pd.DataFrame:
+    """What the paper leaves open, and what the runs did: written from their settings.
+
+    Args:
+        runs: from :func:`alutils.runs.folder.load_results`.
+
+    Returns:
+        Columns ``detail``, ``the paper``, ``these runs``; where runs differ, all values stand there.
+    """
+    settings: dict[str, Any] = {
+        name: ", ".join(str(value) for value in column.drop_duplicates().sort_values(key=lambda s: s.astype(str)))
+        for name, column in runs.astype(object).where(runs.notna(), "none").items()
+    }
+    settings.setdefault("network", "unet_for")  # what runs had before they could have another
+    rows = [(detail, paper, ours.format_map(settings)) for detail, paper, ours in READINGS]
+    return pd.DataFrame(rows, columns=["detail", "the paper", "these runs"])
+
+
+READINGS = (
+    ("image size", "512 x 512", "{image_size} x {image_size}; photographs are squashed, whatever their shape"),
+    (
+        "rounds",
+        '"40 iterations", 8140 steps; Table II "20 iterations"',
+        "n_queries = {n_queries} after a cold start of {cold_start}, {query_size} images each; {epochs} epochs a round",
+    ),
+    ("least confidence", "eq. 1, summed", "smallest sum first: eq. 1 is small where the model is unsure"),
+    ("entropy", "eq. 2", "entropy: eq. 2 as printed, one-sided; binary_entropy: the usual one"),
+    ("image score", "sum", "reduction = {reduction}"),
+    (
+        "Monte Carlo dropout",
+        "N, place and rate not given",
+        "N = {mc_samples}, rate {dropout} at the bottleneck; batch norm in evaluation mode",
+    ),
+    ("uncertain pixel", '"binarize the uncertainty mask"', "|0.5 - p| <= tau_u; tau_u = {tau_u}"),
+    ("binarized prediction", '"binarize the predicted mask"', "p >= tau_b; tau_b = {tau_b}"),
+    ("loss", "not given", "{loss}"),
+    (
+        "network",
+        "ResNet-18 U-Net, 1x1 convolutions",
+        "{network}: {encoder}, weights: {encoder_weights}, decoder {decoder_channels}",
+    ),
+    ("learning rate", "0.01", "{learning_rate}, {schedule}; a new optimizer each round; fine_tune = {fine_tune}"),
+    ("batch size", "32", "{batch_size}"),
+    ("rotation", '"±30 %"', "±{rotation} degrees"),
+    ("blur", "kernel 5, sigma 0.01 to 0.2", "kernel {blur_kernel}, sigma {blur_sigma_min} to {blur_sigma_max}"),
+    (
+        "full data",
+        "8140 steps, no schedule",
+        "full: as many steps as the other arms; full_cosine: with a cosine schedule",
+    ),
+    ("precision", "not given", "{precision}"),
+)

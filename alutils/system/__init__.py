@@ -1,0 +1,1 @@
+"""What lies below everything: devices, files, checks, seeds."""

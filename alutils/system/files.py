@@ -1,0 +1,85 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+class CannotWrite(OSError):
+    """A file or folder cannot be written; the message names it, the reason and the remedy.
+
+    Args:
+        path: what could not be written.
+        error: of the system.
+
+    >>> raise CannotWrite(Path("run.json"), OSError(28, "No space left on device"))
+    Traceback (most recent call last):
+    alutils.system.files.CannotWrite: [Errno 28] run.json cannot be written (No space left on device): ...
+    """
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        self.reason = error.strerror or str(error)
+        remedy = "what was there is unchanged; make room, check the permissions or give another folder, and start again"
+        super().__init__(error.errno, f"{path} cannot be written ({self.reason}): {remedy}")
+
+
+@contextmanager
+def replacing(path: str | Path, *, keep: Path | None = None) -> Iterator[Path]:
+    """A temporary path beside ``path`` to write to; it takes ``path``'s place once the block ended without an error.
+
+    Whoever reads ``path`` meanwhile, or after a crash, finds the old file or the new one, never a part of one.
+
+    Args:
+        path: the file to write; its folder is made.
+        keep: where the old file goes, in place of what was there; None: it is gone. A crash may come between the two
+            moves: then there is ``keep`` and no ``path``.
+
+    Raises:
+        CannotWrite: for what goes wrong with the files within the block; what was there before is still there.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with replacing(folder / "numbers.txt") as temporary:
+    ...     _ = temporary.write_text("1 2 3")
+    >>> [file.name for file in folder.iterdir()]
+    ['numbers.txt']
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        if keep and path.exists():
+            path.replace(keep)
+        temporary.replace(path)
+    except OSError as error:
+        raise CannotWrite(path, error) from None
+    finally:
+        with suppress(OSError):  # not there, or on a disk that has become read-only
+            temporary.unlink()
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Delete the temporary files that killed processes left for files called ``name`` in ``folder``.
+
+    To be called where no other process is writing them. ``name`` may hold wildcards.
+
+    >>> remove_leftovers(Path("nowhere"))
+    """
+    for leftover in folder.glob(f".{name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def sha256(content: bytes) -> str:
+    """SHA-256 in hexadecimal digits, as ``sha256sum`` prints it.
+
+    >>> sha256(b"")[:8]
+    'e3b0c442'
+    """
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,91 @@
+"""Whether numbers and tensors are what a function needs."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+
+from alutils.system.checks import listed
+
+
+def is_number(value: Any, *, whole: bool = False) -> bool:
+    """Whether ``value`` is one number; True and False are not.
+
+    >>> is_number(0.5), is_number(0.5, whole=True), is_number("0.5"), is_number(True)
+    (True, False, False, False)
+    """
+    return isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+
+
+def check_planes(**planes: torch.Tensor) -> None:
+    """Refuse what are not tensors of one shape with one value a pixel.
+
+    Args:
+        **planes: by name, each (N, 1, H, W).
+
+    Raises:
+        ValueError: if one is no tensor, or the shapes differ or are others.
+
+    >>> check_planes(predicted=torch.zeros(2, 1, 4, 4), truth=torch.zeros(2, 4, 4))
+    Traceback (most recent call last):
+    ValueError: predicted has shape (2, 1, 4, 4) and truth (2, 4, 4); they must agree
+    """
+    for name, plane in planes.items():
+        if not isinstance(plane, torch.Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(plane).__name__}; torch.as_tensor makes one")
+    (name, first), *others = ((name, tuple(plane.shape)) for name, plane in planes.items())
+    for other, shape in others:
+        if shape != first:
+            raise ValueError(f"{name} has shape {first} and {other} {shape}; they must agree")
+    if len(first) != 4 or first[1] != 1:
+        raise ValueError(f"{name} must be of shape (N, 1, H, W), got {first}")
+
+
+def check_mask(name: str, mask: torch.Tensor) -> None:
+    """Refuse a mask with other values than 0 and 1; on an accelerator this waits for the device.
+
+    Args:
+        name: what to call it.
+        mask: any type and shape.
+
+    Raises:
+        ValueError: naming the values found, and how to make 0 and 1 of 0 and 255.
+
+    >>> check_mask("truth", torch.tensor([0, 255]))
+    Traceback (most recent call last):
+    ValueError: truth must be of 0 and 1, got 255: (truth > 127).to(torch.uint8) makes a mask of 0 and 255 one
+    """
+    if not mask.numel() or mask.dtype == torch.bool:
+        return
+    if mask.max() <= 1 if mask.dtype == torch.uint8 else ((mask == 0) | (mask == 1)).all():  # the first needs no copy
+        return
+    other = sorted({value for part in mask.flatten().split(1 << 20) for value in part.unique().tolist()} - {0, 1})
+    raise ValueError(
+        f"{name} must be of 0 and 1, got {listed(f'{value:g}' for value in other)}: "
+        f"({name} > 127).to(torch.uint8) makes a mask of 0 and 255 one"
+    )
+
+
+def check_probabilities(probabilities: torch.Tensor) -> None:
+    """Refuse what is not a probability; on an accelerator this waits for the device.
+
+    Args:
+        probabilities: any shape.
+
+    Raises:
+        ValueError: if one is not a number from 0 to 1.
+
+    >>> check_probabilities(torch.tensor([0.0, 1.5]))
+    Traceback (most recent call last):
+    ValueError: probabilities must be from 0 to 1, got 0.0 to 1.5: ...
+    """
+    if not probabilities.numel():
+        return
+    low, high = (value.item() for value in probabilities.aminmax())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"probabilities must be from 0 to 1, got {low} to {high}: logits need a sigmoid first, "
+            "and NaN comes from a model that has diverged"
+        )

@@ -1,0 +1,105 @@
+"""An encoder's weights: from the library's hub or from a file, checked before they are used."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import segmentation_models_pytorch as smp
+import torch
+from huggingface_hub import try_to_load_from_cache
+from torch import nn
+
+from alutils.system.checks import listed
+
+
+class WeightsError(RuntimeError):
+    """The encoder's weights are missing or unusable; the message says what to do, also without a network."""
+
+
+def weight_names(encoder: str) -> set[str]:
+    """The names under which segmentation-models-pytorch knows weights for ``encoder``.
+
+    Raises:
+        ValueError: if there is no such encoder.
+
+    >>> sorted(weight_names("resnet18"))[0]
+    'imagenet'
+    """
+    if encoder.startswith("tu-"):  # timm's encoders have one published set each, called imagenet by the library
+        return {"imagenet"}
+    if encoder not in smp.encoders.encoders:
+        raise ValueError(
+            f"there is no encoder '{encoder}' in segmentation-models-pytorch; it has, for instance, "
+            f"{', '.join(sorted(smp.encoders.encoders)[:5])}, and timm's as tu-NAME"
+        )
+    return set(smp.encoders.encoders[encoder]["pretrained_settings"])
+
+
+@contextmanager
+def fetching(encoder: str, weights: str) -> Iterator[None]:
+    """Within it, whatever fails in the library's download of ``weights`` becomes one :class:`WeightsError`."""
+    try:
+        yield
+    except Exception as error:  # besides OSError, the HTTP client and safetensors have types of their own
+        if isinstance(error, (TypeError, ValueError)) and not isinstance(error, OSError):  # a wrong argument
+            raise
+        raise WeightsError(
+            f"the weights '{weights}' of {encoder} could not be fetched or read ({type(error).__name__}). Without a "
+            "network: encoder_weights=null trains from random weights, or give the path of a file with the encoder's "
+            "weights (torchvision's resnet18-f37072fd.pth, copied from a machine that has a network)"
+        ) from None
+
+
+def load_encoder(encoder: nn.Module, name: str, path: Path) -> None:
+    """Load a file of weights into ``encoder``.
+
+    Args:
+        encoder: the module that takes them.
+        name: the encoder's name.
+        path: a file with the encoder's own key names.
+
+    Raises:
+        WeightsError: if there is no such file, its keys or shapes do not fit, or a value is not finite.
+    """
+    names = ", ".join(sorted(weight_names(name)))
+    remedy = f"encoder_weights must be {names}, null, or the path of a file with {name}'s weights"
+    if not path.is_file():
+        raise WeightsError(f"there is no file {path.absolute()}; {remedy}")
+    try:
+        encoder.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch raises many types for files that are not its own
+        reason = str(error)[:300] or type(error).__name__
+        raise WeightsError(f"{path} does not fit: {reason}; {remedy}") from None
+    wrong = [key for key, tensor in encoder.state_dict().items() if not tensor.isfinite().all()]
+    if wrong:
+        raise WeightsError(f"{path} has NaN or infinite values in {listed(wrong)}; {remedy}")
+
+
+def verify_download(encoder: str, weights: str) -> None:
+    """Compare the fetched file with its SHA-256, which the hub gives and its cache uses as the file's name.
+
+    Nothing is compared for timm's encoders, nor where the cache has no symbolic links (Windows) and so loses the name.
+
+    Raises:
+        WeightsError: if they differ.
+    """
+    if encoder.startswith("tu-"):
+        return
+    source = smp.encoders.encoders[encoder]["pretrained_settings"][weights]
+    path = try_to_load_from_cache(source["repo_id"], "model.safetensors", revision=source["revision"])
+    if not isinstance(path, str):
+        return
+    blob = Path(path).resolve()
+    if not re.fullmatch("[0-9a-f]{64}", blob.name):
+        return
+    with blob.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != blob.name:
+        raise WeightsError(
+            f"the fetched weights '{weights}' of {encoder} are damaged: {blob} has the SHA-256 {found}. Delete the "
+            "file and try again"
+        )
