@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -21,30 +21,26 @@ _Filters = Annotated[tuple[int, int, int, int, int], _from_list]
 DegenerateMasks = Literal["warn", "error", "keep"]
 _Share = Annotated[float, Field(ge=0, le=1)]
 
+_G = TypeVar("_G", bound="_Settings")
 _MOST = 1_000_000
 """Of images, rounds, epochs: more is a slip of the pen, and would fill the memory with lists of numbers."""
 
 
-class Experiment(BaseModel):
-    """Every hyper-parameter of a run; the defaults are the values of section IV-D and of the readings of the paper.
-
-    Fields are documented where they are declared; ``profiles/paper.yaml`` lists them all.
-
-    Raises:
-        ConfigError: for an unknown name (the nearest valid one is suggested), a wrong type or a value out of range.
-
-    >>> paper = Experiment()
-    >>> paper.n_training_steps, paper.labelled_per_round[-1]
-    (8140, 1280)
-    >>> Experiment(query_sise=16)
-    Traceback (most recent call last):
-    alutils.system.checks.ConfigError: the experiment's settings cannot be used:
-      query_sise: there is no such setting; did you mean 'query_size'?
-    """
+class _Settings(BaseModel):
+    """Settings that are checked when they are made and never change afterwards."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    # Data (section IV-D)
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_explain(error, type(self))) from None
+
+
+class Pictures(_Settings):
+    """The images and masks (section IV-D)."""
+
     image_size: int = Field(512, ge=32, le=2048, multiple_of=32, description="side of the square images, pixels")
     n_synthetic: _Counts = Field(
         (2594, 100, 1000), description="images in train, validation and test where they are synthetic; as many as real"
@@ -54,7 +50,17 @@ class Experiment(BaseModel):
         description="masks of photographs that show no lesion or nothing else: load them, named or not, or refuse",
     )
 
-    # Active learning (section IV-D; 36 queries because 10 epochs x sum of 4..40 batches = 8140 steps, footnote 6)
+    @model_validator(mode="after")
+    def _check_counts(self) -> Self:
+        return _check_each(self, "n_synthetic", _MOST)
+
+
+class Acquisition(_Settings):
+    """Which images are queried, and how many (section IV-D).
+
+    36 queries, because 10 epochs x the sum of 4 to 40 batches = 8140 steps (footnote 6).
+    """
+
     cold_start: int = Field(
         128, ge=1, le=_MOST, description="images drawn at random and fully annotated before the first round"
     )
@@ -64,17 +70,37 @@ class Experiment(BaseModel):
     reduction: Literal["sum", "mean", "median", "top_k", "band_mean"] = Field(
         "sum", description="from the pixels' uncertainty to the image's score; the band of band_mean is tau_u's"
     )
+    mc_samples: int = Field(20, ge=2, le=_MOST, description="N of eq. 3, Monte Carlo dropout samples; [24] takes 20")
+
+    @property
+    def labelled_per_round(self) -> tuple[int, ...]:
+        """Images in the labelled set at each training: the cold start, then one query more each time."""
+        return tuple(self.cold_start + k * self.query_size for k in range(self.n_queries + 1))
+
+    def labelled_among(self, n_train: int) -> tuple[int, ...]:
+        """:attr:`labelled_per_round` where there are ``n_train`` images: the round that has all of them is the last.
+
+        >>> Acquisition(cold_start=4, query_size=2, n_queries=9).labelled_among(7)
+        (4, 6, 7)
+        """
+        sizes = self.labelled_per_round
+        n_before = sum(n < n_train for n in sizes)  # rounds after which the pool still has images
+        return tuple(min(n, n_train) for n in sizes[: n_before + 1])
+
+
+class Labelling(_Settings):
+    """Who labels which pixels of the queried images (section III-B)."""
+
     annotation: Literal["full", "partial", "human-only", "model-only", "partial-refreshed", "contour-band"] = Field(
         "full", description="who labels the pixels of queried images, see alutils.annotation"
     )
     tau_u: float = Field(0.25, ge=0, le=0.5, description="a pixel is uncertain where |0.5 - p| <= tau_u, see III-B")
     tau_b: float = Field(0.25, gt=0, lt=1, description="the model labels a pixel lesion where p >= tau_b, see III-B")
-    mc_samples: int = Field(20, ge=2, le=_MOST, description="N of eq. 3, Monte Carlo dropout samples; [24] takes 20")
-    seed: int = Field(
-        0, ge=0, lt=2**32, description="seed of the cold start, the initial weights, the batches and the dropout"
-    )
 
-    # Network (section IV-C)
+
+class Network(_Settings):
+    """The U-Net (section IV-C)."""
+
     encoder: str = Field("resnet18", min_length=1, description="any encoder of segmentation-models-pytorch")
     encoder_weights: str | None = Field(
         "imagenet", description="a name that the encoder has weights for, the path of a file, or null: random"
@@ -83,15 +109,15 @@ class Experiment(BaseModel):
     skip_convolutions: bool = Field(True, description="1x1 convolution + batch norm + ReLU on skips and bottleneck")
     dropout: float = Field(0.5, ge=0, lt=1, description="share of the bottleneck's activations dropped")
 
-    # Training (section IV-D)
+    @model_validator(mode="after")
+    def _check_channels(self) -> Self:
+        return _check_each(self, "decoder_channels", 4096)
+
+
+class Computing(_Settings):
+    """What every pass of images through the network depends on."""
+
     batch_size: int = Field(32, ge=1, le=_MOST)
-    epochs: int = Field(10, ge=1, le=_MOST, description="passes over the labelled set in each round")
-    learning_rate: float = Field(0.01, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(0.0001, ge=0)
-    schedule: Literal["constant", "cosine"] = Field("constant", description="of the learning rate within one training")
-    loss: Literal["bce", "dice", "bce+dice"] = Field("bce", description="binary cross-entropy with logits, soft Dice")
-    fine_tune: bool = Field(True, description="each round starts from the last round's weights; false: from scratch")
     precision: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="auto: bfloat16 autocast where the device has instructions for it, float16 on other GPUs"
     )
@@ -99,8 +125,19 @@ class Experiment(BaseModel):
         False, description="on a GPU, only algorithms that repeat themselves to the bit; on a CPU all do"
     )
     compile: bool = Field(False, description="torch.compile the network: a minute's start, so for long runs on a GPU")
+    normalize_mean: _Colour = Field((0.485, 0.456, 0.406), description="red, green, blue, of values in 0..1")
+    normalize_std: _Colour = Field((0.229, 0.224, 0.225), description="red, green, blue, of values in 0..1")
 
-    # Augmentation (section IV-D)
+    @model_validator(mode="after")
+    def _check_std(self) -> Self:
+        if min(self.normalize_std) <= 0:
+            raise ValueError(f"normalize_std: each must be above 0, got {self.normalize_std}")
+        return self
+
+
+class Augmentation(_Settings):
+    """How training images are changed at random (section IV-D)."""
+
     rotation: float = Field(30.0, ge=0, le=180, description="largest rotation to either side, degrees")
     horizontal_flip: _Share = Field(0.5, description="probability")
     vertical_flip: _Share = Field(0.5, description="probability")
@@ -110,30 +147,73 @@ class Experiment(BaseModel):
     blur_kernel: int = Field(5, ge=1, le=31, description="side of the Gaussian kernel, pixels, odd")
     blur_sigma_min: float = Field(0.01, ge=1e-6, description="pixels")  # float32 would make 0 of much less
     blur_sigma_max: float = Field(0.2, gt=0, description="pixels")
-    normalize_mean: _Colour = Field((0.485, 0.456, 0.406), description="red, green, blue, of values in 0..1")
-    normalize_std: _Colour = Field((0.229, 0.224, 0.225), description="red, green, blue, of values in 0..1")
-
-    def __init__(self, /, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise ConfigError(_explain(error)) from None
 
     @model_validator(mode="after")
-    def _check_together(self) -> Experiment:
+    def _check_blur(self) -> Self:
         if self.blur_kernel % 2 == 0:
             raise ValueError(f"blur_kernel: must be odd, got {self.blur_kernel}")
         if self.blur_sigma_max < self.blur_sigma_min:
             raise ValueError(
                 f"blur_sigma_max: must be at least blur_sigma_min = {self.blur_sigma_min}, got {self.blur_sigma_max}"
             )
-        if min(self.normalize_std) <= 0:
-            raise ValueError(f"normalize_std: each must be above 0, got {self.normalize_std}")
-        for name, most in (("decoder_channels", 4096), ("n_synthetic", _MOST)):
-            counts = getattr(self, name)
-            if min(counts) < 1 or max(counts) > most:
-                raise ValueError(f"{name}: each must be at least 1 and at most {most}, got {shown(counts)}")
         return self
+
+
+class Training(Augmentation, Computing):
+    """One training on the labelled set (section IV-D)."""
+
+    epochs: int = Field(10, ge=1, le=_MOST, description="passes over the labelled set in each round")
+    learning_rate: float = Field(0.01, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(0.0001, ge=0)
+    schedule: Literal["constant", "cosine"] = Field("constant", description="of the learning rate within one training")
+    loss: Literal["bce", "dice", "bce+dice"] = Field("bce", description="binary cross-entropy with logits, soft Dice")
+    fine_tune: bool = Field(True, description="each round starts from the last round's weights; false: from scratch")
+
+    def steps_for(self, n_labelled: int) -> int:
+        """Optimizer steps of a training on so many images: epochs times the batches, an incomplete one counted.
+
+        >>> Training(epochs=10, batch_size=32).steps_for(40)
+        20
+        """
+        return self.epochs * math.ceil(n_labelled / self.batch_size)
+
+
+class Experiment(Training, Network, Labelling, Acquisition, Pictures):
+    """Every setting of a run; the defaults are the values of section IV-D and of the readings of the paper.
+
+    It is all groups of settings in one, so that a function that takes one group takes an experiment too. The groups
+    alone are ``experiment.pictures``, ``.acquisition``, ``.labelling``, ``.network``, ``.computing``, ``.augmentation``
+    and ``.training``, which has the two before it. ``profiles/paper.yaml`` lists all settings.
+
+    Raises:
+        ConfigError: for an unknown name (the nearest valid one is suggested), a wrong type or a value out of range.
+
+    >>> paper = Experiment()
+    >>> paper.n_training_steps, paper.labelled_per_round[-1]
+    (8140, 1280)
+    >>> paper.labelling
+    Labelling(annotation='full', tau_u=0.25, tau_b=0.25)
+    >>> Experiment(query_sise=16)
+    Traceback (most recent call last):
+    alutils.system.checks.ConfigError: the experiment's settings cannot be used:
+      query_sise: there is no such setting; did you mean 'query_size'?
+    """
+
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="seed of the cold start, the initial weights, the batches and the dropout"
+    )
+
+    pictures = property(lambda self: self._group(Pictures))
+    acquisition = property(lambda self: self._group(Acquisition))
+    labelling = property(lambda self: self._group(Labelling))
+    network = property(lambda self: self._group(Network))
+    computing = property(lambda self: self._group(Computing))
+    augmentation = property(lambda self: self._group(Augmentation))
+    training = property(lambda self: self._group(Training))
+
+    def _group(self, kind: type[_G]) -> _G:
+        return kind.model_construct(**{name: getattr(self, name) for name in kind.model_fields})
 
     @classmethod
     def from_profile(cls, profile: str | Path = "paper", /, **overrides: Any) -> Experiment:
@@ -156,29 +236,6 @@ class Experiment(BaseModel):
             return cls(**{**settings, **overrides})
         except ConfigError as error:
             raise ConfigError(f"profile {path}{' with overrides' if overrides else ''}: {error}") from None
-
-    @property
-    def labelled_per_round(self) -> tuple[int, ...]:
-        """Images in the labelled set at each training: the cold start, then one query more each time."""
-        return tuple(self.cold_start + k * self.query_size for k in range(self.n_queries + 1))
-
-    def labelled_among(self, n_train: int) -> tuple[int, ...]:
-        """:attr:`labelled_per_round` where there are ``n_train`` images: the round that has all of them is the last.
-
-        >>> Experiment(cold_start=4, query_size=2, n_queries=9).labelled_among(7)
-        (4, 6, 7)
-        """
-        sizes = self.labelled_per_round
-        n_before = sum(n < n_train for n in sizes)  # rounds after which the pool still has images
-        return tuple(min(n, n_train) for n in sizes[: n_before + 1])
-
-    def steps_for(self, n_labelled: int) -> int:
-        """Optimizer steps of a training on so many images: epochs times the batches, an incomplete one counted.
-
-        >>> Experiment(epochs=10, batch_size=32).steps_for(40)
-        20
-        """
-        return self.epochs * math.ceil(n_labelled / self.batch_size)
 
     @property
     def steps_per_round(self) -> tuple[int, ...]:
@@ -209,6 +266,13 @@ def same_run(tau_u: float, tau_b: float) -> tuple[float, float]:
     return (tau_u, 0.5) if abs(0.5 - tau_b) <= tau_u else (tau_u, tau_b)
 
 
+def _check_each(settings: _G, name: str, most: int) -> _G:
+    counts = getattr(settings, name)
+    if min(counts) < 1 or max(counts) > most:
+        raise ValueError(f"{name}: each must be at least 1 and at most {most}, got {shown(counts)}")
+    return settings
+
+
 def _profile_path(profile: str | Path) -> Path:
     if not isinstance(profile, str | os.PathLike):
         raise ConfigError(f"profile: must be a name such as 'quick' or the path of a YAML file, got {shown(profile)}")
@@ -228,13 +292,13 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"profile file {str(path)!r} cannot be read: {error}") from None
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, kind: type[_Settings]) -> str:
     """Pydantic's findings, a line a setting."""
     lines = ["the experiment's settings cannot be used:"]
     for found in error.errors():
         name = str(found["loc"][0]) if found["loc"] else ""
         if found["type"] == "extra_forbidden":
-            hint = did_you_mean(name, list(Experiment.model_fields))
+            hint = did_you_mean(name, list(kind.model_fields))
             lines.append(f"  {name}: there is no such setting; {hint}")
         elif not name:
             lines.append(f"  {found['msg'].removeprefix('Value error, ')}")
