@@ -685,7 +685,7 @@ def _open_record(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
                 "another folder"
             )
         return {"status": "new", **identity, "seconds": 0.0, "provenance": []}
-    record = _read_record(folder)
+    record = read_record(folder)
     keys = identity.keys() & record.keys()  # what an older record does not tell cannot differ
     there, here = (_flat({key: fields[key] for key in fields if key in keys}) for fields in (record, identity))
     lines = [
@@ -822,7 +822,7 @@ def _round_table(rounds: Sequence[Round], batch_size: int) -> pd.DataFrame:
 
 def _runs(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Those of the simulated oracle; what a person annotated counts where its own folder is given."""
-    found = [(path.parent, _read_record(path.parent)) for path in sorted(folder.rglob("run.json"))]
+    found = [(path.parent, read_record(path.parent)) for path in sorted(folder.rglob("run.json"))]
     return [(path, record) for path, record in found if path == folder or "oracle" not in record["data"]]
 
 
@@ -948,7 +948,12 @@ def _shown(value: Any) -> str:
     return re.sub(r"^\((.*?),?\)$", r"[\1]", str(tuple(value) if isinstance(value, list) else value))
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> dict[str, Any]:
+    """What ``run.json`` says of a run: its status, settings and pictures, and where it was made.
+
+    Raises:
+        RecordsError: if the file cannot be read, was changed, or is of an earlier version.
+    """
     path = folder / "run.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -960,6 +965,27 @@ def _read_record(folder: Path) -> dict[str, Any]:
     if record.pop("checksum") != _record_checksum(record):
         raise RecordsError(f"{path} was changed since the run wrote it; restore it, or delete {folder} to run it anew")
     return record
+
+
+def read_rounds(folder: Path, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The lines of a run's ``rounds.jsonl``, one per round (see :data:`alutils.rounds.KEYS`).
+
+    Args:
+        folder: of the run.
+        record: from :func:`read_record`. Of a finished run it tells what the file must be; else half a line at the end,
+            which a stop may leave, is left out.
+
+    Raises:
+        RecordsError: if the file cannot be read, or is not as the finished run wrote it.
+    """
+    path, known = folder / "rounds.jsonl", record.get("rounds")
+    try:
+        content = path.read_bytes() if known or path.exists() else b""
+        if known and known != {"bytes": len(content), "sha256": sha256(content)}:
+            raise ValueError("it was changed since the run wrote it")
+        return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+    except (OSError, ValueError) as error:
+        raise RecordsError(f"{path} cannot be read ({error}); restore it, or delete {folder} to run it anew") from None
 
 
 def _record_checksum(record: Mapping[str, Any]) -> str:
