@@ -12,7 +12,11 @@ import pandas as pd
 import torch
 from torch import nn
 
+from alutils.annotation import NO_AUDIT
 from alutils.data.packed import PackedMasks
+
+COLD_START, TRAINING, QUERY, ANNOTATION = 1, 2, 3, 4
+"""What a generator's numbers are for: with the round, :func:`alutils.make_generator`'s purpose."""
 
 KEYS = (
     "round", "n_labelled", "steps", "loss", "losses", "val_dice", "val_dice_per_image", "test_dice",
@@ -37,6 +41,21 @@ class Round:
         model: what was trained: the live model, which the next round goes on training (``copy.deepcopy`` keeps it as it
             is). Of the rounds that are read from the disk, only the latest has it.
         labels: the labelled set with its masks, the queried images of this round included; absent where the model is.
+
+    Attributes:
+        number: 0 for the training on the cold start.
+        n_labelled: images trained on.
+        losses: float32, the loss of each optimizer step.
+        val_dice, val_dice_per_image: eq. 4, 0 to 1, the mean over the validation images and float32 of each.
+        test_dice, test_dice_per_image: the same of the test images in the last round, else None.
+        tied: images of the pool that share the lowest score queried, if a lot had to choose among them; else 0.
+        seconds: by phase: "training", "evaluation", "audit", "query" ("test" in the last round) and "annotation".
+        queries: one row per image queried after this training: ``round``, ``image_id``, ``score`` (the highest first),
+            ``lesion_area_percent`` (of the true mask) and ``rank`` (from 1). No rows in the last round.
+        annotations: one row per image annotated for this training and for no earlier one: ``round``, ``image_id`` and
+            the currencies of :func:`alutils.annotation_cost`. Those of round 0 are the cold start.
+        audit: one row per query whose labels a model wrote in part: ``round``, ``cohort`` (the round that first trained
+            on them), ``images``, and the sums and means of :func:`alutils.annotation.audit_annotations`.
     """
 
     line: Mapping[str, Any] = field(repr=False)
@@ -45,72 +64,26 @@ class Round:
     model: nn.Module | None = field(default=None, repr=False)
     labels: LabelledSet | None = field(default=None, repr=False)
 
-    @property
-    def number(self) -> int:
-        """0 for the training on the cold start."""
-        return self.line["round"]
+    number = property(lambda self: self.line["round"])
+    n_labelled = property(lambda self: self.line["n_labelled"])
+    losses = cached_property(lambda self: _float32(self.line["losses"]))
+    val_dice = property(lambda self: self.line["val_dice"])
+    val_dice_per_image = cached_property(lambda self: _float32(self.line["val_dice_per_image"]))
+    test_dice = property(lambda self: self.line["test_dice"])
+    test_dice_per_image = cached_property(
+        lambda self: None if self.test_dice is None else _float32(self.line["test_dice_per_image"]["dice"])
+    )
+    tied = property(lambda self: self.line["tied"])
+    seconds = property(lambda self: self.line["seconds"])
+    queries = cached_property(lambda self: round_rows([self.line], "queries"))
+    annotations = cached_property(lambda self: round_rows([self.line], "annotations"))
+    audit = cached_property(lambda self: round_rows([self.line], "audit"))
 
-    @property
-    def n_labelled(self) -> int:
-        """Images trained on."""
-        return self.line["n_labelled"]
-
-    @cached_property
-    def losses(self) -> torch.Tensor:
-        """The loss of each optimizer step, float32."""
-        return torch.tensor(self.line["losses"], dtype=torch.float32)
-
-    @property
-    def val_dice(self) -> float:
-        """Mean Dice of the validation images, 0 to 1."""
-        return self.line["val_dice"]
-
-    @cached_property
-    def val_dice_per_image(self) -> torch.Tensor:
-        """Eq. 4 of each validation image, float32."""
-        return torch.tensor(self.line["val_dice_per_image"], dtype=torch.float32)
-
-    @property
-    def test_dice(self) -> float | None:
-        """Mean Dice of the test images, 0 to 1; None before the last round."""
-        return self.line["test_dice"]
-
-    @cached_property
-    def test_dice_per_image(self) -> torch.Tensor | None:
-        """Eq. 4 of each test image, float32; None before the last round."""
-        found = self.line["test_dice_per_image"]
-        return None if found is None else torch.tensor(found["dice"], dtype=torch.float32)
-
-    @property
-    def tied(self) -> int:
-        """Images of the pool that share the lowest score queried; 0 where no lot had to choose among them."""
-        return self.line["tied"]
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """By phase: "training", "evaluation", "audit", "query" ("test" in the last round) and "annotation"."""
-        return self.line["seconds"]
-
-    @cached_property
-    def queries(self) -> pd.DataFrame:
-        """One row per image queried after this training: ``round``, ``image_id``, ``score`` (the highest first),
-        ``lesion_area_percent`` (of the true mask) and ``rank`` (from 1). No rows in the last round.
-        """
-        return round_rows([self.line], "queries")
-
-    @cached_property
-    def annotations(self) -> pd.DataFrame:
-        """One row per image that was annotated for this training and no earlier one: ``round``, ``image_id`` and the
-        currencies of :func:`alutils.annotation_cost`. Those of round 0 are the cold start.
-        """
-        return round_rows([self.line], "annotations")
-
-    @cached_property
-    def audit(self) -> pd.DataFrame:
-        """One row per query whose labels a model wrote in part: ``round``, ``cohort`` (the round that first trained on
-        them), ``images``, and the sums and means of :func:`alutils.annotation.audit_annotations`.
-        """
-        return round_rows([self.line], "audit")
+    @classmethod
+    def of(cls, line: Mapping[str, Any], annotated: torch.Tensor, ids: Sequence[str]) -> Round:
+        """The round of this line; of all ``annotated`` positions in the split of ``ids`` it trained on the first."""
+        labelled = annotated[: line["n_labelled"]]
+        return cls(line, labelled, tuple(ids[i] for i in labelled.tolist()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +137,14 @@ class Draft:
     line: dict[str, Any]
     labelled: LabelledSet
     asked: LabelledSet | None = None
+
+    @classmethod
+    def of(cls, number: int, labelled: LabelledSet) -> Draft:
+        """Round ``number`` before its training."""
+        line = dict.fromkeys(KEYS) | {"round": number, "n_labelled": len(labelled.indices), "tied": 0, "seconds": {}}
+        line["queries"] = {"image_id": [], "score": [], "lesion_area_percent": []}
+        line["audit"] = {"cohort": [], "images": [], **columns(NO_AUDIT)}
+        return cls(line, labelled)
 
 
 @dataclass(eq=False)
@@ -222,6 +203,10 @@ def run_tables(lines: Sequence[Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
         "test_dice": pd.DataFrame({column: _series(column, values) for column, values in test.items()}),
         "timing": pd.DataFrame(timing, columns=["round", "phase", "seconds"]),
     }
+
+
+def _float32(numbers: Sequence[float]) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.float32)
 
 
 def _series(column: str, values: list[Any]) -> pd.Series:

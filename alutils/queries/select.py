@@ -82,18 +82,36 @@ def select_queries(
         got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
         raise ValueError(f"images must be a uint8 tensor of shape (N, 3, H, W), got {got}; Split.images is one")
     check_strategy(strategy)
+    scores = score_pool(model, images, experiment, generator, strategy, indices=indices)
+    return highest_scores(scores, n, generator), scores
+
+
+def score_pool(
+    model: nn.Module,
+    images: torch.Tensor,
+    experiment: Experiment,
+    generator: torch.Generator,
+    strategy: Strategy | None = None,
+    *,
+    indices: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The scores of the pool, float32 (N,), on the CPU: step 1 of Fig. 1. Arguments as for :func:`select_queries`."""
     score = find_strategy(experiment.strategy) if strategy is None else strategy
     name, pool = strategy_name(experiment, strategy), images_at(images, indices)
     if not len(pool):
-        return torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+        return torch.zeros(0)
     check_dropout(score, name, model, images[:1], experiment)
     if isinstance(pool, ImageView) and not getattr(score, "takes_views", False):
         what = f"strategy '{name}': the {len(pool)} images of the pool, copied for it,"
         with memory_for(what, "take a smaller image_size or device='cpu'", pool.device):
             pool = pool[:]
-    scores = _checked(score(model, pool, experiment, generator), len(pool), name)
+    return _checked(score(model, pool, experiment, generator), len(pool), name)
+
+
+def highest_scores(scores: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
+    """Positions of the ``n`` highest of ``scores``, the highest first, lots among equal ones: step 2 of Fig. 1."""
     lot = torch.randperm(len(scores), generator=generator)  # drawn last, so that the scores do not depend on it
-    return lot[scores[lot].argsort(descending=True, stable=True)][:n], scores
+    return lot[scores[lot].argsort(descending=True, stable=True)][:n]
 
 
 def tied_at_the_cut(scores: torch.Tensor, chosen: torch.Tensor) -> int:
