@@ -20,7 +20,8 @@ from alutils.experiment import Experiment
 from alutils.loop import run_active_learning
 from alutils.model import UNet, build_unet
 from alutils.queries import BASELINES, STRATEGIES
-from alutils.runs.folder import RecordsError, load_runs, load_table
+from alutils.runs.collect import load_runs, load_table
+from alutils.runs.folder import RecordsError
 from alutils.system.checks import ConfigError
 from alutils.training import predict_probabilities
 

@@ -23,7 +23,7 @@ from filelock import FileLock
 
 from alutils import Experiment, make_synthetic, run_active_learning
 from alutils.lab.notebook import RUNS_DIR, open_workspace
-from alutils.runs.folder import load_runs
+from alutils.runs.collect import load_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "workflow"))

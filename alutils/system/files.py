@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class CannotWrite(OSError):
@@ -83,3 +88,41 @@ def sha256(content: bytes) -> str:
     'e3b0c442'
     """
     return hashlib.sha256(content).hexdigest()
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` to ``path``, whole or not at all.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "summary.md"
+    >>> write_text(path, "# Results")
+    >>> path.read_text()
+    '# Results'
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write ``content`` to ``path``, whole or not at all; numbers read back exactly equal.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "numbers.json"
+    >>> write_json(path, {"third": 1 / 3})
+    >>> json.loads(path.read_text())["third"] == 1 / 3
+    True
+    """
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: str | Path, table: pd.DataFrame) -> None:
+    """Write ``table`` without its index to ``path``, whole or not at all; numbers read back exactly equal.
+
+    >>> import tempfile
+    >>> import pandas as pd
+    >>> path = Path(tempfile.mkdtemp()) / "numbers.csv"
+    >>> write_csv(path, pd.DataFrame({"third": [1 / 3]}))
+    >>> bool(pd.read_csv(path)["third"][0] == 1 / 3)
+    True
+    """
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
