@@ -22,7 +22,8 @@ from filelock import FileLock
 
 from alutils import Experiment, make_synthetic, run_active_learning
 from alutils.lab.notebook import RUNS_DIR, open_workspace
-from alutils.runs.folder import load_runs, read_record, read_rounds
+from alutils.runs.collect import load_runs
+from alutils.runs.folder import read_record, read_rounds
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "workflow"))

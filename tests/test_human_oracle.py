@@ -18,7 +18,8 @@ from alutils.lab.drawing import Drawing, drawing_table
 from alutils.lab.human_oracle import HumanOracle
 from alutils.loop import run_active_learning
 from alutils.queries import pixel
-from alutils.runs.folder import RecordsError, load_runs, load_table
+from alutils.runs.collect import load_runs, load_table
+from alutils.runs.folder import RecordsError
 from alutils.system.checks import ConfigError, DataError
 from alutils.training import probability_batches
 

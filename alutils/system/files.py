@@ -81,6 +81,63 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
         leftover.unlink(missing_ok=True)
 
 
+class AppendedLines:
+    """A file of one JSON value per line, to which lines are only appended.
+
+    The lines that count are the first bytes of the file, as many as ``checksum`` says; what follows them is what a
+    stopped process left.
+
+    >>> import tempfile
+    >>> lines = AppendedLines(Path(tempfile.mkdtemp()) / "lines.jsonl")
+    >>> lines.append({"third": 1 / 3})
+    >>> lines.read(**lines.checksum)
+    [{'third': 0.3333333333333333}]
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._n_bytes, self._sum = path, 0, hashlib.sha256()
+
+    @property
+    def checksum(self) -> dict[str, Any]:
+        """How many "bytes" count, and their "sha256"."""
+        return {"bytes": self._n_bytes, "sha256": self._sum.hexdigest()}
+
+    def read(self, bytes: int, sha256: str) -> list[Any]:
+        """The lines of an earlier :attr:`checksum`, which are from now on the ones that count.
+
+        Raises:
+            ValueError: if they were changed; OSError, if the file cannot be read.
+        """
+        with self.path.open("rb") as file:
+            content = file.read(bytes)
+        self._n_bytes, self._sum = len(content), hashlib.sha256(content)
+        if self.checksum != {"bytes": bytes, "sha256": sha256}:
+            raise ValueError(f"{self.path} was changed since then")
+        return [json.loads(line) for line in content.splitlines()]
+
+    def append(self, value: Any) -> None:
+        """Write and sync one line; CannotWrite if that fails, with the file as it was."""
+        content = json.dumps(value, allow_nan=False).encode() + b"\n"
+        try:
+            with self.path.open("ab") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException as error:
+            with suppress(OSError):
+                self.cut()
+            if isinstance(error, OSError):
+                raise CannotWrite(self.path, error) from None
+            raise
+        self._n_bytes += len(content)
+        self._sum.update(content)
+
+    def cut(self) -> None:
+        """Cut off what does not count."""
+        if self.path.exists() and self.path.stat().st_size != self._n_bytes:
+            os.truncate(self.path, self._n_bytes)
+
+
 def sha256(content: bytes) -> str:
     """SHA-256 in hexadecimal digits, as ``sha256sum`` prints it.
 
