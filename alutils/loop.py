@@ -160,6 +160,7 @@ class _Run:
         device, remedy = next(self.initial.parameters()).device, "take a smaller query_size, batch_size or image_size"
         seconds, start = draft.line["seconds"], time.perf_counter()
         with (
+            torch.enable_grad(),  # restores what a Ctrl-C within torch's optimizer leaves switched off
             deterministic_algorithms(self.experiment),
             memory_for("query_size: the images of a query and their labels", remedy, device),
         ):

@@ -26,8 +26,8 @@ KEYS = (
 ``test_dice_per_image`` in the last round. ``loss`` is the mean of the last epoch's steps."""
 
 _OF_A_ROUND = ("round", "n_labelled", "steps", "loss", "val_dice", "tied")
-_SHARES = {"score", "dice", "seconds", "lesion_area_percent", "verify_percent", "positive_percent", "boundary_px"}
-_SHARES |= {"mask_dice", "model_dice"}
+_FLOATS = {"score", "dice", "seconds", "lesion_area_percent", "verify_percent", "positive_percent", "boundary_px"}
+_FLOATS |= {"mask_dice", "model_dice"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,5 +211,5 @@ def _float32(numbers: Sequence[float]) -> torch.Tensor:
 
 def _series(column: str, values: list[Any]) -> pd.Series:
     """With the type that the column has even without a row."""
-    dtype = str if column == "image_id" else np.float64 if column in _SHARES else np.int64
+    dtype = str if column == "image_id" else np.float64 if column in _FLOATS else np.int64
     return pd.Series(values, dtype=dtype)

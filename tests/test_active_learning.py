@@ -103,13 +103,13 @@ def no_training(monkeypatch):
 def test_the_labelled_set_grows_as_the_experiment_says_by_queries_from_the_pool(undisturbed):
     _, rounds = undisturbed
     experiment, ids = make_experiment(), make_splits().train.ids
-    assert tuple(one.n_labelled for one in rounds) == experiment.labelled_per_round == (4, 6, 8)
-    assert tuple(len(one.losses) for one in rounds) == experiment.steps_per_round
-    assert sum(len(one.losses) for one in rounds) == experiment.n_training_steps
-    assert [one.number for one in rounds] == [0, 1, 2]
-    for one, after in pairwise(rounds):
-        assert after.labelled_ids == one.labelled_ids + tuple(one.queries["image_id"])
-        assert one.queries["rank"].tolist() == [1, 2] and one.queries["score"].is_monotonic_decreasing
+    assert tuple(round_.n_labelled for round_ in rounds) == experiment.labelled_per_round == (4, 6, 8)
+    assert tuple(len(round_.losses) for round_ in rounds) == experiment.steps_per_round
+    assert sum(len(round_.losses) for round_ in rounds) == experiment.n_training_steps
+    assert [round_.number for round_ in rounds] == [0, 1, 2]
+    for round_, after in pairwise(rounds):
+        assert after.labelled_ids == round_.labelled_ids + tuple(round_.queries["image_id"])
+        assert round_.queries["rank"].tolist() == [1, 2] and round_.queries["score"].is_monotonic_decreasing
     assert len(rounds[-1].queries) == 0
     assert len(set(rounds[-1].labelled_ids)) == 8 and set(rounds[-1].labelled_ids) < set(ids)
     assert tuple(ids[i] for i in rounds[-1].labelled) == rounds[-1].labelled_ids
@@ -117,16 +117,16 @@ def test_the_labelled_set_grows_as_the_experiment_says_by_queries_from_the_pool(
 
 def test_the_queries_of_the_live_model_are_numpys_ranking_of_the_pool(tmp_path):
     splits, experiment = make_splits(), make_experiment()
-    one = first_round(tmp_path, experiment)
-    pool = [i for i in range(11) if i not in one.labelled.tolist()]
-    p = predict_probabilities(one.model, splits.train.images[pool], experiment).double().numpy().reshape(7, -1)
+    round_ = first_round(tmp_path, experiment)
+    pool = [i for i in range(11) if i not in round_.labelled.tolist()]
+    p = predict_probabilities(round_.model, splits.train.images[pool], experiment).double().numpy().reshape(7, -1)
     certainty = np.abs(0.5 - p).sum(1)
     order = np.argsort(certainty, kind="stable")
-    assert one.queries["image_id"].tolist() == [splits.train.ids[pool[i]] for i in order[:2]]
-    assert one.queries["image_id"].tolist() != [splits.train.ids[pool[i]] for i in order[::-1][:2]]
-    np.testing.assert_allclose(one.queries["score"], -certainty[order[:2]], rtol=1e-5)
+    assert round_.queries["image_id"].tolist() == [splits.train.ids[pool[i]] for i in order[:2]]
+    assert round_.queries["image_id"].tolist() != [splits.train.ids[pool[i]] for i in order[::-1][:2]]
+    np.testing.assert_allclose(round_.queries["score"], -certainty[order[:2]], rtol=1e-5)
     area = [100 * splits.train.masks[pool[i]].numpy().mean() for i in order[:2]]
-    np.testing.assert_allclose(one.queries["lesion_area_percent"], area, rtol=1e-6)
+    np.testing.assert_allclose(round_.queries["lesion_area_percent"], area, rtol=1e-6)
 
 
 def test_validation_and_test_dice_are_eq_4_of_the_live_model(undisturbed):
@@ -141,7 +141,7 @@ def test_validation_and_test_dice_are_eq_4_of_the_live_model(undisturbed):
         expected = 2 * (a & g).sum((1, 2, 3)) / (a.sum((1, 2, 3)) + g.sum((1, 2, 3)))
         np.testing.assert_allclose(dice.numpy(), expected, rtol=1e-6)
         assert mean == pytest.approx(expected.mean())
-    assert all(one.test_dice is None for one in rounds[:-1])
+    assert all(round_.test_dice is None for round_ in rounds[:-1])
     assert set(rounds[0].seconds) == {"training", "evaluation", "query", "annotation"}
     assert set(last.seconds) == {"training", "evaluation", "test", "annotation"}
 
@@ -152,10 +152,10 @@ def test_validation_and_test_dice_are_eq_4_of_the_live_model(undisturbed):
 def test_arms_of_a_seed_share_the_cold_start_and_the_initial_weights(tmp_path, undisturbed):
     _, rounds = undisturbed
     for strategy in ("random", "entropy", "mc_dropout"):
-        one = first_round(tmp_path / strategy, make_experiment(strategy=strategy))
-        assert one.labelled_ids == rounds[0].labelled_ids
-        assert torch.equal(one.losses, rounds[0].losses)  # the same weights, batches and dropout
-        assert torch.equal(one.val_dice_per_image, rounds[0].val_dice_per_image)
+        round_ = first_round(tmp_path / strategy, make_experiment(strategy=strategy))
+        assert round_.labelled_ids == rounds[0].labelled_ids
+        assert torch.equal(round_.losses, rounds[0].losses)  # the same weights, batches and dropout
+        assert torch.equal(round_.val_dice_per_image, rounds[0].val_dice_per_image)
     other = first_round(tmp_path / "seed", make_experiment(seed=1))
     assert set(other.labelled_ids) != set(rounds[0].labelled_ids) and not torch.equal(other.losses, rounds[0].losses)
 
@@ -215,14 +215,14 @@ def test_fine_tuning_carries_the_weights_over_and_from_scratch_does_not(tmp_path
 
 def test_where_the_pool_ends_the_last_query_is_smaller_and_one_training_follows(tmp_path):
     rounds = run(tmp_path, make_experiment(n_queries=9), make_splits(7))
-    assert [one.n_labelled for one in rounds] == [4, 6, 7]
-    assert [len(one.queries) for one in rounds] == [2, 1, 0]
+    assert [round_.n_labelled for round_ in rounds] == [4, 6, 7]
+    assert [len(round_.queries) for round_ in rounds] == [2, 1, 0]
     assert rounds[-1].test_dice is not None and len(run(tmp_path, make_experiment(n_queries=9), make_splits(7))) == 3
 
 
 def test_without_queries_there_is_one_round(tmp_path):
     rounds = run(tmp_path, make_experiment(n_queries=0))
-    assert [one.n_labelled for one in rounds] == [4] and rounds[0].test_dice is not None
+    assert [round_.n_labelled for round_ in rounds] == [4] and rounds[0].test_dice is not None
 
 
 def test_how_many_images_tied_at_the_cut_is_recorded_and_read_back(tmp_path, monkeypatch):
@@ -232,16 +232,16 @@ def test_how_many_images_tied_at_the_cut_is_recorded_and_read_back(tmp_path, mon
         return torch.zeros(len(images))
 
     rounds = run(tmp_path / "ties", strategy=saturated)
-    assert [one.tied for one in rounds] == [7, 5, 0]
+    assert [round_.tied for round_ in rounds] == [7, 5, 0]
     assert pd.read_json(tmp_path / "ties" / "rounds.jsonl", lines=True)["tied"].tolist() == [7, 5, 0]
-    assert [one.tied for one in run(tmp_path / "ties", strategy=saturated)] == [7, 5, 0]
+    assert [round_.tied for round_ in run(tmp_path / "ties", strategy=saturated)] == [7, 5, 0]
     first_of_pool = []
     for seed in range(3):
         start = run(tmp_path / f"seed {seed}", make_experiment(seed=seed), strategy=saturated)[0]
         pool = [name for name in make_splits().train.ids if name not in start.labelled_ids]
         first_of_pool.append(start.queries["image_id"].tolist() == pool[: len(start.queries)])
     assert not all(first_of_pool)  # a lot, and not the order of the files
-    assert [one.tied for one in run(tmp_path / "clean")] == [0, 0, 0]
+    assert [round_.tied for round_ in run(tmp_path / "clean")] == [0, 0, 0]
 
 
 def test_the_oracle_reads_the_masks_of_queried_images_only(tmp_path, undisturbed):
@@ -321,11 +321,11 @@ def watched(tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(active_learning, "fit", watched_fit)
             patch.setattr(active_learning, "Oracle", WatchedOracle)
-            for one in run_active_learning(experiment, splits, folder, device="cpu", progress=False):
-                queried = torch.tensor([splits.train.ids.index(name) for name in one.queries["image_id"]]).long()
-                for said, images in ((seen.again, one.labelled[4:]), (seen.new, queried)):
-                    said.append(predict_probabilities(one.model, splits.train.images[images], experiment))
-                seen.rounds.append(one)
+            for round_ in run_active_learning(experiment, splits, folder, device="cpu", progress=False):
+                queried = torch.tensor([splits.train.ids.index(name) for name in round_.queries["image_id"]]).long()
+                for said, images in ((seen.again, round_.labelled[4:]), (seen.new, queried)):
+                    said.append(predict_probabilities(round_.model, splits.train.images[images], experiment))
+                seen.rounds.append(round_)
         return seen
 
     return watch
@@ -373,9 +373,9 @@ def test_the_model_learns_the_humans_labels_and_elsewhere_what_a_model_wrote(wat
         expected = seen.truth[labelled].clone()
         expected[4:] = torch.where(seen.human[labelled[4:]], expected[4:], written >= seen.experiment.tau_b)
         assert torch.equal(masks, expected)
-    for one, masks in zip(seen.rounds, seen.masks[1:], strict=False):  # what is shown is what comes next
-        assert torch.equal(one.labels.masks[:], masks)
-        assert torch.equal(one.labels.human[:].bool(), seen.human[one.labels.indices])
+    for round_, masks in zip(seen.rounds, seen.masks[1:], strict=False):  # what is shown is what comes next
+        assert torch.equal(round_.labels.masks[:], masks)
+        assert torch.equal(round_.labels.human[:].bool(), seen.human[round_.labels.indices])
     changed = any(not torch.equal(after[: len(before)], before) for before, after in pairwise(seen.masks))
     assert changed == (mode == "partial-refreshed")
     wrong = (seen.masks[-1] != seen.truth[seen.rounds[-1].labelled]).any()
@@ -385,9 +385,9 @@ def test_the_model_learns_the_humans_labels_and_elsewhere_what_a_model_wrote(wat
 @pytest.mark.parametrize("mode", MODES)
 def test_the_loss_ignores_what_is_not_the_humans_in_human_only_and_nothing_elsewhere(watched, mode):
     seen = watched(mode)
-    for one, annotated in zip(seen.rounds, seen.annotated, strict=True):
+    for round_, annotated in zip(seen.rounds, seen.annotated, strict=True):
         if mode == "human-only":
-            assert torch.equal(annotated, seen.human[one.labelled].to(torch.uint8))
+            assert torch.equal(annotated, seen.human[round_.labelled].to(torch.uint8))
         else:
             assert annotated is None
 
@@ -423,8 +423,8 @@ def test_only_the_humans_pixels_of_queried_images_have_an_influence(tmp_path, wa
     splits.train.masks[~seen.human] = 1 - splits.train.masks[~seen.human]
     rounds = run(tmp_path / "elsewhere", seen.experiment, splits)
     assert contents(tmp_path / "elsewhere", names) == contents(seen.folder, names)
-    for one, other in zip(rounds, seen.rounds, strict=True):
-        assert one.queries[["image_id", "score"]].equals(other.queries[["image_id", "score"]])
+    for round_, other in zip(rounds, seen.rounds, strict=True):
+        assert round_.queries[["image_id", "score"]].equals(other.queries[["image_id", "score"]])
     if mode != "model-only":
         splits = make_splits()
         there = seen.human.clone()
@@ -450,7 +450,7 @@ def test_baselines_train_once_for_all_the_steps_of_an_arm(tmp_path, undisturbed)
     done = {}
     for name in BASELINES:
         (done[name],) = run(tmp_path / name, make_experiment(strategy=name, learning_rate=0.001))
-        assert len(done[name].losses) == make_experiment().n_training_steps == sum(len(one.losses) for one in arm)
+        assert len(done[name].losses) == make_experiment().n_training_steps == sum(len(round_.losses) for round_ in arm)
         assert len(done[name].queries) == 0 and done[name].test_dice is not None
     assert sorted(done["full"].labelled_ids) == sorted(make_splits().train.ids)
     assert done["full_cosine"].labelled_ids == done["full"].labelled_ids
@@ -468,7 +468,7 @@ def test_where_the_pool_ends_baselines_take_the_steps_that_an_arm_takes(tmp_path
     arm = run(tmp_path / "random", make_experiment(strategy="random", **changes), splits)
     for name in BASELINES:
         (done,) = run(tmp_path / name, make_experiment(strategy=name, **changes), splits)
-        assert len(done.losses) == sum(len(one.losses) for one in arm) == 1 + 2 + 2
+        assert len(done.losses) == sum(len(round_.losses) for round_ in arm) == 1 + 2 + 2
         assert done.n_labelled == 7
 
 
@@ -480,7 +480,7 @@ def test_a_strategy_of_ones_own_queries_and_is_recorded_by_its_name(tmp_path, mo
 
     train = make_splits().train
     rounds = run(tmp_path, strategy=darkest)
-    queried = [train.ids.index(name) for one in rounds for name in one.queries["image_id"]]
+    queried = [train.ids.index(name) for round_ in rounds for name in round_.queries["image_id"]]
     pool = [i for i in range(11) if i not in rounds[0].labelled.tolist()]
     brightness = train.images.numpy().astype(float).mean((1, 2, 3))
     assert queried == sorted(pool, key=lambda i: brightness[i])[:4]
@@ -737,13 +737,13 @@ def test_the_records_and_their_tables_hold_what_the_rounds_say(undisturbed):
     table = pd.read_json(folder / "rounds.jsonl", lines=True)
     assert tuple(table) == KEYS and table["n_labelled"].tolist() == [4, 6, 8] and table["steps"].tolist() == [1, 2, 2]
     lines = lines_of(folder)
-    assert [line["losses"] for line in lines] == [one.losses.tolist() for one in rounds]
+    assert [line["losses"] for line in lines] == [round_.losses.tolist() for round_ in rounds]
     np.testing.assert_allclose(
-        table["loss"], [one.losses.numpy().mean() for one in rounds], rtol=1e-6
+        table["loss"], [round_.losses.numpy().mean() for round_ in rounds], rtol=1e-6
     )  # one epoch each
     tables = run_tables(lines)
     assert list(tables["rounds"]) == ["round", "n_labelled", "steps", "loss", "val_dice", "tied"]
-    assert tables["rounds"]["val_dice"].tolist() == [one.val_dice for one in rounds]
+    assert tables["rounds"]["val_dice"].tolist() == [round_.val_dice for round_ in rounds]
     queries = tables["queries"]
     assert queries.columns.tolist() == ["round", "image_id", "score", "lesion_area_percent", "rank"]
     assert queries["image_id"].tolist() == list(rounds[-1].labelled_ids[4:])
@@ -751,12 +751,12 @@ def test_the_records_and_their_tables_hold_what_the_rounds_say(undisturbed):
     annotations = tables["annotations"]
     assert tuple(annotations["image_id"]) == rounds[-1].labelled_ids
     assert annotations["round"].tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
-    assert annotations["clicks"].tolist() == [clicks for one in rounds for clicks in one.annotations["clicks"]]
+    assert annotations["clicks"].tolist() == [clicks for round_ in rounds for clicks in round_.annotations["clicks"]]
     assert len(tables["audit"]) == 0  # the human labels everything
     dice, timing = tables["test_dice"], tables["timing"]
     assert tuple(dice["image_id"]) == make_splits().test.ids
     assert dice["dice"].tolist() == rounds[-1].test_dice_per_image.tolist()
-    assert timing["seconds"].tolist() == [seconds for one in rounds for seconds in one.seconds.values()]
+    assert timing["seconds"].tolist() == [seconds for round_ in rounds for seconds in round_.seconds.values()]
     record = json.loads((folder / "run.json").read_text())
     assert record["status"] == "finished" and record["seconds"] == pytest.approx(timing["seconds"].sum())
     assert Experiment(**{k: tuple(v) if isinstance(v, list) else v for k, v in record["experiment"].items()}) == (
@@ -772,7 +772,7 @@ def test_load_runs_and_load_table_read_what_a_run_wrote(undisturbed):
     assert row["val_dice"] == rounds[-1].val_dice and row["test_dice"] == pytest.approx(rounds[-1].test_dice, abs=1e-15)
     assert row["n_labelled"] == 8 and row["steps"] == 5 and row["device"] == "cpu"
     assert row["decoder_channels"] == (16, 16, 16, 16, 16) and row["seconds"] > 0
-    assert load_table(folder, "rounds")["val_dice"].tolist() == [one.val_dice for one in rounds]
+    assert load_table(folder, "rounds")["val_dice"].tolist() == [round_.val_dice for round_ in rounds]
 
 
 def test_the_same_seed_gives_the_same_files_whatever_the_global_random_state(tmp_path, undisturbed):
@@ -788,12 +788,12 @@ def test_the_same_seed_gives_the_same_files_whatever_the_global_random_state(tmp
 
 
 def assert_same_rounds(some, others):
-    for one, other in zip(some, others, strict=True):
-        assert one.labelled_ids == other.labelled_ids and torch.equal(one.labelled, other.labelled)
-        assert torch.equal(one.losses, other.losses)
-        assert torch.equal(one.val_dice_per_image, other.val_dice_per_image)
+    for round_, other in zip(some, others, strict=True):
+        assert round_.labelled_ids == other.labelled_ids and torch.equal(round_.labelled, other.labelled)
+        assert torch.equal(round_.losses, other.losses)
+        assert torch.equal(round_.val_dice_per_image, other.val_dice_per_image)
         for table in ("queries", "annotations", "audit"):
-            pd.testing.assert_frame_equal(getattr(one, table), getattr(other, table))
+            pd.testing.assert_frame_equal(getattr(round_, table), getattr(other, table))
 
 
 def test_a_finished_run_yields_its_rounds_without_training_or_writing(undisturbed, no_training):
@@ -801,7 +801,9 @@ def test_a_finished_run_yields_its_rounds_without_training_or_writing(undisturbe
     times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     again = run(folder)
     assert_same_rounds(again, rounds)
-    assert [one.model is None for one in again] == [one.labels is None for one in again] == [True, True, False]
+    assert (
+        [round_.model is None for round_ in again] == [round_.labels is None for round_ in again] == [True, True, False]
+    )
     for name in ("masks", "human"):
         assert torch.equal(getattr(again[-1].labels, name)[:], getattr(rounds[-1].labels, name)[:])
     assert torch.equal(again[-1].test_dice_per_image, rounds[-1].test_dice_per_image)
@@ -833,7 +835,7 @@ def test_a_run_stopped_after_every_round_keeps_what_was_written_into_its_masks(t
     seen = watched(mode)
     for n_rounds in range(1, 5):
         lives = run_active_learning(seen.experiment, make_splits(), tmp_path, device="cpu", progress=False)
-        again = [one for _, one in zip(range(n_rounds), lives, strict=False)]
+        again = [round_ for _, round_ in zip(range(n_rounds), lives, strict=False)]
     assert_same_rounds(again, seen.rounds)
     assert contents(tmp_path) == contents(seen.folder)
 

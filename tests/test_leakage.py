@@ -67,15 +67,15 @@ def test_the_sets_stay_apart_and_no_image_is_queried_twice(
         for _ in zip(range(n_before), begun, strict=False):  # stopped in the middle
             pass
         rounds = run(folder, experiment, splits, strategy=own)
-    for one, after in pairwise(rounds):
-        queried = one.queries["image_id"].tolist()
-        pool = set(splits.train.ids) - set(one.labelled_ids)
+    for round_, after in pairwise(rounds):
+        queried = round_.queries["image_id"].tolist()
+        pool = set(splits.train.ids) - set(round_.labelled_ids)
         assert set(queried) <= pool and len(set(queried)) == len(queried) == min(query_size, len(pool))
-        assert after.labelled_ids == (*one.labelled_ids, *queried)
-    for one in rounds:
-        assert len(set(one.labelled_ids)) == len(one.labelled_ids)
-        assert set(one.labelled_ids) <= set(splits.train.ids) and not set(one.labelled_ids) & apart
-        assert (one.test_dice is None) == (one is not rounds[-1])
+        assert after.labelled_ids == (*round_.labelled_ids, *queried)
+    for round_ in rounds:
+        assert len(set(round_.labelled_ids)) == len(round_.labelled_ids)
+        assert set(round_.labelled_ids) <= set(splits.train.ids) and not set(round_.labelled_ids) & apart
+        assert (round_.test_dice is None) == (round_ is not rounds[-1])
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from jupyter_client.manager import start_new_kernel
 from test_active_learning import contents, lines_of
 from tiny import assert_as_if_undisturbed, run_kind
@@ -169,6 +170,23 @@ def test_an_interrupt_while_a_state_is_written_is_an_interrupt(tmp_path, monkeyp
         run_kind(tmp_path / str(number), "full")
         assert_as_if_undisturbed(tmp_path / str(number), undisturbed["full"][0])
     tally("Ctrl-C while a state is written", n_interrupts)
+
+
+def test_an_interrupt_within_torchs_optimizer_leaves_gradients_on(tmp_path, monkeypatch, undisturbed, tally):
+    """It switches them off for a step, and a Ctrl-C may come just before it switches them on again."""
+
+    def interrupted(*_, **__):
+        torch.set_grad_enabled(False)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("alutils.loop.fit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_kind(tmp_path, "full")
+    assert torch.is_grad_enabled()
+    run_kind(tmp_path, "full")
+    assert_as_if_undisturbed(tmp_path, undisturbed["full"][0])
+    tally("Ctrl-C in the middle of a training step", 1)
 
 
 def test_a_notebook_interrupted_in_its_own_code_between_two_rounds_goes_on(tmp_path, notebook, undisturbed, tally):
