@@ -167,7 +167,7 @@ def _finished(folder: Path) -> Runs:
 
 
 def _records(folder: Path) -> dict[str, Record]:
-    """Those of the simulated oracle; what a person annotated counts where its own folder is given."""
+    """The records below ``folder``, except of runs that a person annotated, unless ``folder`` is such a run's own."""
     found = {path.parent: read_record(path.parent) for path in sorted(folder.rglob("run.json"))}
     return {
         path.relative_to(folder).as_posix(): record
@@ -193,12 +193,12 @@ def _collected(folder: Path, name: str) -> list[Record]:
 def _tables(runs: Runs) -> dict[str, pd.DataFrame]:
     found: dict[str, list[pd.DataFrame]] = {name: [] for name in ("runs", *TABLES)}
     for run, (record, lines) in runs.items():
-        its = run_tables(lines)
-        found["runs"].append(pd.DataFrame([{"run": run, **_summary(record, its)}]))
-        for name, table in its.items():
-            arm = {"run": run, **{key: record["experiment"][key] for key in ("strategy", "seed")}}
-            found[name].append(pd.DataFrame({**arm, **table}, table.index))
-    return {name: pd.concat(tables, ignore_index=True) for name, tables in found.items()}
+        tables = run_tables(lines)
+        found["runs"].append(pd.DataFrame([{"run": run, **_summary(record, tables)}]))
+        head = {"run": run, **{key: record["experiment"][key] for key in ("strategy", "seed")}}
+        for name, table in tables.items():
+            found[name].append(pd.DataFrame({**head, **table}, table.index))
+    return {name: pd.concat(parts, ignore_index=True) for name, parts in found.items()}
 
 
 def _summary(record: Record, tables: Mapping[str, pd.DataFrame]) -> Record:
@@ -244,13 +244,14 @@ def _settings(records: Mapping[str, Record]) -> pd.DataFrame:
 
 
 def _shown(value: Any) -> str:
-    """A setting as text, the same for what is the same in YAML, in JSON and in Python."""
+    """A setting as text, the same whether it comes from YAML, JSON or Python."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(list(value) if isinstance(value, tuple) else value)
 
 
 def _chosen(settings: pd.DataFrame, only: str | Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of the runs that have the settings ``only``."""
     known = sorted(settings)
     for name, value in parse_settings(only, source="only").items():
         if known and name not in known:
@@ -289,11 +290,9 @@ def _groups(settings: pd.DataFrame, by: Any) -> list[pd.DataFrame]:
 
 
 def _differing(settings: pd.DataFrame, where: str) -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
-    """The settings in which runs differ, each with its values, the most frequent first, and the runs that have it.
+    """The settings that must be equal in "all" runs, in those of a "table" or in those of an "arm", and differ.
 
-    Args:
-        settings: of the runs.
-        where: what is compared: the settings that must be equal in "all" runs, in those of a "table" or of an "arm".
+    Each comes with its values, the most frequent first, and the names of the runs with that value.
     """
     of_an_arm = {"strategy", "annotation", "tau_u", "tau_b", "seed"}
     if "reduction" in settings and set(settings["annotation"] + settings["reduction"]) == {"fullband_mean"}:
