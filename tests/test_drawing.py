@@ -1,5 +1,6 @@
 """What a person draws: only in the band, counted, replayed, saved, read again; and the buttons that do it."""
 
+import contextlib
 import itertools
 import json
 import re
@@ -73,9 +74,8 @@ def test_a_lasso_marks_the_pixels_whose_centres_it_encloses():
     np.testing.assert_array_equal(drawing.mask, expected)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_a_lasso_is_matplotlibs_polygon(seed):
-    rng, size = np.random.default_rng(seed), 64
+def test_a_lasso_is_matplotlibs_polygon():
+    rng, size = np.random.default_rng(0), 64
     angles = np.sort(rng.uniform(0, 2 * np.pi, 12))
     points = (rng.uniform(20, 44, 2) + rng.uniform(5, 40, (12, 1)) * np.c_[np.cos(angles), np.sin(angles)]).round(2)
     drawing = Drawing(make_request(size=size))
@@ -138,10 +138,9 @@ def test_the_effort_of_what_is_taken_back_counts():
     assert (drawing.n_strokes, drawing.pixels_changed, len(drawing.strokes)) == (2, 18, 1)
 
 
-@pytest.mark.parametrize("points", [[(0, 0), (1, float("nan")), (2, 2)], [(0, 0, 0)] * 3, [(0, float("inf"))] * 3])
-def test_what_is_no_polygon_is_refused(points):
-    with pytest.raises(ValueError, match=r"corners must be pairs \(x, y\) of finite numbers"):
-        Drawing(make_request()).lasso(points)
+def test_what_is_no_polygon_is_refused():
+    with pytest.raises(ValueError, match="corners"):
+        Drawing(make_request()).lasso([(0, 0), (1, float("nan")), (2, 2)])
 
 
 def test_time_counts_while_somebody_is_at_work():
@@ -167,10 +166,10 @@ def test_time_counts_while_somebody_is_at_work():
 # Requests
 
 
-names = ["a b", ".", "..", "../a", "a/b", "/etc/passwd", "a\\b", ".hidden", "a\n", "a\0", "C:a", "~a$", "50 %", "é1"]
+NAMES = ["a b", "..", "../a", "/etc/passwd", "a\\b", ".hidden", "a\n", "a\0", "50 %", "é1"]
 
 
-@given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=10) | st.sampled_from(names))
+@given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=10) | st.sampled_from(NAMES))
 def test_every_id_has_a_file_of_its_own_in_the_folder(id):
     stem = file_stem(id)
     assert unquote(stem) == id and re.fullmatch(r"[\w%-][\w%.-]*", stem)
@@ -178,35 +177,22 @@ def test_every_id_has_a_file_of_its_own_in_the_folder(id):
         assert stem == id
 
 
-@pytest.mark.parametrize("id", names)
-def test_a_drawing_of_any_id_is_saved_within_the_folder_and_found_again(id, tmp_path):
-    folder = tmp_path / "drawings"
-    save_one(folder, id)
-    assert len(list(folder.iterdir())) == 2 and list(tmp_path.iterdir()) == [folder]
-    assert read_drawing(folder, id)[0].id == id
-    assert drawing_table(folder)["image_id"].tolist() == [id]
-
-
 @pytest.mark.parametrize("id", ["", "a" * 201, "\udcff"])
 def test_an_id_that_cannot_name_a_file_is_refused(id, tmp_path):
-    with pytest.raises(ValueError, match="cannot name a file"):
-        make_request(id)
-    with pytest.raises(ValueError, match="cannot name a file"):
-        read_drawing(tmp_path, id)
+    for use in (make_request, lambda id: read_drawing(tmp_path, id)):
+        with pytest.raises(ValueError, match="cannot name a file"):
+            use(id)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"image": torch.zeros(3, 8, 8)}, "image must be uint8 of shape"),
-        ({"where": torch.ones(1, 8, 7)}, r"where must be 0 and 1 of shape \(1, 8, 8\)"),
-        ({"start": torch.full((1, 8, 8), 2)}, "start must be 0 and 1"),
-    ],
+    ("name", "wrong"),
+    [("image", torch.zeros(3, 8, 8)), ("where", torch.ones(1, 8, 7)), ("start", torch.full((1, 8, 8), 2))],
 )
-def test_a_request_that_does_not_fit_is_refused(changes, message):
-    fitting = {"image": torch.zeros(3, 8, 8, dtype=torch.uint8), "where": torch.ones(1, 8, 8)}
-    with pytest.raises(ValueError, match=message):
-        Request("a", **{**fitting, "start": torch.zeros(1, 8, 8), **changes})
+def test_a_request_that_does_not_fit_is_refused(name, wrong):
+    mask = torch.zeros(1, 8, 8)
+    fitting = {"image": torch.zeros(3, 8, 8, dtype=torch.uint8), "where": mask, "start": mask}
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        Request("a", **{**fitting, name: wrong})
 
 
 def test_the_models_labels_are_there_outside_of_the_band_and_background_within():
@@ -233,22 +219,23 @@ def save_one(folder, id="a", **options):
 
 
 def test_a_drawing_is_a_png_and_a_json_that_anybody_can_read(tmp_path):
-    drawing = save_one(tmp_path, "ISIC_0.1-b", tau_u=0.25)
-    pixels = np.asarray(PILImage.open(tmp_path / "ISIC_0.1-b.png"))
-    assert pixels.dtype == np.uint8
+    id = "../ISIC_0.1"
+    drawing = save_one(tmp_path / "drawn", id, tau_u=0.25)
+    record, picture = sorted((tmp_path / "drawn").iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["drawn"]
+    assert (record.suffix, picture.suffix) == (".json", ".png") and record.stem == picture.stem == file_stem(id)
+    pixels = np.asarray(PILImage.open(picture))
     expected = np.zeros((8, 8), np.uint8)
     expected[3:6, 2], expected[:, 4:] = 255, 255
     np.testing.assert_array_equal(pixels, expected)
-    record = json.loads((tmp_path / "ISIC_0.1-b.json").read_text())
-    assert {key: record[key] for key in ("id", "mode", "height", "width", "seconds", "n_strokes", "tau_u")} == {
-        "id": "ISIC_0.1-b", "mode": "band", "height": 8, "width": 8, "seconds": 3.5, "n_strokes": 2, "tau_u": 0.25,
-    }  # fmt: skip
-    assert (record["pixels_decided"], record["pixels_changed"]) == (32, 9 - 0 - 3 + 3)
-    assert record["strokes"][0] == {"corners": [list(corner) for corner in SQUARE], "erase": False}
-    assert {file.name for file in tmp_path.iterdir()} == {"ISIC_0.1-b.png", "ISIC_0.1-b.json"}
-    found, mask = read_drawing(tmp_path, "ISIC_0.1-b")
+    says = json.loads(record.read_text())
+    names = ("id", "mode", "height", "width", "seconds", "n_strokes", "pixels_decided", "pixels_changed", "tau_u")
+    assert [says[name] for name in names] == [id, "band", 8, 8, 3.5, 2, 32, 9 - 0 - 3 + 3, 0.25]
+    assert says["strokes"][0] == {"corners": [list(corner) for corner in SQUARE], "erase": False}
+    found, mask = read_drawing(tmp_path / "drawn", id)
     np.testing.assert_array_equal(mask, drawing.mask)
     np.testing.assert_array_equal(replay(drawing.request, found.strokes), mask)
+    assert drawing_table(tmp_path / "drawn")["image_id"].tolist() == [id]
 
 
 def test_a_saved_drawing_can_be_gone_on_with(tmp_path):
@@ -273,59 +260,37 @@ def test_a_drawing_for_other_pixels_is_not_the_one_asked_for(tmp_path):
     assert find_drawing(tmp_path, make_request("b")) is None
 
 
-def damage(folder, how):
-    png, record = folder / "a.png", folder / "a.json"
-    match how:
-        case "size":
-            PILImage.new("L", (8, 9)).save(png)
-        case "colour":
-            PILImage.new("RGB", (8, 8)).save(png)
-        case "grey":
-            PILImage.new("L", (8, 8), 128).save(png)
-        case "other":
-            PILImage.new("L", (8, 8), 255).save(png)
-        case "half":
-            png.write_bytes(png.read_bytes()[:-30])
-        case "text":
-            png.write_text("no picture")
-        case "gone":
-            png.unlink()
-        case "json":
-            record.write_text(record.read_text()[:40])
-        case "binary":
-            record.write_bytes(b"\xff\xfe")
-        case "list":
-            record.write_text("[]")
-        case "renamed":
-            record.write_text(record.read_text().replace('"id":"a"', '"id":"b"'))
-        case "negative":
-            record.write_text(record.read_text().replace('"seconds":3.5', '"seconds":-1'))
+def replace_text(old, new):
+    return lambda path: path.write_text(path.read_text().replace(old, new))
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("suffix", "damage"),
     [
-        ("size", r"a\.png is a picture of shape \(9, 8\), not \(8, 8\)"),
-        ("colour", r"a\.png is a picture of shape \(8, 8, 3\), not \(8, 8\) and grey"),
-        ("grey", r"a\.png is not a mask: it has other values than 0 and 255"),
-        ("other", r"a\.png is not the mask that a\.json was saved with"),
-        ("half", r"a\.png cannot be read"),
-        ("text", r"a\.png cannot be read"),
-        ("gone", r"a\.png cannot be read"),
-        ("json", r"a\.json is not the record of a drawing"),
-        ("binary", r"a\.json cannot be read"),
-        ("list", r"a\.json is not the record of a drawing"),
-        ("renamed", r"a\.json is the record of another image, 'b'"),
-        ("negative", r"a\.json is not the record of a drawing \(seconds: "),
+        (".png", PILImage.new("L", (8, 9)).save),  # another size
+        (".png", PILImage.new("L", (8, 8), 255).save),  # another mask
+        (".png", lambda path: path.write_bytes(path.read_bytes()[:-30])),
+        (".png", lambda path: path.unlink()),
+        (".json", lambda path: path.write_bytes(b"\xff\xfe")),
+        (".json", replace_text('"id":"a"', '"id":"b"')),
+        (".json", replace_text('"seconds":3.5', '"seconds":-1')),
     ],
 )
-def test_damaged_files_are_refused_by_name_with_the_remedy(tmp_path, how, message):
+def test_damaged_files_are_refused_by_name_with_the_remedy(tmp_path, suffix, damage):
     request = save_one(tmp_path).request
-    damage(tmp_path, how)
+    damage(tmp_path / f"a{suffix}")
     for read in (lambda: read_drawing(tmp_path, "a"), lambda: find_drawing(tmp_path, request)):
-        with pytest.raises(DataError, match=message) as refused:
+        with pytest.raises(DataError, match=rf"a\{suffix} cannot be used .*draw the image again"):
             read()
-        assert "draw the image again" in str(refused.value)
+
+
+def test_no_flipped_bit_of_the_picture_changes_the_mask_unnoticed(tmp_path):
+    drawing, path = save_one(tmp_path), tmp_path / "a.png"
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+        with contextlib.suppress(DataError):
+            np.testing.assert_array_equal(read_drawing(tmp_path, "a")[1], drawing.mask)
 
 
 def test_the_table_has_what_was_recorded_and_dice_where_the_truth_is_known(tmp_path):
