@@ -418,6 +418,16 @@ def test_a_lasso_released_outside_of_the_canvas_is_neither_lost_nor_sticks_to_th
     assert annotator.drawing.n_strokes == (1 if sign == "save" else 2)  # the next one is a whole one
 
 
+def test_a_lasso_goes_with_the_image_that_it_was_drawn_on(tmp_path):
+    annotator = make_annotator(tmp_path)
+    release_outside(annotator, [(10.5, 10.5), (20.5, 10.5), (20.5, 80)])
+    annotator.save()  # by a line of code
+    send(annotator.panel.canvas, "button_release", 30, 5)
+    assert annotator.position == 1 and not any(drawing.strokes for drawing in annotator.drawings)
+    drag(annotator, [(2, 2), (6, 2), (6, 6)])
+    assert annotator.drawing.n_strokes == 1
+
+
 def test_what_is_changed_after_saving_is_not_called_saved(tmp_path):
     annotator = make_annotator(tmp_path, n=1)
     for change in (lambda: annotator.lasso(SQUARE), annotator.undo, lambda: annotator.lasso(SQUARE), annotator.clear):

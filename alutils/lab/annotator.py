@@ -243,7 +243,7 @@ class _Lasso:
     def finish(self) -> None:
         """End the line where it is, if there is one."""
         corners, self._corners = self._corners, []
-        if corners:
+        if corners and self._line in self._axes.lines:  # otherwise it went with the image that it was drawn on
             self._line.remove()
             self._done(corners)
 
