@@ -56,7 +56,6 @@ from alutils.runs.own_code import code_checksum, function_name
 from alutils.system.checks import ConfigError, did_you_mean, expanded
 from alutils.system.device import (
     check_compiler,
-    check_deterministic,
     deterministic_algorithms,
     memory_for,
     resolve_device,
@@ -153,7 +152,6 @@ def run_active_learning(
         expanded("output_dir", output_dir),
         _identity(experiment, splits, strategy, network or unet_for, initial, oracle),
     )
-    check_deterministic(initial, experiment, torch_device)
     initial = initial.to(torch_device)
     splits = splits.placed(torch_device)
     with memory_for("image_size: the masks and what the run had labelled", "take another device", torch_device):
@@ -188,7 +186,7 @@ def _loop(
     while not state.finished:
         try:
             with (
-                deterministic_algorithms(plan.experiment),
+                deterministic_algorithms(plan.experiment.deterministic),
                 memory_for("query_size: the images of a query and their labels", remedy, device),
             ):
                 done = _one_round(plan, splits, oracle, initial, state, folder, strategy, progress)
