@@ -95,7 +95,7 @@ def test_the_labelled_set_grows_as_the_experiment_says_by_queries_from_the_pool(
     _, rounds = undisturbed
     experiment, ids = make_experiment(), make_splits().train.ids
     assert tuple(one.n_labelled for one in rounds) == experiment.labelled_per_round == (4, 6, 8)
-    assert tuple(len(one.losses) for one in rounds) == experiment.steps_per_round
+    assert tuple(len(one.losses) for one in rounds) == tuple(map(experiment.steps_for, experiment.labelled_per_round))
     assert sum(len(one.losses) for one in rounds) == experiment.n_training_steps
     assert [one.number for one in rounds] == [0, 1, 2]
     for one, after in pairwise(rounds):

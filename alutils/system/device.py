@@ -35,15 +35,11 @@ class Compute(NamedTuple):
 
 
 def set_up_model(model: nn.Module, precision: str = "auto", *, compile: bool = False) -> Compute:
-    """Bring ``model`` into the layout that is fastest on its device, and say how to compute with it.
+    """Bring ``model`` into the layout that is fastest on its device, and return how to compute with it.
 
-    The layout is channels-last for half precision on any device, and for float32 on a CPU. It does not depend on a
-    measurement, which would change with the load of the machine, and the results with it.
-
-    Args:
-        model: on the device where it is to run.
-        precision: see :func:`working_dtype`.
-        compile: whether to compile the model, once, at its next pass.
+    The layout is channels-last for half precision, and for float32 on a CPU. It is not chosen by a measurement, which
+    would change with the load of the machine, and the results with it. With ``compile`` the model is compiled, once, at
+    its next pass; ``precision`` is that of :func:`working_dtype`.
 
     >>> set_up_model(nn.Conv2d(3, 1, 1), "float32").dtype
     torch.float32
@@ -63,7 +59,7 @@ def set_up_model(model: nn.Module, precision: str = "auto", *, compile: bool = F
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that a pass through the network frees, for the next pass; whether it does.
+    """Let this process keep the memory that a pass through the network frees, and return whether it does.
 
     The GNU C library returns large blocks to the system at once and fetches them again page by page for every layer,
     which takes a fifth of the time at 512 x 512 (``benchmarks/allocator.py``). Other C libraries are left alone.
@@ -79,7 +75,7 @@ def keep_freed_memory() -> bool:
 def keep_to_own_cores() -> None:
     """Limit torch's threads to the cores that this process may use, unless ``OMP_NUM_THREADS`` is set.
 
-    By itself torch heeds the CPU affinity, but not a container's quota; there its threads would wait for each other.
+    torch itself respects the CPU affinity, but not a container's quota; there its threads would wait for each other.
     """
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > usable_cores():
         torch.set_num_threads(usable_cores())
@@ -108,12 +104,10 @@ def working_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
 def resolve_device(name: str = "auto", *, deterministic: bool = False) -> torch.device:
     """The device called ``name``: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
 
-    Args:
-        name: see above.
-        deterministic: whether CUDA must be able to repeat itself. That is decided when CUDA starts in this process.
+    With ``deterministic`` CUDA is started so that it can repeat itself to the bit.
 
     Raises:
-        ConfigError: if there is no such device here, or ``deterministic`` comes too late.
+        ConfigError: if there is no such device here, or CUDA has already started without what ``deterministic`` needs.
 
     >>> resolve_device("cpu")
     device(type='cpu')
@@ -182,16 +176,11 @@ def to_device(batch: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def within_memory(work: Callable[[int], Any], n: int, setting: str, device: torch.device) -> Any:
-    """What ``work(n)`` returns, or an error with a smaller ``n`` if the device's memory is too small for ``n`` images.
-
-    Args:
-        work: a function of the number of images.
-        n: number of images.
-        setting: the setting to reduce, for the message.
-        device: where ``work`` computes.
+    """What ``work(n)`` returns for a batch of ``n`` images.
 
     Raises:
-        OutOfMemory: naming the first of n/2, n/4, ... that fits; they are tried.
+        OutOfMemory: if the memory of ``device`` is too small. The message names the ``setting`` to reduce and the first
+            of n/2, n/4, ... that fits; these are tried.
 
     >>> within_memory(torch.ones, 2, "batch_size", torch.device("cpu"))
     tensor([1., 1.])
