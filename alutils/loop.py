@@ -40,7 +40,6 @@ from alutils.runs.folder import RunFolder
 from alutils.system.checks import expanded
 from alutils.system.device import (
     check_compiler,
-    check_deterministic,
     deterministic_algorithms,
     memory_for,
     resolve_device,
@@ -120,7 +119,6 @@ def run_active_learning(
     initial = build_network(network, experiment, strategy)
     identity = run_identity(experiment, splits, strategy, network, initial, oracle)
     folder = RunFolder(expanded("output_dir", output_dir), identity)
-    check_deterministic(initial, experiment, torch_device)
     initial, splits, once = initial.to(torch_device), splits.placed(torch_device), len(plan.sizes) == 1
     with memory_for("image_size: the masks and what the run had labelled", "take another device", torch_device):
         oracle = Oracle(splits.train.masks) if oracle is None else oracle.to(torch_device)
@@ -161,7 +159,7 @@ class _Run:
         seconds, start = draft.line["seconds"], time.perf_counter()
         with (
             torch.enable_grad(),  # restores what a Ctrl-C within torch's optimizer leaves switched off
-            deterministic_algorithms(self.experiment),
+            deterministic_algorithms(self.experiment.deterministic),
             memory_for("query_size: the images of a query and their labels", remedy, device),
         ):
             yield

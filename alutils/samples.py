@@ -15,7 +15,7 @@ from alutils.data.splits import ImageView, images_at
 from alutils.experiment import Computing, Experiment
 from alutils.sampler import decoder_sampler
 from alutils.system.checks import ConfigError
-from alutils.system.device import deterministic_algorithms, memory_for, prepare, to_device, within_memory
+from alutils.system.device import deterministic_algorithms, memory_for, set_up_model, to_device, within_memory
 from alutils.system.seeding import make_generator, seeded
 from alutils.uncertainty import binary_entropy
 
@@ -72,11 +72,11 @@ def mc_dropout_maps(
     n_samples = experiment.mc_samples if n_samples is None else n_samples
     if n_samples < 2:
         raise ConfigError(f"n_samples: eq. 3 needs at least 2 predictions, got {n_samples}")
-    compute = prepare(model, experiment)
+    compute = set_up_model(model, experiment.precision, compile=experiment.compile)
     shape = (len(images), 1, *images.shape[2:])
     mean, squares, mean_entropy = (torch.zeros(shape, device=compute.device) for _ in range(3))
     with (
-        deterministic_algorithms(experiment),
+        deterministic_algorithms(experiment.deterministic),
         _dropout_only(model),
         seeded(generator, compute.device),
         torch.inference_mode(),

@@ -104,7 +104,9 @@ def test_the_labelled_set_grows_as_the_experiment_says_by_queries_from_the_pool(
     _, rounds = undisturbed
     experiment, ids = make_experiment(), make_splits().train.ids
     assert tuple(round_.n_labelled for round_ in rounds) == experiment.labelled_per_round == (4, 6, 8)
-    assert tuple(len(round_.losses) for round_ in rounds) == experiment.steps_per_round
+    assert tuple(len(round_.losses) for round_ in rounds) == tuple(
+        map(experiment.steps_for, experiment.labelled_per_round)
+    )
     assert sum(len(round_.losses) for round_ in rounds) == experiment.n_training_steps
     assert [round_.number for round_ in rounds] == [0, 1, 2]
     for round_, after in pairwise(rounds):

@@ -19,13 +19,13 @@ from IPython.core.inputtransformer2 import TransformerManager
 from alutils.data.isic2018 import load_isic2018
 from alutils.data.splits import Splits
 from alutils.data.synthetic import make_synthetic
-from alutils.experiment import PROFILES_DIR, Experiment
+from alutils.experiment import Experiment
 from alutils.system.checks import ConfigError, check_text, did_you_mean, expanded
 from alutils.system.device import resolve_device
 from alutils.system.files import replacing
 from alutils.system.settings import parse_settings
 
-ROOT = PROFILES_DIR.parent
+ROOT = Path(__file__).resolve().parents[2]
 RUNS_DIR = expanded("ALUTILS_RUNS", os.environ.get("ALUTILS_RUNS") or ROOT / "runs")
 FIGURES_DIR = expanded("ALUTILS_FIGURES", os.environ.get("ALUTILS_FIGURES") or ROOT / "figures")
 RESULTS_DIR = ROOT / "results"
