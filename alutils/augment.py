@@ -7,26 +7,22 @@ itself; the tests compare it with torchvision's functions image by image.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from alutils.experiment import Experiment
+from alutils.experiment import Augmentation, Computing, Training
 from alutils.system.device import to_device
 
 _LUMA = (0.2989, 0.587, 0.114)  # weights of red, green and blue in torchvision's grey
 
 
-@dataclass(frozen=True)
-class AugmentParameters:
+class AugmentParameters(NamedTuple):
     """What is done to each image of a batch. Every tensor has shape (N,).
 
-    Args:
-        angle: rotation, degrees, counter-clockwise.
-        horizontal_flip, vertical_flip: bool, applied before the rotation.
-        brightness, contrast, saturation: factors, applied in this order; 1 leaves the image as it is.
-        blur_sigma: standard deviation of the Gaussian blur, pixels.
+    The angle is counter-clockwise, in degrees; the flips, bool, come before the rotation. Brightness, contrast and
+    saturation are factors, applied in this order; 1 leaves the image as it is. The blur's sigma is in pixels.
     """
 
     angle: torch.Tensor
@@ -37,23 +33,13 @@ class AugmentParameters:
     saturation: torch.Tensor
     blur_sigma: torch.Tensor
 
-    def to(self, device: torch.device) -> AugmentParameters:
-        """The same parameters on ``device``, in a single copy."""
-        table = to_device(torch.stack([getattr(self, field.name).float() for field in fields(self)]), device)
-        columns = dict(zip((field.name for field in fields(self)), table, strict=True))
-        flips = {name: columns[name] > 0 for name in ("horizontal_flip", "vertical_flip")}
-        return AugmentParameters(**{**columns, **flips})
 
-
-def draw_parameters(n: int, experiment: Experiment, generator: torch.Generator) -> AugmentParameters:
+def draw_parameters(n: int, augmentation: Augmentation, generator: torch.Generator) -> AugmentParameters:
     """Draw the parameters of ``n`` images, uniformly in the ranges of section IV-D.
 
-    Args:
-        n: images in the batch.
-        experiment: its augmentation settings.
-        generator: on the CPU, so that a seed gives the same augmentation on every device.
+    The generator is one of the CPU, so that a seed gives the same augmentation on every device.
 
-    >>> parameters = draw_parameters(4, Experiment(), torch.Generator().manual_seed(0))
+    >>> parameters = draw_parameters(4, Augmentation(), torch.Generator().manual_seed(0))
     >>> bool(parameters.angle.abs().max() <= 30), parameters.brightness.shape
     (True, torch.Size([4]))
     """
@@ -62,13 +48,13 @@ def draw_parameters(n: int, experiment: Experiment, generator: torch.Generator) 
         return low + (high - low) * torch.rand(n, generator=generator)
 
     return AugmentParameters(
-        angle=uniform(-experiment.rotation, experiment.rotation),
-        horizontal_flip=uniform(0, 1) < experiment.horizontal_flip,
-        vertical_flip=uniform(0, 1) < experiment.vertical_flip,
-        brightness=uniform(1 - experiment.brightness, 1 + experiment.brightness),
-        contrast=uniform(1 - experiment.contrast, 1 + experiment.contrast),
-        saturation=uniform(1 - experiment.saturation, 1 + experiment.saturation),
-        blur_sigma=uniform(experiment.blur_sigma_min, experiment.blur_sigma_max),
+        angle=uniform(-augmentation.rotation, augmentation.rotation),
+        horizontal_flip=uniform(0, 1) < augmentation.horizontal_flip,
+        vertical_flip=uniform(0, 1) < augmentation.vertical_flip,
+        brightness=uniform(1 - augmentation.brightness, 1 + augmentation.brightness),
+        contrast=uniform(1 - augmentation.contrast, 1 + augmentation.contrast),
+        saturation=uniform(1 - augmentation.saturation, 1 + augmentation.saturation),
+        blur_sigma=uniform(augmentation.blur_sigma_min, augmentation.blur_sigma_max),
     )
 
 
@@ -88,70 +74,60 @@ def apply_parameters(
         rotation brings in from outside the picture are black, and background.
 
     >>> images, masks = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.ones(2, 1, 8, 8, dtype=torch.uint8)
-    >>> parameters = draw_parameters(2, Experiment(), torch.Generator().manual_seed(0))
+    >>> parameters = draw_parameters(2, Augmentation(), torch.Generator().manual_seed(0))
     >>> new_images, new_masks = apply_parameters(images, masks, parameters)
     >>> new_images.shape, new_masks.unique().tolist()
     (torch.Size([2, 3, 8, 8]), [0, 1])
     """
-    p = parameters.to(images.device)
+    p = AugmentParameters(*to_device(torch.stack([values.float() for values in parameters]), images.device))
+    brightness, contrast, saturation = (values.view(-1, 1, 1, 1) for values in (p.brightness, p.contrast, p.saturation))
     grid = F.affine_grid(_inverse_motion(p, *images.shape[2:]), list(images.shape), align_corners=False)
     x = F.grid_sample(images.float() / 255, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     y = F.grid_sample(masks.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False).to(masks.dtype)
-
-    def factor(values: torch.Tensor) -> torch.Tensor:
-        return values.view(-1, 1, 1, 1)
-
-    x = (x * factor(p.brightness)).clamp(0, 1)
-    x = _blend(x, _grey(x).mean((1, 2, 3), keepdim=True), factor(p.contrast))
-    x = _blend(x, _grey(x), factor(p.saturation))
+    x = (x * brightness).clamp(0, 1)
+    x = _blend(x, _grey(x).mean((1, 2, 3), keepdim=True), contrast)
+    x = _blend(x, _grey(x), saturation)
     return _blur(x, p.blur_sigma, blur_kernel), y
 
 
-def normalize(images: torch.Tensor, experiment: Experiment) -> torch.Tensor:
+def normalize(images: torch.Tensor, computing: Computing) -> torch.Tensor:
     """What the network sees: ``(image - mean) / SD`` for each channel (section IV-D).
 
     Args:
         images: uint8, 0 to 255, or float, 0 to 1, shape (N, 3, H, W).
-        experiment: with ``normalize_mean`` and ``normalize_std``.
+        computing: the settings ``normalize_mean`` and ``normalize_std``.
 
-    >>> normalize(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8), Experiment()).flatten().tolist()[0]
+    >>> normalize(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8), Computing()).flatten().tolist()[0]
     2.24...
     """
     x = images if images.is_floating_point() else images.float() / 255
-    mean = torch.tensor(experiment.normalize_mean, device=x.device).view(1, 3, 1, 1)
-    std = torch.tensor(experiment.normalize_std, device=x.device).view(1, 3, 1, 1)
+    mean = torch.tensor(computing.normalize_mean, device=x.device).view(1, 3, 1, 1)
+    std = torch.tensor(computing.normalize_std, device=x.device).view(1, 3, 1, 1)
     return (x - mean) / std
 
 
 def augment(
-    images: torch.Tensor, masks: torch.Tensor, experiment: Experiment, generator: torch.Generator
+    images: torch.Tensor, masks: torch.Tensor, training: Training, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Augment a batch with newly drawn parameters and normalize it for the network.
 
-    Args:
-        images: uint8, (N, 3, H, W).
-        masks: uint8, (N, C, H, W), one or more masks per image, 0 and 1.
-        experiment: its augmentation settings, ``normalize_mean`` and ``normalize_std``.
-        generator: on the CPU.
-
-    Returns:
-        The images, float32, normalized, and the masks, uint8.
+    The arguments are those of :func:`apply_parameters` and :func:`draw_parameters`. It returns the images, float32,
+    normalized, and the masks, uint8.
 
     >>> images, masks = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.ones(2, 1, 8, 8, dtype=torch.uint8)
-    >>> augment(images, masks, Experiment(), torch.Generator().manual_seed(0))[0].shape
+    >>> augment(images, masks, Training(), torch.Generator().manual_seed(0))[0].shape
     torch.Size([2, 3, 8, 8])
     """
-    parameters = draw_parameters(len(images), experiment, generator)
-    x, y = apply_parameters(images, masks, parameters, blur_kernel=experiment.blur_kernel)
-    return normalize(x, experiment), y
+    parameters = draw_parameters(len(images), training, generator)
+    x, y = apply_parameters(images, masks, parameters, blur_kernel=training.blur_kernel)
+    return normalize(x, training), y
 
 
 def _inverse_motion(p: AugmentParameters, height: int, width: int) -> torch.Tensor:
     """Where each output pixel comes from, affine (N, 2, 3), in coordinates of -1 to 1: rotation undone, then flips."""
     radians = torch.deg2rad(p.angle)
     cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
-    flip_x = 1 - 2 * p.horizontal_flip.float()
-    flip_y = 1 - 2 * p.vertical_flip.float()
+    flip_x, flip_y = 1 - 2 * p.horizontal_flip, 1 - 2 * p.vertical_flip
     x_row = torch.stack([cos * flip_x, -sin * flip_x * (height / width), zero], 1)
     y_row = torch.stack([sin * flip_y * (width / height), cos * flip_y, zero], 1)
     return torch.stack([x_row, y_row], 1)

@@ -12,18 +12,21 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from alutils.system.checks import ConfigError, did_you_mean, expanded, shown
 from alutils.system.settings import parse_settings
 
-PROFILES_DIR = Path(__file__).resolve().parent.parent / "profiles"
+_PACKAGE = Path(__file__).resolve().parent
+PROFILES_DIR = _PACKAGE.parent / "profiles" if (_PACKAGE.parent / "profiles").is_dir() else _PACKAGE / "profiles"
+"""In the project beside the package, in an installed wheel inside it."""
 
+_MOST = 1_000_000  # images, rounds or epochs: more is a slip of the pen, and would fill the memory with numbers
 _from_list = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)  # YAML has no tuples
-_Counts = Annotated[tuple[int, int, int], _from_list]
-_Colour = Annotated[tuple[float, float, float], _from_list]
-_Filters = Annotated[tuple[int, int, int, int, int], _from_list]
-DegenerateMasks = Literal["warn", "error", "keep"]
+_Count = Annotated[int, Field(ge=1, le=_MOST)]
+_Counts = Annotated[tuple[_Count, _Count, _Count], _from_list]
+_Filter = Annotated[int, Field(ge=1, le=4096)]
+_Filters = Annotated[tuple[_Filter, _Filter, _Filter, _Filter, _Filter], _from_list]
+_Positive = Annotated[float, Field(gt=0)]
 _Share = Annotated[float, Field(ge=0, le=1)]
+DegenerateMasks = Literal["warn", "error", "keep"]
 
 _G = TypeVar("_G", bound="_Settings")
-_MOST = 1_000_000
-"""Of images, rounds, epochs: more is a slip of the pen, and would fill the memory with lists of numbers."""
 
 
 class _Settings(BaseModel):
@@ -50,21 +53,15 @@ class Pictures(_Settings):
         description="masks of photographs that show no lesion or nothing else: load them, named or not, or refuse",
     )
 
-    @model_validator(mode="after")
-    def _check_counts(self) -> Self:
-        return _check_each(self, "n_synthetic", _MOST)
-
 
 class Acquisition(_Settings):
     """Which images are queried, and how many (section IV-D).
 
-    36 queries, because 10 epochs x the sum of 4 to 40 batches = 8140 steps (footnote 6).
+    The default is 36 queries, because 10 epochs x the sum of 4 to 40 batches = 8140 steps (footnote 6).
     """
 
-    cold_start: int = Field(
-        128, ge=1, le=_MOST, description="images drawn at random and fully annotated before the first round"
-    )
-    query_size: int = Field(32, ge=1, le=_MOST, description="images queried after each training")
+    cold_start: _Count = Field(128, description="images drawn at random and fully annotated before the first round")
+    query_size: _Count = Field(32, description="images queried after each training")
     n_queries: int = Field(36, ge=0, le=_MOST, description="queries after the cold start (Table I: 36; Table II: 20)")
     strategy: str = Field("least_confidence", min_length=1, description="how images are queried, see alutils.queries")
     reduction: Literal["sum", "mean", "median", "top_k", "band_mean"] = Field(
@@ -74,11 +71,11 @@ class Acquisition(_Settings):
 
     @property
     def labelled_per_round(self) -> tuple[int, ...]:
-        """Images in the labelled set at each training: the cold start, then one query more each time."""
+        """Images in the labelled set at each training: the cold start, then one more query each time."""
         return tuple(self.cold_start + k * self.query_size for k in range(self.n_queries + 1))
 
     def labelled_among(self, n_train: int) -> tuple[int, ...]:
-        """:attr:`labelled_per_round` where there are ``n_train`` images: the round that has all of them is the last.
+        """:attr:`labelled_per_round` for a training set of ``n_train`` images: the round with all of them is the last.
 
         >>> Acquisition(cold_start=4, query_size=2, n_queries=9).labelled_among(7)
         (4, 6, 7)
@@ -109,15 +106,11 @@ class Network(_Settings):
     skip_convolutions: bool = Field(True, description="1x1 convolution + batch norm + ReLU on skips and bottleneck")
     dropout: float = Field(0.5, ge=0, lt=1, description="share of the bottleneck's activations dropped")
 
-    @model_validator(mode="after")
-    def _check_channels(self) -> Self:
-        return _check_each(self, "decoder_channels", 4096)
-
 
 class Computing(_Settings):
-    """What every pass of images through the network depends on."""
+    """What every pass of images through the network depends on (the normalization: section IV-D)."""
 
-    batch_size: int = Field(32, ge=1, le=_MOST)
+    batch_size: _Count = 32
     precision: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="auto: bfloat16 autocast where the device has instructions for it, float16 on other GPUs"
     )
@@ -125,14 +118,12 @@ class Computing(_Settings):
         False, description="on a GPU, only algorithms that repeat themselves to the bit; on a CPU all do"
     )
     compile: bool = Field(False, description="torch.compile the network: a minute's start, so for long runs on a GPU")
-    normalize_mean: _Colour = Field((0.485, 0.456, 0.406), description="red, green, blue, of values in 0..1")
-    normalize_std: _Colour = Field((0.229, 0.224, 0.225), description="red, green, blue, of values in 0..1")
-
-    @model_validator(mode="after")
-    def _check_std(self) -> Self:
-        if min(self.normalize_std) <= 0:
-            raise ValueError(f"normalize_std: each must be above 0, got {self.normalize_std}")
-        return self
+    normalize_mean: Annotated[tuple[float, float, float], _from_list] = Field(
+        (0.485, 0.456, 0.406), description="red, green, blue, of values in 0..1"
+    )
+    normalize_std: Annotated[tuple[_Positive, _Positive, _Positive], _from_list] = Field(
+        (0.229, 0.224, 0.225), description="red, green, blue, of values in 0..1"
+    )
 
 
 class Augmentation(_Settings):
@@ -162,7 +153,7 @@ class Augmentation(_Settings):
 class Training(Augmentation, Computing):
     """One training on the labelled set (section IV-D)."""
 
-    epochs: int = Field(10, ge=1, le=_MOST, description="passes over the labelled set in each round")
+    epochs: _Count = Field(10, description="passes over the labelled set in each round")
     learning_rate: float = Field(0.01, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(0.0001, ge=0)
@@ -171,7 +162,7 @@ class Training(Augmentation, Computing):
     fine_tune: bool = Field(True, description="each round starts from the last round's weights; false: from scratch")
 
     def steps_for(self, n_labelled: int) -> int:
-        """Optimizer steps of a training on so many images: epochs times the batches, an incomplete one counted.
+        """Optimizer steps of a training on ``n_labelled`` images: epochs times batches; an incomplete batch counts.
 
         >>> Training(epochs=10, batch_size=32).steps_for(40)
         20
@@ -182,9 +173,9 @@ class Training(Augmentation, Computing):
 class Experiment(Training, Network, Labelling, Acquisition, Pictures):
     """Every setting of a run; the defaults are the values of section IV-D and of the readings of the paper.
 
-    It is all groups of settings in one, so that a function that takes one group takes an experiment too. The groups
-    alone are ``experiment.pictures``, ``.acquisition``, ``.labelling``, ``.network``, ``.computing``, ``.augmentation``
-    and ``.training``, which has the two before it. ``profiles/paper.yaml`` lists all settings.
+    An experiment is each group of settings at once, so that a function that takes a group takes an experiment too. A
+    group alone is ``experiment.pictures``, ``.acquisition``, ``.labelling``, ``.network``, ``.computing``,
+    ``.augmentation`` or ``.training`` (which includes the two before it). ``profiles/paper.yaml`` lists all settings.
 
     Raises:
         ConfigError: for an unknown name (the nearest valid one is suggested), a wrong type or a value out of range.
@@ -217,12 +208,12 @@ class Experiment(Training, Network, Labelling, Acquisition, Pictures):
 
     @classmethod
     def from_profile(cls, profile: str | Path = "paper", /, **overrides: Any) -> Experiment:
-        """The settings of a profile, some of them changed.
+        """The settings of a profile, with ``overrides`` in place of some.
 
         Args:
-            profile: the name of a file in ``profiles/`` ("quick", "paper") or the path of a YAML file; what the file
-                leaves out keeps the paper's value.
-            **overrides: settings that take precedence over the file's.
+            profile: the name of a file in ``profiles/`` ("quick", "paper") or the path of a YAML file. Settings that
+                the file leaves out keep the paper's values.
+            **overrides: settings by name.
 
         Raises:
             ConfigError: if there is no such profile, the file is not a YAML mapping, or a setting cannot be used.
@@ -238,14 +229,9 @@ class Experiment(Training, Network, Labelling, Acquisition, Pictures):
             raise ConfigError(f"profile {path}{' with overrides' if overrides else ''}: {error}") from None
 
     @property
-    def steps_per_round(self) -> tuple[int, ...]:
-        """Optimizer steps of each training, as :meth:`steps_for` counts them."""
-        return tuple(map(self.steps_for, self.labelled_per_round))
-
-    @property
     def n_training_steps(self) -> int:
-        """Optimizer steps over all rounds, where the pool lasts (the paper: 8140, footnote 6)."""
-        return sum(self.steps_per_round)
+        """Optimizer steps over all rounds, provided that the pool lasts (the paper: 8140, footnote 6)."""
+        return sum(map(self.steps_for, self.labelled_per_round))
 
 
 ANNOTATION_MODES: tuple[str, ...] = get_args(Experiment.model_fields["annotation"].annotation)
@@ -255,22 +241,15 @@ TAU_U, TAU_B = (0.125, 0.25, 0.375), (0.25, 0.5, 0.75)
 
 
 def same_run(tau_u: float, tau_b: float) -> tuple[float, float]:
-    """The thresholds that stand for all that write the same masks in mode partial.
+    """The thresholds that represent all pairs that write the same masks in mode partial.
 
-    A pixel with p from ``0.5 - tau_u`` to ``0.5 + tau_u`` is the human's, so that it does not matter from which p in
-    between the model would call it lesion: there, 0.5 stands for every tau_b.
+    The human labels the pixels with p from ``0.5 - tau_u`` to ``0.5 + tau_u``. A tau_b in that range decides about no
+    pixel, and 0.5 stands for all of them.
 
     >>> same_run(0.25, 0.75), same_run(0.125, 0.75)
     ((0.25, 0.5), (0.125, 0.75))
     """
     return (tau_u, 0.5) if abs(0.5 - tau_b) <= tau_u else (tau_u, tau_b)
-
-
-def _check_each(settings: _G, name: str, most: int) -> _G:
-    counts = getattr(settings, name)
-    if min(counts) < 1 or max(counts) > most:
-        raise ValueError(f"{name}: each must be at least 1 and at most {most}, got {shown(counts)}")
-    return settings
 
 
 def _profile_path(profile: str | Path) -> Path:
@@ -293,7 +272,7 @@ def _read_text(path: Path) -> str:
 
 
 def _explain(error: ValidationError, kind: type[_Settings]) -> str:
-    """Pydantic's findings, a line a setting."""
+    """Pydantic's findings, one line per setting."""
     lines = ["the experiment's settings cannot be used:"]
     for found in error.errors():
         name = str(found["loc"][0]) if found["loc"] else ""

@@ -16,10 +16,10 @@ from alutils.system.weights import fetching, load_encoder, verify_download, weig
 
 
 class UNet(smp.Unet):
-    """``smp.Unet`` with a 1x1 convolution, batch norm and ReLU on every skip and on the bottleneck.
+    """``smp.Unet`` with a 1x1 convolution, batch norm and ReLU on every skip and on the bottleneck, then dropout there.
 
-    Dropout follows on the bottleneck. ``forward`` is ``decode(encode(images))``. Only ``decode`` draws random numbers,
-    so that Monte Carlo dropout encodes a batch once and decodes it N times (eq. 3).
+    ``forward`` is ``decode(encode(images))``. Only ``decode`` draws random numbers, so that Monte Carlo dropout encodes
+    a batch once and decodes it N times (eq. 3).
     """
 
     def __init__(self, *, skip_convolutions: bool = True, dropout: float = 0.5, **unet: object) -> None:
@@ -60,8 +60,8 @@ def build_unet(
 
     Args:
         encoder: any encoder name of segmentation-models-pytorch.
-        encoder_weights: a name for which the library has weights ("imagenet": fetched from its hub, then cached), the
-            path of a file with the encoder's own key names (torchvision's for ResNets), or None for random weights.
+        encoder_weights: "imagenet" or another name that the library has (fetched from its hub, then cached), the path
+            of a file with the encoder's own key names (torchvision's for ResNets), or None for random weights.
         decoder_channels: filters of the five decoder stages, from the bottleneck up.
         skip_convolutions: False leaves the 1x1 convolutions out, which gives a plain ``smp.Unet`` with dropout.
         dropout: share of the bottleneck's activations that are dropped, 0 <= dropout < 1.
@@ -79,39 +79,24 @@ def build_unet(
     >>> model(torch.zeros(2, 3, 64, 64)).shape
     torch.Size([2, 1, 64, 64])
     """
-    known = encoder_weights in weight_names(encoder)
-    with seeded(make_generator(seed)), fetching(encoder, encoder_weights) if known else nullcontext():
-        model = UNet(
-            encoder_name=encoder,
-            encoder_weights=encoder_weights if known else None,
-            decoder_channels=decoder_channels,
-            skip_convolutions=skip_convolutions,
-            dropout=dropout,
-        )
-    if known:
-        verify_download(encoder, encoder_weights)
+    name = encoder_weights if encoder_weights in weight_names(encoder) else None
+    settings = {"skip_convolutions": skip_convolutions, "dropout": dropout, "decoder_channels": decoder_channels}
+    with seeded(make_generator(seed)), fetching(encoder, name) if name else nullcontext():
+        model = UNet(encoder_name=encoder, encoder_weights=name, **settings)
+    if name:
+        verify_download(encoder, name)
     elif encoder_weights is not None:
         load_encoder(model.encoder, encoder, expanded("encoder_weights", encoder_weights))
     return model
 
 
 def unet_for(experiment: Experiment) -> UNet:
-    """The network that an experiment describes, with the initial weights of its seed.
-
-    Raises:
-        WeightsError, ValueError: if :func:`build_unet` refuses the encoder or its weights.
+    """The network that an experiment describes, with the initial weights of its seed; errors as :func:`build_unet`.
 
     >>> unet_for(Experiment(encoder_weights=None, dropout=0.2)).dropout.p
     0.2
     """
-    return build_unet(
-        experiment.encoder,
-        experiment.encoder_weights,
-        decoder_channels=experiment.decoder_channels,
-        skip_convolutions=experiment.skip_convolutions,
-        dropout=experiment.dropout,
-        seed=experiment.seed,
-    )
+    return build_unet(**dict(experiment.network), seed=experiment.seed)
 
 
 def _convolution_1x1(channels: int) -> nn.Sequential:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -14,136 +15,140 @@ from torch import nn
 from alutils.augment import augment, normalize
 from alutils.data.packed import PackedMasks
 from alutils.data.splits import ImageView, images_at
-from alutils.experiment import Experiment
-from alutils.system.device import deterministic_algorithms, memory_for, prepare, to_device, within_memory
+from alutils.experiment import Computing, Training
+from alutils.system.device import deterministic_algorithms, memory_for, set_up_model, to_device, within_memory
 from alutils.system.progress import progress_bar
 from alutils.system.seeding import seeded
 from alutils.system.tensors import check_mask
 
-_LEAST_SCALE = 1.0
-"""Of float16's losses: below it, gradients of their true size are too large for float16."""
+_Masks = torch.Tensor | PackedMasks
+_LEAST_SCALE = 1.0  # of float16's losses: below it, gradients of their true size are too large for float16
 
 
 class TrainingDiverged(RuntimeError):
     """The loss or the weights are not numbers any more; the message says at which step and what to try."""
 
 
-def fit(
+def fit(  # 9 parameters: the labelled set, how to train on it, and what is not the experiment's
     model: nn.Module,
     images: torch.Tensor,
-    masks: torch.Tensor | PackedMasks,
-    experiment: Experiment,
+    masks: _Masks,
+    experiment: Training,
     generator: torch.Generator,
     *,
     indices: torch.Tensor | None = None,
-    annotated: torch.Tensor | PackedMasks | None = None,
+    annotated: _Masks | None = None,
     n_steps: int | None = None,
     progress: bool = True,
 ) -> torch.Tensor:
     """Train ``model`` in place with a new SGD optimizer (section IV-D): batches of shuffled, augmented images.
 
     Args:
-        model: from :func:`alutils.build_unet`; trained on the device it is on.
+        model: from :func:`alutils.build_unet`, on the device where it is to be trained.
         images: uint8, (N, 3, H, W); where they are on another device, each batch is copied.
         masks: uint8, (N, 1, H, W), 0 and 1, or packed; with ``indices`` (n, 1, H, W), in their order.
         experiment: batch size, epochs, optimizer, loss, augmentation and precision.
         generator: of the CPU; it draws the batches, the augmentation and the seed of the dropout.
-        indices: int64 (n,), positions of the labelled set in ``images``; each batch gathers its own. None: all images
-            are trained on.
-        annotated: uint8, of the masks' shape, 1 where the mask is known, or packed: the loss ignores other pixels, and
-            what a rotation brings in from outside the picture. None: all is known, and outside is background.
-        n_steps: optimizer steps; None: ``experiment.epochs`` passes over the images.
+        indices: int64 (n,), positions of the labelled set in ``images``; by default all.
+        annotated: like ``masks``, 1 where the mask is known. The loss ignores other pixels, and those that a rotation
+            brings in from outside the picture. By default all is known, and outside is background.
+        n_steps: optimizer steps; by default ``experiment.epochs`` passes over the images.
         progress: show a progress bar.
 
     Returns:
-        The loss of each step, float32 (n_steps,), on the CPU. In float16 a gradient may be too large for it: then the
-        batch is taken again with a smaller scale of the loss, and does not count twice.
+        The loss of each step, float32 (n_steps,), on the CPU.
 
     Raises:
-        ValueError: if there are no images, if images, ``indices``, masks and ``annotated`` do not belong together, or
-            if the latter two hold anything but 0 and 1.
-        TrainingDiverged: if the loss stops being a finite number (looked at after each epoch), or a weight at the end,
-            or if no scale of the loss makes the gradients fit into float16.
-        ConfigError: if the experiment is to be ``deterministic``, and cannot be so on the model's device.
-        OutOfMemory: if the device cannot hold a batch; the message names a batch size that fits. ``model`` is then
-            half trained.
+        ValueError: if there are no images, or they, ``indices``, masks and ``annotated`` do not fit together.
+        TrainingDiverged: if the loss (looked at after each epoch) or, at the end, a weight is not finite.
+        ConfigError: if torch cannot do what is computed with ``deterministic`` algorithms.
+        OutOfMemory: naming a batch size that fits on the device; ``model`` is then half trained.
 
-    >>> from alutils.model import build_unet
-    >>> model = build_unet(encoder_weights=None, decoder_channels=(16, 16, 16, 16, 16))
     >>> images, masks = torch.zeros(4, 3, 64, 64, dtype=torch.uint8), torch.zeros(4, 1, 64, 64, dtype=torch.uint8)
-    >>> experiment = Experiment(batch_size=2, epochs=3)
-    >>> fit(model, images, masks, experiment, torch.Generator().manual_seed(0), progress=False).shape
+    >>> fit(nn.Conv2d(3, 1, 1), images, masks, Training(), torch.Generator(), n_steps=6, progress=False).shape
     torch.Size([6])
     """
     images = images_at(images, torch.arange(len(images)) if indices is None else indices)
-    _check_training_set(images, masks, annotated, experiment)
-    compute = prepare(model.train(), experiment)
-    device = compute.device
-    batches_an_epoch = math.ceil(len(images) / experiment.batch_size)
-    n_steps = experiment.epochs * batches_an_epoch if n_steps is None else n_steps
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=experiment.learning_rate,
-        momentum=experiment.momentum,
-        weight_decay=experiment.weight_decay,
-    )
-    scheduler = (
-        torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, n_steps))
-        if experiment.schedule == "cosine"
-        else None
-    )
-    losses = torch.zeros(n_steps, device=device)
-    scaler = torch.amp.GradScaler(device.type, enabled=compute.dtype == torch.float16)
+    _check_training_set(images, masks, annotated, experiment.batch_size)
+    steps_per_epoch = math.ceil(len(images) / experiment.batch_size)
+    n_steps = experiment.epochs * steps_per_epoch if n_steps is None else n_steps
+    trainer = _Trainer(model.train(), images, masks, annotated, experiment, generator, n_steps)
+    return trainer.run(steps_per_epoch, progress)
 
-    def step(index: torch.Tensor, n: int) -> torch.Tensor:
-        index = index[:n]
-        x, y = images[index], masks[index.to(masks.device)]
-        if annotated is not None:
-            y = torch.cat([y, annotated[index.to(annotated.device)].to(y.device)], 1)
-        x, y = augment(to_device(x, device), to_device(y, device), experiment, generator)
-        y, known = y[:, :1], None if annotated is None else y[:, 1:]
-        with compute.autocast():
-            logits = model(x.contiguous(memory_format=compute.layout))
-        loss = segmentation_loss(logits.float(), y.float(), experiment.loss, known)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
+
+@dataclass(eq=False)
+class _Trainer:
+    """One training: its labelled set, the optimizer with its schedule, and the scaler of the loss for float16."""
+
+    model: nn.Module
+    images: ImageView
+    masks: _Masks
+    annotated: _Masks | None
+    training: Training
+    generator: torch.Generator
+    n_steps: int
+
+    def __post_init__(self) -> None:
+        training = self.training
+        self.compute = set_up_model(self.model, training.precision, compile=training.compile)
+        rates = {"lr": training.learning_rate, "momentum": training.momentum, "weight_decay": training.weight_decay}
+        self.optimizer = torch.optim.SGD(self.model.parameters(), **rates)
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR
+        self.scheduler = cosine(self.optimizer, max(1, self.n_steps)) if training.schedule == "cosine" else None
+        half = self.compute.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(self.compute.device.type, enabled=half)
+
+    def run(self, steps_per_epoch: int, progress: bool) -> torch.Tensor:
+        n_steps, device = self.n_steps, self.compute.device
+        losses = torch.zeros(n_steps, device=device)
+        batches = _shuffled_batches(len(self.images), self.training.batch_size, n_steps, self.generator)
+        with (
+            seeded(self.generator, device),
+            deterministic_algorithms(self.training.deterministic),
+            progress_bar("training", n_steps, "step", shown=progress) as bar,
+        ):
+            for number, index in enumerate(batches, 1):
+                losses[number - 1] = self._step(index, f"step {number} of {n_steps}")
+                bar.update()
+                if number % steps_per_epoch == 0 or number == n_steps:  # looking at a loss waits for the device
+                    epoch = losses[:number][-steps_per_epoch:].mean().item()
+                    bar.set_postfix(loss=f"{epoch:.3f}")
+                    self._check(math.isfinite(epoch), f"the loss was {epoch} in the epoch that ended at step {number}")
+        finite = torch.stack([tensor.isfinite().all() for tensor in self.model.state_dict().values()]).all()
+        self._check(bool(finite), f"the weights were not finite after step {n_steps}")
+        return losses.cpu()
+
+    def _step(self, index: torch.Tensor, where: str) -> torch.Tensor:
+        """Take a step on the images at ``index``; again where the scaler left it out, for a gradient beyond float16."""
+        scale = math.inf
+        while self.scaler.get_scale() < scale:
+            scale = self.scaler.get_scale()
+            self._check(scale >= _LEAST_SCALE, f"the gradients were too large for float16 at {where}")
+            loss = within_memory(partial(self._attempt, index), len(index), "batch_size", self.compute.device)
+        if self.scheduler:
+            self.scheduler.step()
+        return loss
+
+    def _attempt(self, index: torch.Tensor, n: int) -> torch.Tensor:
+        index, device = index[:n], self.compute.device
+        x, y = self.images[index], self.masks[index.to(self.masks.device)]
+        if self.annotated is not None:
+            y = torch.cat([y, self.annotated[index.to(self.annotated.device)].to(y.device)], 1)
+        x, y = augment(to_device(x, device), to_device(y, device), self.training, self.generator)
+        y, known = y[:, :1], None if self.annotated is None else y[:, 1:]
+        with self.compute.autocast():
+            logits = self.model(x.contiguous(memory_format=self.compute.layout))
+        loss = segmentation_loss(logits.float(), y.float(), self.training.loss, known)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         return loss.detach()
 
-    batches = _shuffled_batches(len(images), experiment.batch_size, n_steps, generator)
-    with (
-        seeded(generator, device),
-        deterministic_algorithms(experiment),
-        progress_bar("training", n_steps, "step", shown=progress) as bar,
-    ):
-        for number, index in enumerate(batches, 1):
-            scale = math.inf
-            while scaler.get_scale() < scale:  # at first; then where the scaler left the step out
-                scale = scaler.get_scale()
-                if scale < _LEAST_SCALE:
-                    what = f"the gradients were too large for float16 at step {number} of {n_steps}"
-                    raise _diverged(what, experiment)
-                losses[number - 1] = within_memory(partial(step, index), len(index), "batch_size", device)
-            if scheduler:
-                scheduler.step()
-            bar.update()
-            # Looking at the loss waits for the device: once per epoch (in float16 the scaler waits at each step)
-            if number % batches_an_epoch == 0 or number == n_steps:
-                epoch = losses[:number][-batches_an_epoch:].mean().item()
-                bar.set_postfix(loss=f"{epoch:.3f}")
-                if not math.isfinite(epoch):
-                    raise _diverged(
-                        f"the loss was {epoch} in the epoch that ended at step {number} of {n_steps}", experiment
-                    )
-    if not torch.stack([tensor.isfinite().all() for tensor in model.state_dict().values()]).all():
-        raise _diverged(f"the weights were not finite after step {n_steps}", experiment)
-    return losses.cpu()
-
-
-def _diverged(what: str, experiment: Experiment) -> TrainingDiverged:
-    remedy = f"a learning_rate below {experiment.learning_rate} or precision=float32 may help"
-    return TrainingDiverged(f"{what}; {remedy}")
+    def _check(self, healthy: bool, what: str) -> None:
+        if not healthy:
+            remedy = f"a learning_rate below {self.training.learning_rate} or precision=float32 may help"
+            raise TrainingDiverged(f"{what}; {remedy}")
 
 
 def segmentation_loss(
@@ -152,10 +157,9 @@ def segmentation_loss(
     """The mean loss of a batch: binary cross-entropy of the pixels, soft Dice of the batch, or half of each.
 
     Args:
-        logits: float (N, 1, H, W).
-        masks: float (N, 1, H, W), 0 and 1.
+        logits, masks: float (N, 1, H, W), the masks 0 and 1.
         kind: "bce", "dice" or "bce+dice".
-        known: uint8 or bool (N, 1, H, W), the pixels that count; None: all. Where none counts the loss is 0.
+        known: uint8 or bool (N, 1, H, W), the pixels that count; by default all. Where none counts, the loss is 0.
 
     >>> segmentation_loss(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)).item()
     0.693...
@@ -178,37 +182,33 @@ def _cross_entropy(logits: torch.Tensor, masks: torch.Tensor, known: torch.Tenso
 def probability_batches(
     model: nn.Module,
     images: torch.Tensor | ImageView,
-    experiment: Experiment,
+    experiment: Computing,
     *,
     indices: torch.Tensor | None = None,
     batch_size: int | None = None,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Lesion probabilities of all images, batch by batch, so that no more than one batch of maps is held.
-
-    The model is in evaluation mode and there is no augmentation.
+    """Lesion probabilities, batch by batch, so that only one batch of maps is held; the model is in evaluation mode.
 
     Args:
         model: on the device where the prediction is to run.
         images: uint8, (N, 3, H, W); where they are on another device, each batch is copied.
-        experiment: normalization and precision, and the batch size where none is given.
-        indices: int64 (n,), positions of the images to predict; each batch gathers its own. None: all.
-        batch_size: images at a time; None: twice the training's.
+        experiment: normalization, precision and batch size.
+        indices: int64 (n,), positions of the images to predict; by default all.
+        batch_size: images at a time; by default twice the training's.
 
     Yields:
-        Which images (of those at ``indices``), and their probabilities: float32 (n, 1, H, W), 0 to 1, on the model's
-        device.
+        Which images (of those at ``indices``), and their probabilities: float32 (n, 1, H, W), on the model's device.
 
     Raises:
-        OutOfMemory: if the device cannot hold a batch; the message names a batch size that fits.
-        ValueError: if ``indices`` are not positions in ``images``.
-        ConfigError: if the experiment is to be ``deterministic``, and cannot be so on the model's device.
+        OutOfMemory: naming a batch size that fits on the device.
+        ValueError, ConfigError: if ``indices`` or ``deterministic`` cannot be used, as in :func:`fit`.
     """
     images = images_at(images, indices)
-    compute = prepare(model.eval(), experiment)
+    compute = set_up_model(model.eval(), experiment.precision, compile=experiment.compile)
     batch_size = batch_size or 2 * experiment.batch_size
 
     def predict(start: int, n: int) -> torch.Tensor:
-        with torch.inference_mode(), compute.autocast(), deterministic_algorithms(experiment):
+        with torch.inference_mode(), compute.autocast(), deterministic_algorithms(experiment.deterministic):
             x = normalize(to_device(images[start : start + n], compute.device), experiment)
             logits = model(x.contiguous(memory_format=compute.layout))
         return logits.float().sigmoid()
@@ -222,19 +222,17 @@ def probability_batches(
 def predict_probabilities(
     model: nn.Module,
     images: torch.Tensor | ImageView,
-    experiment: Experiment,
+    experiment: Computing,
     *,
     indices: torch.Tensor | None = None,
     batch_size: int | None = None,
 ) -> torch.Tensor:
-    """Lesion probabilities of all images at once; arguments and errors as :func:`probability_batches`.
+    """Lesion probabilities of all images at once, float32 (N, 1, H, W), 0 to 1, on the model's device.
 
-    Returns:
-        float32 (N, 1, H, W), 0 to 1, on the model's device.
+    Arguments and errors are those of :func:`probability_batches`.
 
-    >>> from alutils.model import build_unet
-    >>> model = build_unet(encoder_weights=None, decoder_channels=(16, 16, 16, 16, 16))
-    >>> predict_probabilities(model, torch.zeros(3, 3, 64, 64, dtype=torch.uint8), Experiment()).shape
+    >>> model = nn.Conv2d(3, 1, 1)  # any network from images to logits
+    >>> predict_probabilities(model, torch.zeros(3, 3, 64, 64, dtype=torch.uint8), Computing()).shape
     torch.Size([3, 1, 64, 64])
     """
     images = images_at(images, indices)
@@ -253,12 +251,7 @@ def leaves_one_pixel(n: int, image_size: int, batch_size: int) -> bool:
     return image_size == 32 and 1 in (n % batch_size, batch_size)
 
 
-def _check_training_set(
-    images: ImageView,
-    masks: torch.Tensor | PackedMasks,
-    annotated: torch.Tensor | PackedMasks | None,
-    experiment: Experiment,
-) -> None:
+def _check_training_set(images: ImageView, masks: _Masks, annotated: _Masks | None, batch_size: int) -> None:
     if len(images) == 0:
         raise ValueError("there are no images to train on")
     if images.dtype != torch.uint8:
@@ -269,12 +262,10 @@ def _check_training_set(
             raise ValueError(f"{name} must be uint8 of shape {expected}, got {planes.dtype} {tuple(planes.shape)}")
         if isinstance(planes, torch.Tensor):
             check_mask(name, planes)
-    if images.shape[2] % 32 or images.shape[3] % 32:
-        raise ValueError(f"height and width must be multiples of 32 for the U-Net, got {tuple(images.shape[2:])}")
-    if leaves_one_pixel(len(images), max(images.shape[2:]), experiment.batch_size):
+    if leaves_one_pixel(len(images), max(images.shape[2:]), batch_size):
         raise ValueError(
-            f"{len(images)} images of 32 x 32 in batches of {experiment.batch_size} leave a batch of one image, whose "
-            "bottleneck is a single pixel that batch norm cannot use; choose another batch_size or image_size"
+            f"{len(images)} images of 32 x 32 in batches of {batch_size} leave a batch of one image, whose bottleneck "
+            "is a single pixel that batch norm cannot use; choose another batch_size or image_size"
         )
 
 

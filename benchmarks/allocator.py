@@ -1,4 +1,4 @@
-"""What it brings that a process keeps the memory that the network frees (`alutils.system.device.keep_freed_memory`).
+"""What a process gains that keeps the memory that the network frees (`alutils.system.device.keep_freed_memory`).
 
     python benchmarks/allocator.py
 
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from frame import in_own_process, parser, peak_mib, report, seconds
 
-from alutils import STRATEGIES, Experiment, build_unet, compute, fit, make_generator, select_queries
+from alutils import STRATEGIES, Experiment, build_unet, fit, make_generator, select_queries
+from alutils.system import device as computing
 
 CASES = {128: (32, 64), 512: (8, 16)}  # image size: batch size, images
 
@@ -23,7 +24,7 @@ def measure(keep: bool, size: int, threads: int) -> dict[str, Any]:
     """Seconds of a training and of a scoring, after one of each that does not count."""
     torch.set_num_threads(threads)
     if not keep:
-        compute.keep_freed_memory = lambda: False
+        computing.keep_freed_memory = lambda: False
     batch_size, n = CASES[size]
     experiment = Experiment(image_size=size, batch_size=batch_size, epochs=1)
     generator, model = torch.Generator().manual_seed(0), build_unet(encoder_weights=None)

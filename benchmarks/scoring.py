@@ -15,7 +15,7 @@ from frame import Work, in_turns, median_ratio, parser, report
 
 from alutils import STRATEGIES, Experiment, build_unet, make_generator, select_queries
 from alutils.augment import normalize
-from alutils.system.device import prepare
+from alutils.system.device import set_up_model
 
 SIZES = {128: (32, 256), 512: (8, 32)}  # image size: training's batch size, images in the pool
 SCALING_SIZE, SCALING = 128, (64, 128, 256, 512)
@@ -31,7 +31,7 @@ def score(model: torch.nn.Module, pool: torch.Tensor, experiment: Experiment, st
 
 
 def bare_pass(model: torch.nn.Module, pool: torch.Tensor, experiment: Experiment) -> Work:
-    compute = prepare(model, experiment)
+    compute = set_up_model(model)
     x = normalize(pool, experiment).contiguous(memory_format=compute.layout)
 
     def work() -> None:

@@ -31,7 +31,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from alutils import Experiment, build_unet, fit, make_generator, make_synthetic
-from alutils.system.device import prepare
+from alutils.system.device import set_up_model
 from alutils.training import segmentation_loss
 
 NATIVE = ((1024, 768), (3024, 2016))  # the official training archive has 4.3 MB an image: most are rather the latter
@@ -110,7 +110,7 @@ def bare_step(size: int, device: torch.device, precision: str = "auto", layout: 
     """``layout``: a name in torch; None: the product's choice. The allocator is set as for ours."""
     experiment, (batch_size, n) = experiment_for(size, device, precision), case(size, device)
     model = build_unet(encoder_weights=None).to(device).train()
-    compute, optimizer = prepare(model, experiment), sgd(model, experiment)
+    compute, optimizer = set_up_model(model, experiment.precision), sgd(model, experiment)
     if layout:
         compute = compute._replace(layout=getattr(torch, layout))
         model.to(memory_format=compute.layout)
@@ -186,7 +186,7 @@ def share_of_peak(size: int, device: torch.device, step_s: float) -> dict[str, f
     """The step's floating-point operations a second over those of a large product of bfloat16 matrices."""
     experiment = experiment_for(size, device)
     model = build_unet(encoder_weights=None).to(device).train()
-    compute, optimizer = prepare(model, experiment), sgd(model, experiment)
+    compute, optimizer = set_up_model(model, experiment.precision), sgd(model, experiment)
     x = torch.randn(experiment.batch_size, 3, size, size, device=device).contiguous(memory_format=compute.layout)
     with FlopCounterMode(display=False) as counter:
         one_step(model, x, x[:, :1].sigmoid().round(), compute, optimizer)

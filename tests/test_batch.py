@@ -15,16 +15,15 @@ from types import SimpleNamespace
 
 import nbformat
 import numpy as np
-import pandas as pd
 import psutil
 import pytest
 import yaml
 from filelock import FileLock
 
-from alutils import STRATEGIES, Experiment, make_synthetic, run_active_learning
+from alutils import Experiment, make_synthetic, run_active_learning
 from alutils.lab.notebook import RUNS_DIR, open_workspace
-from alutils.loop import BASELINES
-from alutils.runs.folder import load_runs
+from alutils.runs.collect import load_runs
+from alutils.runs.folder import read_record, read_rounds
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "workflow"))
@@ -96,10 +95,6 @@ def edit(project, name, kind, source):
 
 
 # What is run
-
-
-def test_its_arms_are_the_strategies_and_the_baselines():
-    assert sorted(ARMS) == sorted([*STRATEGIES, *BASELINES])
 
 
 @pytest.mark.parametrize(
@@ -332,14 +327,14 @@ def test_what_counts_of_code_is_the_same_on_every_version_of_python():
 
 FILES = {
     "__init__": "from alutils.lab.figures import draw",
-    "active_learning": "from alutils import seeds\nfrom alutils.queries import STRATEGIES\nimport alutils.models.unet",
+    "loop": "from alutils import seeds\nfrom alutils.queries.registry import STRATEGIES\nimport alutils.models.unet",
     "seeds": "", "figures": "import alutils.loop", "common": "", "tables": "",
     "models/__init__": "from .unet import UNet", "models/unet": "from ..metrics import dice\nclass UNet: pass",
     "models/other": "", "metrics": "def dice():\n    from alutils import common",
-    "queries/__init__": "from alutils.queries.entropies import entropy\nfrom .dropout import *\nSTRATEGIES = [entropy]",
-    "queries/entropies": "from alutils.queries import helpers\ndef entropy(): pass\ndef binary_entropy(): pass",
-    "queries/dropout": "def mc_dropout(): pass\nbald = mc_dropout", "queries/helpers": "",
-    "queries/sampling": "def random(): 0",
+    "queries/__init__": "", "queries/registry": "def strategy(name, **options): pass", "queries/helpers": "",
+    "queries/maps": "from alutils.queries import helpers\n@strategy('entropy')\ndef score_entropy(): pass",
+    "queries/dropout": "@strategy('mc_dropout', needs_dropout=True)\ndef a(): pass\n@strategy('bald')\ndef b(): pass",
+    "queries/sampling": "@strategy('random')\ndef score_at_random(): 0",
 }  # fmt: skip
 
 
@@ -348,19 +343,19 @@ def test_a_run_depends_on_what_the_loop_imports_and_on_its_own_strategy_s_file(t
         path = tmp_path / "alutils" / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    always = {"active_learning", "seeds", "models", "models.unet", "metrics", "common", "queries"}
+    always = {"loop", "seeds", "models", "models.unet", "metrics", "common", "queries", "queries.registry"}
     for arm, own in {
-        "entropy": {"queries.entropies", "queries.helpers"}, "bald": {"queries.dropout"},
+        "entropy": {"queries.maps", "queries.helpers"}, "bald": {"queries.dropout"},
         "random": {"queries.sampling"}, "full_cosine": set(),
-        "least_confidence": {"queries.entropies", "queries.dropout", "queries.sampling", "queries.helpers"},  # nowhere
     }.items():  # fmt: skip
         assert {name.removeprefix("alutils.") for name in run_modules(tmp_path, arm)} == always | own, arm
 
 
 def test_today_s_run_depends_on_training_and_not_on_pictures_or_tables():
     found = {name.removeprefix("alutils.") for name in run_modules(ROOT, "entropy")}
-    assert found >= {"active_learning", "training", "uncertainty", "seeding"}
-    assert not found & {"figures", "widgets", "notebook", "tables", "claims", "statistics", "alutils"}
+    assert found >= {"loop", "training", "uncertainty", "queries.registry", "queries.pixel", "system.seeding"}
+    assert not found & {"queries.baseline", "queries.sampled"}
+    assert not [name for name in found if name.startswith(("lab", "report", "alutils"))]
     hashes = {arm: code_of_run(ROOT, arm, "settings") for arm in ARMS}
     assert all(re.fullmatch("[0-9a-f]{12}", one) for one in hashes.values())
     assert code_hash("04_image_al", "quick", "bald") != code_hash("04_image_al", "paper", "bald")
@@ -466,8 +461,8 @@ def test_each_round_and_each_job_that_ends_is_told_with_what_is_left(tmp_path, c
         record = {"experiment": batch.experiments["04_image_al"].model_copy(update={"strategy": name[12:-6]})}
         record = {"experiment": record["experiment"].model_dump(mode="json"), "data": {"train": {"images": 60}}}
         (tmp_path / name / "run.json").write_text(json.dumps(record))
-        lines = "".join(f"{k},{n},0.8125\n" for k, n in enumerate(steps))
-        (tmp_path / name / "rounds.csv").write_text("round,steps,val_dice\n" + lines)
+        lines = [json.dumps({"round": k, "steps": n, "val_dice": 0.8125}) + "\n" for k, n in enumerate(steps)]
+        (tmp_path / name / "rounds.jsonl").write_text("".join(lines) + '{"round": 9, "st')  # the next is under way
 
     one, other = "04_image_al/random-seed0", "04_image_al/full-seed0"
     write("01_data", "done.json")
@@ -506,7 +501,7 @@ def test_a_round_is_told_before_a_network_disk_shows_the_run_s_record(tmp_path, 
         folder = tmp_path / "04_image_al" / f"{arm}-seed0"
         folder.mkdir(parents=True)
         (folder / "job.json").write_text(batch.job(f"04_image_al/{arm}-seed0"))
-        (folder / "rounds.csv").write_text("round,steps,val_dice\n0,9,0.5\n")
+        (folder / "rounds.jsonl").write_text('{"round": 0, "steps": 9, "val_dice": 0.5}\n')
     seen.end()
     told = [line.split(";")[0] for line in capsys.readouterr().err.splitlines()]
     rounds = {"entropy": "round 1", "full": "round 1 of 1"}
@@ -531,18 +526,18 @@ def test_a_batch_killed_in_the_middle_goes_on_from_the_last_round(tmp_path):
     with subprocess.Popen(
         command(target, **config), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as batch:
-        while not (folder / "timing.csv").exists():
+        while not (folder / "state.pt").exists():
             assert batch.poll() is None
             time.sleep(0.005)
         kill_all(psutil.Process(batch.pid))
-    assert not (folder / "test_dice.csv").exists()
-    before = pd.read_csv(folder / "timing.csv")
+    before = read_rounds(folder, read_record(folder))
+    assert before[-1]["test_dice"] is None
 
     status, said = snakemake(tmp_path, target, **config)
     assert status == 0, said
-    after = pd.read_csv(folder / "timing.csv")
+    after = read_rounds(folder, read_record(folder))
     assert len(before) < len(after)
-    pd.testing.assert_frame_equal(after.iloc[: len(before)], before)
+    assert after[0] == before[0]  # with the seconds that it took
 
     experiment = Experiment.from_profile("quick", **tiny, strategy="entropy", seed=3)
     splits = make_synthetic(*experiment.n_synthetic, image_size=experiment.image_size)
@@ -555,8 +550,8 @@ def test_a_batch_killed_in_the_middle_goes_on_from_the_last_round(tmp_path):
     }
     assert list((tmp_path / "runs").rglob("run.json")) == [folder / "run.json"]
     assert load_runs(tmp_path / "runs" / "quick")["run"].tolist() == ["04_image_al/entropy-seed3"]
-    for name in ("rounds.csv", "queries.csv", "test_dice.csv"):
-        assert (folder / name).read_bytes() == (undisturbed / name).read_bytes()
+    expected = read_rounds(undisturbed, read_record(undisturbed))
+    assert [{**line, "seconds": 0} for line in after] == [{**line, "seconds": 0} for line in expected]
 
 
 def test_a_job_waits_for_the_same_job_of_a_batch_that_was_killed(tmp_path, monkeypatch):

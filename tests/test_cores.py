@@ -13,11 +13,6 @@ from alutils.system import device as compute
 from alutils.system.cores import usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
-V2 = "30 23 0:26 {top} /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
-V1 = (
-    "33 31 0:30 {top} /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
-    "32 31 0:29 {top} /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"
-)
 
 
 @pytest.fixture
@@ -25,10 +20,10 @@ def eight_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
 
 
-def machine(folder, group, mounts, limits):
+def machine(folder, group, limits):
     """A file system whose control groups have these limits."""
-    files = {"proc/self/cgroup": group, "proc/self/mountinfo": "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n" + mounts}
-    for name, content in {**files, **{f"sys/fs/cgroup/{name}": content for name, content in limits.items()}}.items():
+    files = {"proc/self/cgroup": group, **{f"sys/fs/cgroup/{name}": content for name, content in limits.items()}}
+    for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
     return folder
@@ -42,26 +37,25 @@ V1_GROUP = "4:memory:/a/b\n2:cpu,cpuacct:/a/b\n0::/\n"
 
 
 @pytest.mark.parametrize(
-    ("group", "mounts", "limits", "expected"),
+    ("group", "limits", "expected"),
     [
-        ("0::/\n", V2, {"cpu.max": "300000 100000\n"}, 3),  # a container with a namespace of its own
-        ("0::/\n", V2, {"cpu.max": "max 100000\n"}, 8),
-        ("0::/\n", V2, {"cpu.max": "150000 100000\n"}, 2),  # part of a core counts as one
-        ("0::/\n", V2, {"cpu.max": "5000 100000\n"}, 1),
-        ("0::/\n", V2, {"cpu.max": "6400000 100000\n"}, 8),  # more than there are
-        ("0::/\n", V2, {"cpu.max": "nonsense\n"}, 8),
-        ("0::/\n", V2, {}, 8),
-        ("0::/a/b\n", V2, {"cpu.max": "max 100000\n", "a/cpu.max": "200000 100000\n", "a/b/cpu.max": "max 1\n"}, 2),
-        ("0::/a/b\n", V2, {"a/cpu.max": "500000 100000\n", "a/b/cpu.max": "400000 100000\n"}, 4),
-        ("0::/../other\n", V2, {"cpu.max": "300000 100000\n"}, 3),
-        (V1_GROUP, V1, v1("cpu,cpuacct/a/b", -1), 8),
-        (V1_GROUP, V1, v1("cpu,cpuacct/a", 200_000), 2),
+        ("0::/\n", {"cpu.max": "300000 100000\n"}, 3),  # a container with a namespace of its own
+        ("0::/\n", {"cpu.max": "max 100000\n"}, 8),
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 2),  # part of a core counts as one
+        ("0::/\n", {"cpu.max": "5000 100000\n"}, 1),
+        ("0::/\n", {"cpu.max": "6400000 100000\n"}, 8),  # more than there are
+        ("0::/\n", {}, 8),
+        ("0::/a/b\n", {"cpu.max": "max 100000\n", "a/cpu.max": "200000 100000\n", "a/b/cpu.max": "max 1\n"}, 2),
+        ("0::/a/b\n", {"a/cpu.max": "500000 100000\n", "a/b/cpu.max": "400000 100000\n"}, 4),
+        ("0::/../other\n", {"cpu.max": "300000 100000\n"}, 3),
+        (V1_GROUP, v1("cpu/a/b", -1), 8),
+        (V1_GROUP, v1("cpu/a", 200_000), 2),
         # Docker without a namespace: the mount begins at the container's own group
-        ("2:cpu,cpuacct:/docker/1f\n", V1.format(top="/docker/1f"), v1("cpu,cpuacct", 300_000), 3),
+        ("2:cpu,cpuacct:/docker/1f\n", v1("cpu", 300_000), 3),
     ],
 )
-def test_the_quotas_of_all_groups_above_count(eight_cores, tmp_path, group, mounts, limits, expected):
-    assert usable_cores(machine(tmp_path, group, mounts.replace("{top}", "/"), limits)) == expected
+def test_the_quotas_of_all_groups_above_count(eight_cores, tmp_path, group, limits, expected):
+    assert usable_cores(machine(tmp_path, group, limits)) == expected
 
 
 def test_without_control_groups_the_affinity_counts(eight_cores, tmp_path, monkeypatch):

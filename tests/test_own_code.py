@@ -45,6 +45,13 @@ def mine(model, images, experiment, generator, bonus=0):
 def decorated(model, images, experiment, generator):
     return helper(images)
 
+@torch.no_grad()
+def decorated_helper(x):
+    return x * FACTOR
+
+def with_decorated_helper(model, images, experiment, generator):
+    return decorated_helper(images)
+
 @lru_cache
 def cached(model, images, experiment, generator):
     return helper(images)
@@ -72,7 +79,7 @@ def load(tmp_path, monkeypatch):
 
 
 def checksums(module):
-    names = ("mine", "decorated", "cached", "first", "second", "scorer", "method")
+    names = ("mine", "decorated", "with_decorated_helper", "cached", "first", "second", "scorer", "method")
     return {name: code_checksum("strategy", getattr(module, name)) for name in names}
 
 
@@ -83,8 +90,9 @@ def checksums(module):
         ("'''Its docstring.'''", "'''Another.'''\n    # with a comment", ""),
         ("+ bonus", "- bonus", "mine"),
         ("bonus=0", "bonus=1", "mine"),
-        ("return x * FACTOR", "return x / FACTOR", "mine decorated cached"),
-        ("FACTOR, TABLE = 2", "FACTOR, TABLE = 3", "mine decorated cached"),
+        ("    return x * FACTOR\n\nclass", "    return x / FACTOR\n\nclass", "mine decorated cached"),
+        ("return x * FACTOR\n\ndef with", "return x / FACTOR\n\ndef with", "with_decorated_helper"),
+        ("FACTOR, TABLE = 2", "FACTOR, TABLE = 3", "mine decorated with_decorated_helper cached"),
         ("torch.ones(2)", "torch.zeros(2)", "mine"),
         ("power = 1", "power = 2", "scorer method"),
         ("images * self.weight", "images - self.weight", "scorer method"),

@@ -122,29 +122,18 @@ def test_the_optimizer_step_is_sgd_with_momentum_and_weight_decay_as_in_the_pape
 
 def test_the_cosine_schedule_ends_near_zero_and_the_constant_one_does_not(monkeypatch):
     images, masks = squares(4)
-    rates = {}
-    step = torch.optim.SGD.step
+    rates, step = [], torch.optim.SGD.step
 
+    def record(self, *args, **kwargs):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", record)
     for schedule in ("constant", "cosine"):
-        seen = rates.setdefault(schedule, [])
-
-        def record(self, *args, _seen=seen, **kwargs):
-            _seen.append(self.param_groups[0]["lr"])
-            return step(self, *args, **kwargs)
-
-        monkeypatch.setattr(torch.optim.SGD, "step", record)
-        fit(
-            unet(),
-            images,
-            masks,
-            SMALL.model_copy(update={"schedule": schedule}),
-            make_generator(0),
-            n_steps=6,
-            **QUIET,
-        )
-    assert rates["constant"] == [0.01] * 6
-    expected = [0.005 * (1 + math.cos(math.pi * k / 6)) for k in range(6)]
-    assert rates["cosine"] == pytest.approx(expected)
+        experiment = SMALL.model_copy(update={"schedule": schedule})
+        fit(unet(), images, masks, experiment, make_generator(0), n_steps=6, **QUIET)
+    assert rates[:6] == [0.01] * 6
+    assert rates[6:] == pytest.approx([0.005 * (1 + math.cos(math.pi * k / 6)) for k in range(6)])
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("bce", math.log(2)), ("dice", 1 - 2 / 3), ("bce+dice", None)])
@@ -165,9 +154,6 @@ def trained(masks, annotated=None, experiment=SMALL):
 def test_packed_masks_train_as_the_masks_do():
     _, masks = squares(6)
     known = (torch.rand(masks.shape, generator=make_generator(1)) < 0.7).to(torch.uint8)
-    losses, weights = trained(masks)
-    packed_losses, packed_weights = trained(PackedMasks.pack(masks))
-    assert torch.equal(packed_losses, losses) and same(packed_weights, weights)
     losses, weights = trained(masks, known)
     packed_losses, packed_weights = trained(PackedMasks.pack(masks), PackedMasks.pack(known))
     assert torch.equal(packed_losses, losses) and same(packed_weights, weights)
@@ -192,7 +178,7 @@ def test_a_labelled_set_by_index_trains_as_its_copy_does():
     assert torch.equal(results[0][0], results[1][0]) and same(results[0][1], results[1][1])
 
 
-@pytest.mark.parametrize("loss", ["bce", "dice", "bce+dice"])
+@pytest.mark.parametrize("loss", ["bce", "dice"])
 def test_pixels_that_are_not_annotated_do_not_influence_training(loss):
     _, masks = squares(6)
     known = (torch.rand(masks.shape, generator=make_generator(1)) < 0.5).to(torch.uint8)
@@ -230,11 +216,8 @@ def test_where_nothing_is_known_the_loss_is_0_and_its_gradient_too(kind):
 @pytest.mark.parametrize(
     "annotated",
     [
-        torch.ones(2, 1, 64, 64),
         torch.ones(2, 1, 64, 64, dtype=torch.bool),
         torch.ones(3, 1, 64, 64, dtype=torch.uint8),
-        torch.ones(2, 64, 64, dtype=torch.uint8),
-        torch.ones(2, 3, 64, 64, dtype=torch.uint8),
         PackedMasks.pack(torch.ones(2, 1, 64, 32, dtype=torch.uint8)),
     ],
 )
@@ -266,15 +249,6 @@ def test_prediction_does_not_depend_on_the_batch_size():
     slices, maps = zip(*probability_batches(model, images, SMALL, batch_size=2), strict=True)
     assert [(s.start, s.stop) for s in slices] == [(0, 2), (2, 4), (4, 5)]
     assert torch.allclose(torch.cat(maps), at_once, atol=1e-5)
-
-
-def test_bfloat16_stays_near_float32():
-    images, masks = squares(8)
-    model = unet()
-    fit(model, images, masks, SMALL, make_generator(0), n_steps=20, **QUIET)
-    exact = predict_probabilities(model, images, SMALL)
-    fast = predict_probabilities(model, images, SMALL.model_copy(update={"precision": "bfloat16"}))
-    assert (exact - fast).abs().max() < 0.05
 
 
 def test_divergence_is_named():
@@ -311,7 +285,7 @@ class Overflowing(nn.Module):
 
 
 def test_a_step_that_the_scaler_leaves_out_is_not_counted(monkeypatch):
-    """Neither among the losses nor by the schedule, and its batch is taken again."""
+    """It counts neither among the losses nor in the schedule, and its batch is taken again."""
     steps, batches, optimizer_step = [], [], torch.optim.SGD.step
 
     def step(self, *args, **kwargs):
@@ -343,10 +317,9 @@ def test_gradients_that_never_fit_into_float16_are_divergence():
     assert model.passes == 17  # from 65536 down to 1
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
-def test_elsewhere_an_infinite_gradient_is_divergence(precision):
+def test_elsewhere_an_infinite_gradient_is_divergence():
     images, masks = squares(4)
-    experiment, model = FLOAT16.model_copy(update={"precision": precision}), Overflowing({3})
+    experiment, model = FLOAT16.model_copy(update={"precision": "bfloat16"}), Overflowing({3})
     with pytest.raises(TrainingDiverged, match="not finite after step 3"):
         fit(model, images, masks, experiment, make_generator(0), **QUIET)
     assert model.passes == 3
@@ -365,7 +338,7 @@ def test_in_float16_the_u_net_learns_as_in_float32():
 
 
 class Cramped(nn.Module):
-    """A network on a device whose memory holds so many images."""
+    """A network on a device whose memory holds ``holds`` images."""
 
     def __init__(self, holds, error):
         super().__init__()
@@ -385,8 +358,10 @@ NO_MEMORY = [
 ]
 
 
-@pytest.mark.parametrize("error", NO_MEMORY)
-@pytest.mark.parametrize(("holds", "remedy"), [(3, "2 fit"), (4, "4 fit"), (1, "1 fit"), (0, "not even one fits")])
+@pytest.mark.parametrize(
+    ("error", "holds", "remedy"),
+    [*((error, 3, "2 fit") for error in NO_MEMORY), (NO_MEMORY[0], 4, "4 fit"), (NO_MEMORY[0], 0, "not even one fits")],
+)
 def test_a_batch_that_the_memory_does_not_hold_is_named_with_one_that_fits(error, holds, remedy):
     images, masks = squares(8)
     experiment = SMALL.model_copy(update={"batch_size": 8})
@@ -427,7 +402,6 @@ def test_a_gpu_whose_memory_is_really_too_small_is_named_and_goes_on_working():
         (torch.zeros(0, 3, 64, 64, dtype=torch.uint8), torch.zeros(0, 1, 64, 64, dtype=torch.uint8), "no images"),
         (torch.zeros(2, 3, 64, 64), torch.zeros(2, 1, 64, 64, dtype=torch.uint8), "uint8"),
         (torch.zeros(2, 3, 64, 64, dtype=torch.uint8), torch.zeros(3, 1, 64, 64, dtype=torch.uint8), "masks"),
-        (torch.zeros(2, 3, 60, 64, dtype=torch.uint8), torch.zeros(2, 1, 60, 64, dtype=torch.uint8), "multiples of 32"),
         (torch.zeros(5, 3, 32, 32, dtype=torch.uint8), torch.zeros(5, 1, 32, 32, dtype=torch.uint8), "batch norm"),
     ],
 )

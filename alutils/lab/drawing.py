@@ -1,4 +1,4 @@
-"""What a person draws: lassos that mark or erase lesion, in the pixels that the person decides and nowhere else.
+"""What a person draws: lassos that mark or erase lesion in the pixels that the person decides, and nowhere else.
 
 No screen is needed here; ``alutils.lab.annotator`` puts a :class:`Drawing` on one.
 """
@@ -24,17 +24,15 @@ from skimage.draw import polygon2mask
 
 from alutils.data.splits import Split
 from alutils.metrics import dice_score
-from alutils.runs.folder import write_text
 from alutils.system.checks import DataError, expanded
-from alutils.system.files import replacing
+from alutils.system.files import replacing, write_text
 
 LONGEST_PAUSE = 30.0
-"""Seconds: of a longer time without a stroke, a button or a movement of the mouse only so much counts as work."""
+"""Seconds: of a longer time without a stroke, a button or a movement of the mouse, only these count as work."""
 
 _LONGEST_STEM = 200
-"""Bytes: most file systems take names of 255, and ours have endings."""
+"""Bytes: most file systems allow 255, and our names have endings."""
 
-_Corner = tuple[float, float]
 _Count = Annotated[int, Field(ge=0)]
 
 
@@ -45,25 +43,29 @@ class _Record(BaseModel):
 class Stroke(_Record):
     """A lasso: its corners (x, y) in pixels, (0, 0) the centre of the upper left pixel, and whether it erases."""
 
-    corners: tuple[_Corner, ...]
+    corners: tuple[tuple[float, float], ...]
     erase: bool
 
 
 class DrawingRecord(_Record):
-    """What the JSON of a drawing says: how it was made, and the checksums of what it belongs to."""
+    """The JSON file of a drawing: how it was made, and what it belongs to.
+
+    ``strokes`` are those not taken back; ``where``, ``start`` and ``mask`` are checksums of the pixels asked for, and
+    of the mask before the first stroke and after the last one.
+    """
 
     id: str
     mode: Literal["band", "full"]
     height: _Count
     width: _Count
-    seconds: float = Field(ge=0, description="of work, see Drawing")
-    n_strokes: _Count = Field(description="lassos that changed something, those taken back included")
-    pixels_changed: _Count = Field(description="by all these lassos together, so a pixel may count more than once")
-    pixels_decided: _Count = Field(description="that the person was asked for")
-    strokes: tuple[Stroke, ...] = Field(description="those not taken back: replay() makes the mask of them")
-    where: str = Field(description="checksum of the pixels asked for")
-    start: str = Field(description="checksum of the mask before the first stroke")
-    mask: str = Field(description="checksum of the mask after the last one")
+    seconds: float = Field(ge=0)
+    n_strokes: _Count
+    pixels_changed: _Count
+    pixels_decided: _Count
+    strokes: tuple[Stroke, ...]
+    where: str
+    start: str
+    mask: str
     tau_u: float | None
     date: str
 
@@ -75,9 +77,9 @@ class Request:
     Args:
         id: of the image; it names the files, see :func:`file_stem`.
         image: uint8 (3, H, W), RGB.
-        where: bool or 0 and 1, (1, H, W): the pixels that the person decides. All of them: the whole image is drawn.
+        where: 0 and 1, (1, H, W): the pixels that the person decides.
         start: 0 and 1, (1, H, W): the mask before the first stroke.
-        tau_u: the threshold that made the band, where there is one; it is only recorded.
+        tau_u: the threshold that made the band, for the record.
 
     Raises:
         ValueError: if a shape or a value does not fit, or the id cannot name a file.
@@ -96,21 +98,19 @@ class Request:
 
     def __post_init__(self) -> None:
         file_stem(self.id)
-        for name in ("image", "where", "start"):
-            value = getattr(self, name)
-            value = value.cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-            object.__setattr__(self, name, value)
-        if self.image.dtype != np.uint8 or self.image.ndim != 3 or len(self.image) != 3:
-            raise ValueError(f"image must be uint8 of shape (3, H, W), got {self.image.dtype} {self.image.shape}")
-        for name in ("where", "start"):
-            mask = getattr(self, name)
-            if mask.shape != (1, *self.image.shape[1:]) or not np.isin(mask, (0, 1)).all():
-                raise ValueError(f"{name} must be 0 and 1 of shape {(1, *self.image.shape[1:])}, got {mask.shape}")
-            object.__setattr__(self, name, mask.astype(bool))
+        planes = (self.image, self.where, self.start)
+        image, where, start = (np.asarray(p.cpu() if isinstance(p, torch.Tensor) else p) for p in planes)
+        if image.dtype != np.uint8 or image.ndim != 3 or len(image) != 3:
+            raise ValueError(f"image must be uint8 of shape (3, H, W), got {image.dtype} {image.shape}")
+        shape = (1, *image.shape[1:])
+        for name, mask in (("where", where), ("start", start)):
+            if mask.shape != shape or not np.isin(mask, (0, 1)).all():
+                raise ValueError(f"{name} must be 0 and 1 of shape {shape}, got {mask.shape}")
+        vars(self).update(image=image, where=where.astype(bool), start=start.astype(bool))
 
     @property
     def mode(self) -> Literal["band", "full"]:
-        """Whether the person decides some of the pixels or all."""
+        """Whether the person decides some of the pixels ("band") or all."""
         return "full" if self.where.all() else "band"
 
     @property
@@ -129,15 +129,14 @@ def make_requests(
 ) -> list[Request]:
     """Ask for the pixels ``where`` of some images. Every pixel asked for starts as background.
 
-    So it is in both ways of annotating, band and whole image, which makes them comparable: nobody is shown an answer to
-    agree with. What if the model's guess were shown in the band too is another experiment (section VI names it); for
-    that one, make each :class:`Request` with a ``start`` of your own.
+    This makes both ways of annotating, band and whole image, comparable: nobody is shown an answer to agree with. To
+    show the model's guess in the band too (section VI names this), give each :class:`Request` a ``start`` of your own.
 
     Args:
         split: the images.
         indices: int64 (n,), positions in it.
         where: bool (n, 1, H, W); None: all pixels.
-        suggestion: uint8 (n, 1, H, W), the model's labels, taken outside of ``where``; None: background.
+        suggestion: uint8 (n, 1, H, W), the model's labels outside of ``where``; None: background.
         tau_u: recorded with the drawings.
 
     >>> images, masks = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
@@ -154,21 +153,21 @@ def make_requests(
 
 
 class Drawing:
-    """One image being annotated.
+    """One image that is being annotated.
 
     Args:
         request: the image, the pixels to decide and the mask to start from.
         clock: seconds, from any beginning.
-        record: of the same drawing, saved before: its strokes and counts are gone on from.
+        record: of this drawing, saved before; its strokes, counts and seconds are continued.
 
     Attributes:
         mask: bool (1, H, W), as it stands. Outside of ``request.where`` it is ``request.start``, whatever is drawn.
         saved: whether a file holds it as it stands.
         strokes: the lassos not taken back.
         n_strokes: lassos that changed something, those taken back included.
-        pixels_changed: by all these lassos together.
-        seconds: of work: between one :meth:`touch` and the next, a long one counting :data:`LONGEST_PAUSE`; not from
-            :meth:`pause` or :meth:`save` to the next.
+        pixels_changed: by all these lassos together, so that a pixel may count more than once.
+        seconds: of work, from one :meth:`touch` to the next, each at most :data:`LONGEST_PAUSE`. The time that follows
+            :meth:`pause` or :meth:`save` does not count.
 
     >>> blank = torch.zeros(3, 8, 8, dtype=torch.uint8)
     >>> left_half = torch.arange(8).expand(1, 8, 8) < 4
@@ -180,32 +179,32 @@ class Drawing:
     def __init__(
         self, request: Request, *, clock: Callable[[], float] = time.monotonic, record: DrawingRecord | None = None
     ) -> None:
-        self.request, self._clock, self._seen = request, clock, None
-        self.strokes = list(record.strokes) if record else []
-        self.n_strokes, self.pixels_changed, self.seconds = (
-            (record.n_strokes, record.pixels_changed, record.seconds) if record else (0, 0, 0.0)
-        )
-        self.mask, self.saved = replay(request, self.strokes), record is not None
+        self.request, self._clock, self._seen, self.saved = request, clock, None, record is not None
+        self.strokes, self.n_strokes, self.pixels_changed, self.seconds = [], 0, 0, 0.0
+        if record:
+            self.strokes, self.n_strokes = list(record.strokes), record.n_strokes
+            self.pixels_changed, self.seconds = record.pixels_changed, record.seconds
+        self.mask = replay(request, self.strokes)
 
     @property
     def n_marked(self) -> int:
-        """Pixels, of those that the person decides, that stand as lesion."""
+        """Pixels marked as lesion, of those that the person decides."""
         return int((self.mask & self.request.where).sum())
 
     def touch(self) -> None:
-        """The person is at work, now."""
+        """The person is at work: count the time since the last call."""
         now = self._clock()
         if self._seen is not None:
             self.seconds += min(now - self._seen, LONGEST_PAUSE)
         self._seen = now
 
     def pause(self) -> None:
-        """The person turns to something else: what follows does not count until the next :meth:`touch`."""
+        """The person turns to something else: stop counting until the next :meth:`touch`."""
         self.touch()
         self._seen = None
 
-    def lasso(self, corners: Sequence[_Corner] | np.ndarray, *, erase: bool = False) -> int:
-        """Mark what lies in a polygon as lesion, or as background; returns the pixels that changed.
+    def lasso(self, corners: Sequence[tuple[float, float]] | np.ndarray, *, erase: bool = False) -> int:
+        """Mark what lies in a polygon as lesion, or as background; returns the number of pixels that changed.
 
         Args:
             corners: (x, y) in pixels, (0, 0) the centre of the upper left one; the last one is joined to the first. A
@@ -234,17 +233,16 @@ class Drawing:
 
     def undo(self) -> None:
         """Take the last lasso back."""
-        self.touch()
-        self.saved = self.saved and not self.strokes
-        self.strokes = self.strokes[:-1]
-        self.mask = replay(self.request, self.strokes)
+        self._keep(self.strokes[:-1])
 
     def clear(self) -> None:
         """Take all lassos back."""
+        self._keep([])
+
+    def _keep(self, strokes: list[Stroke]) -> None:
         self.touch()
         self.saved = self.saved and not self.strokes
-        self.strokes = []
-        self.mask = self.request.start
+        self.strokes, self.mask = strokes, replay(self.request, strokes)
 
     def save(self, folder: str | Path) -> DrawingRecord:
         """Write a PNG (0 and 255), then a JSON, named by :func:`file_stem`, each whole or not at all."""
@@ -266,8 +264,9 @@ class Drawing:
             tau_u=request.tau_u,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        path = expanded("folder", folder) / f"{file_stem(request.id)}.json"
-        write_mask(path.with_name(f"{path.stem}.png"), self.mask)
+        path = _record_path(folder, request.id)
+        with replacing(path.with_suffix(".png")) as temporary:
+            PIL.Image.fromarray(255 * self.mask[0].astype(np.uint8)).save(temporary, "PNG")
         write_text(path, record.model_dump_json() + "\n")
         self.saved = True
         return record
@@ -287,7 +286,7 @@ def find_drawing(folder: str | Path, request: Request) -> tuple[DrawingRecord, n
     Raises:
         DataError: if the files of a drawing are there and cannot be used.
     """
-    if not (expanded("folder", folder) / f"{file_stem(request.id)}.json").exists():
+    if not _record_path(folder, request.id).exists():
         return None
     found = read_drawing(folder, request.id)
     return found if found[0].where == checksum(request.where) else None
@@ -298,23 +297,23 @@ def read_drawing(folder: str | Path, id: str) -> tuple[DrawingRecord, np.ndarray
 
     Raises:
         DataError: if a file is missing or damaged, or the two do not belong together; the message names it.
-        ValueError: if the id cannot name a file.
     """
-    path = expanded("folder", folder) / f"{file_stem(id)}.json"
+    path = file = _record_path(folder, id)
     try:
-        record = DrawingRecord.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise DataError(f"{path} is not the record of a drawing ({place}: {first['msg']}); {_REMEDY}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error}); {_REMEDY}") from None
-    if record.id != id:
-        raise DataError(f"{path} is the record of another image, {record.id!r}; {_REMEDY}")
-    picture = path.with_name(f"{path.stem}.png")
-    mask = read_mask(picture, record.height, record.width)
-    if checksum(mask) != record.mask:
-        raise DataError(f"{picture} is not the mask that {path.name} was saved with; {_REMEDY}")
+        record = DrawingRecord.model_validate_json(path.read_bytes())
+        if record.id != id:
+            raise ValueError(f"it is the record of another image, {record.id!r}")
+        file = path.with_suffix(".png")
+        with PIL.Image.open(file) as picture:
+            mask = np.asarray(picture)[None] == 255
+        if checksum(mask) != record.mask:
+            raise ValueError(f"it is not the mask that {path.name} was saved with")
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for a damaged PNG
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            error = f"not the record of a drawing: {'.'.join(map(str, first['loc']))} {first['msg']}"
+        remedy = "restore it, or move it and its .json or .png away and draw the image again"
+        raise DataError(f"{file} cannot be used ({error}); {remedy}") from None
     return record, mask
 
 
@@ -326,7 +325,7 @@ def drawing_table(folder: str | Path, split: Split | None = None) -> pd.DataFram
         split: with the true masks of these images, if they are known.
 
     Returns:
-        A row an image: ``image_id``, ``mode`` ("band" or "full"), ``seconds``, ``strokes``, ``pixels_changed``,
+        One row per image: ``image_id``, ``mode`` ("band" or "full"), ``seconds``, ``strokes``, ``pixels_changed``,
         ``pixels_decided``, and ``dice``, eq. 4 of the whole mask (not a number where the truth is not known).
 
     Raises:
@@ -350,21 +349,21 @@ def drawing_table(folder: str | Path, split: Split | None = None) -> pd.DataFram
 def file_stem(id: str) -> str:
     """The name for the files of the image ``id``: one for each id, from which ``urllib.parse.unquote`` makes it again.
 
-    Other characters than letters, digits, ``_``, ``-`` and dots, and a dot at the beginning, are written as in a URL.
+    A dot at the beginning, and all characters except letters, digits, ``_``, ``-`` and dots, are written as in a URL.
 
     Raises:
-        ValueError: if the id is empty, no Unicode text, or too long for a file's name.
+        ValueError: if the id is empty, not valid Unicode, or too long for a file's name.
 
     >>> file_stem("ISIC_0000001"), file_stem("../left eye")
     ('ISIC_0000001', '%2E.%2Fleft%20eye')
     """
     try:
         stem = re.sub(r"[^\w.-]|^\.", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), id)
+        if 0 < len(stem.encode()) <= _LONGEST_STEM:
+            return stem
     except UnicodeEncodeError:
-        raise ValueError(f"id {id!r} cannot name a file: it is no Unicode text") from None
-    if not 0 < len(stem.encode()) <= _LONGEST_STEM:
-        raise ValueError(f"id {id!r} cannot name a file: it is empty, or longer than {_LONGEST_STEM} bytes")
-    return stem
+        pass
+    raise ValueError(f"id {id!r} cannot name a file: it is empty, longer than {_LONGEST_STEM} bytes, or not Unicode")
 
 
 def checksum(mask: np.ndarray) -> str:
@@ -372,31 +371,8 @@ def checksum(mask: np.ndarray) -> str:
     return hashlib.sha256(f"{mask.shape}".encode() + np.packbits(mask).tobytes()).hexdigest()[:16]
 
 
-def write_mask(path: Path, mask: np.ndarray) -> None:
-    """Write a mask (1, H, W) as a grey PNG of 0 and 255, whole or not at all."""
-    with replacing(path) as temporary:
-        PIL.Image.fromarray(255 * mask[0].astype(np.uint8)).save(temporary, "PNG")
-
-
-def read_mask(path: Path, height: int, width: int) -> np.ndarray:
-    """The mask in a PNG of 0 and 255: bool (1, H, W).
-
-    Raises:
-        DataError: if it cannot be read, has another size or other values.
-    """
-    try:
-        with PIL.Image.open(path) as picture:
-            pixels = np.asarray(picture)
-    except (OSError, SyntaxError) as error:  # what Pillow raises for a damaged PNG
-        raise DataError(f"{path} cannot be read ({error}); {_REMEDY}") from None
-    if pixels.shape != (height, width):
-        raise DataError(f"{path} is a picture of shape {pixels.shape}, not ({height}, {width}) and grey; {_REMEDY}")
-    if not np.isin(pixels, (0, 255)).all():
-        raise DataError(f"{path} is not a mask: it has other values than 0 and 255; {_REMEDY}")
-    return pixels[None] == 255
-
-
-_REMEDY = "restore it, or move it and its .json or .png away and draw the image again"
+def _record_path(folder: str | Path, id: str) -> Path:
+    return expanded("folder", folder) / f"{file_stem(id)}.json"
 
 
 def _apply(stroke: Stroke, mask: np.ndarray, where: np.ndarray) -> np.ndarray:

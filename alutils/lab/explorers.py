@@ -21,14 +21,19 @@ from alutils.cost import annotation_cost
 from alutils.data.splits import Split
 from alutils.lab import figures
 from alutils.lab.diagrams import draw_measures
-from alutils.lab.interactive import Explorer, Shown
+from alutils.lab.interactive import Drawn, Explorer
 from alutils.metrics import dice_score
-from alutils.runs.folder import Round
+from alutils.rounds import Round
 from alutils.uncertainty import binary_entropy, least_confidence, one_sided_entropy
 
 NEAR = 0.025
 """A pixel is near a probability p if its own probability is at most this far from p."""
 
+_CURVES_SEEN = (
+    "Left, uncertainty over the probability p: eq. 1 turned over is a tent and binary entropy an arch, both highest at "
+    "0.5, eq. 2 leans to the left; eq. 3 of this image is a band, because it is no function of p. Right, the image, "
+    "its prediction and four maps of uncertainty; the pixels near p are paler, with a black rim."
+)
 _WHO = "who labelled what, the human in colour, the model in black and white"
 _THRESHOLDS_SEEN = (
     "Four pictures: the image with its true outline; its probabilities; the uncertain pixels, which are the human's; "
@@ -48,14 +53,14 @@ def explore_curves(
 ) -> Explorer:
     """Section III-A: a slider over p marks the curves of eq. 1 and 2 at p, and the pixels near p in an image's maps.
 
-    Eq. 3 is no function of p. The plot shows how it is distributed in the chosen image instead: its median over the
-    pixels of about the same p, and the band that holds the middle 80 % of them.
+    Eq. 3 is no function of p. The plot shows its distribution in the chosen image instead: the median over the pixels
+    of about the same p, and the band that holds the middle 80 % of them.
 
     Args:
         images: uint8 (n, 3, H, W), to choose from.
         probabilities: of the lesion, (n, 1, H, W), 0 to 1.
         mc_std: eq. 3 of the same pixels, (n, 1, H, W), see :func:`alutils.mc_dropout_std`.
-        names: of the images. If empty, they are numbered.
+        names: of the images, which are numbered otherwise.
         p: where the slider stands at first, 0 to 1.
 
     Raises:
@@ -71,22 +76,15 @@ def explore_curves(
         raise ValueError(f"p must be from 0 to 1, got {p}: it is a probability")
 
     @cache
-    def prepared(image: int) -> UncertaintyMaps:
-        return UncertaintyMaps(choices[image][0], images[image], probabilities[image], mc_std[image])
+    def maps(image: int) -> _UncertaintyMaps:
+        return _UncertaintyMaps(choices[image][0], images[image], probabilities[image], mc_std[image])
 
     controls = {"image": partial(ipywidgets.Dropdown, options=choices), "p": partial(_slider, min=0, max=1)}
-    return Explorer(lambda image, p: prepared(image).draw(p), controls, image=0, p=p)
+    return Explorer(lambda image, p: maps(image).draw(p), controls, image=0, p=p)
 
 
-class UncertaintyMaps:
-    """One image of :func:`explore_curves`, with everything about it that does not depend on p.
-
-    Args:
-        name: of the image.
-        image: uint8 (3, H, W).
-        probability: of the lesion, (1, H, W), 0 to 1.
-        std: eq. 3, (1, H, W).
-    """
+class _UncertaintyMaps:
+    """One image of :func:`explore_curves`, with everything about it that does not depend on the slider."""
 
     def __init__(self, name: str, image: torch.Tensor, probability: torch.Tensor, std: torch.Tensor) -> None:
         self.name = name
@@ -98,7 +96,7 @@ class UncertaintyMaps:
             "0.5 - eq. 1": _heat(0.5 - least_confidence(p), 0.5),
             "eq. 2": _heat(one_sided_entropy(p), 0.531),
             "binary entropy": _heat(binary_entropy(p), 1.0),
-            f"eq. 3 (bright: {highest:.2f})": _heat(std[0], highest),
+            f"eq. 3 (bright: {highest:.2f})": _heat(torch.from_numpy(self.std), highest),
         }
         edges = np.linspace(0, 1, 21)
         places = np.digitize(self.probability.ravel(), edges[1:-1])
@@ -109,21 +107,18 @@ class UncertaintyMaps:
         has_outline = lesion.any() and not lesion.all()
         self.distance = np.where(lesion, *map(distance_transform_edt, (lesion, ~lesion))) if has_outline else None
 
-    def draw(self, p: float) -> Shown:
-        """The curves with ``p`` marked, and the maps with the pixels near ``p`` marked."""
+    def draw(self, p: float) -> Drawn:
+        """Draw the curves with ``p`` marked, and the maps with the pixels near ``p`` paler and their rim black."""
         near = np.abs(self.probability - p) <= NEAR + 1e-6
         rim = binary_dilation(near, iterations=max(1, len(near) // 100)) & ~near
-        marked = {title: _marked(picture, near, rim) for title, picture in self.pictures.items()}
+        marked = {title: picture.copy() for title, picture in self.pictures.items()}
+        for picture in marked.values():
+            picture[near] = 0.3 * picture[near] + 0.7
+            picture[rim] = 0
         figure = Figure(figsize=(9.5, 3.8))
         self._draw_curves(figure.add_axes((0.05, 0.12, 0.4, 0.86)), p)
         figures.draw_pictures(figure.add_axes((0.46, 0.01, 0.53, 0.98)), marked, n_columns=3)
-        description = (
-            "Left, uncertainty over the probability p: eq. 1 turned over is a tent and binary entropy an arch, both "
-            "highest at 0.5, eq. 2 leans to the left; eq. 3 of this image is a band, because it is no function of p. "
-            "Right, the image, its prediction and four maps of uncertainty; the pixels near p are paler, with a black "
-            "rim."
-        )
-        return figure, self._numbers(p, near), description
+        return Drawn(figure, self._numbers(p, near), _CURVES_SEEN)
 
     def _draw_curves(self, axes: Axes, p: float) -> None:
         draw_measures(axes, [p] * 3)
@@ -135,16 +130,15 @@ class UncertaintyMaps:
         axes.legend(frameon=False, fontsize=8, loc="upper center", ncols=2)
 
     def _numbers(self, p: float, near: np.ndarray) -> str:
-        at = torch.tensor([p])
-        values = {"eq. 1": least_confidence(at), "eq. 2": one_sided_entropy(at), "binary entropy": binary_entropy(at)}
-        curves = ", ".join(f"{name} {value.item():.3f}" for name, value in values.items())
-        pixels = f"Pixels within {NEAR} of it: {near.sum()}, {100 * near.mean():.1f} % of {self.name}"
+        eq_1, eq_2, binary = (f(torch.tensor(p)).item() for f in (least_confidence, one_sided_entropy, binary_entropy))
+        text = f"p = {p:.3f}: eq. 1 {eq_1:.3f}, eq. 2 {eq_2:.3f}, binary entropy {binary:.3f}.\n"
+        text += f"Pixels within {NEAR} of it: {near.sum()}, {100 * near.mean():.1f} % of {self.name}"
         if near.any():
-            pixels += f"; the median of their eq. 3 is {np.median(self.std[near]):.3f}"
+            text += f"; the median of their eq. 3 is {np.median(self.std[near]):.3f}"
             if self.distance is not None:
                 distance = np.median(self.distance[near])
-                pixels += f", that of their distance from the predicted outline {distance:.1f} px"
-        return f"p = {p:.3f}: {curves}.\n{pixels}."
+                text += f", that of their distance from the predicted outline {distance:.1f} px"
+        return text + "."
 
 
 def explore_thresholds(
@@ -162,7 +156,7 @@ def explore_thresholds(
         images: uint8 (n, 3, H, W), to choose from.
         truths: their masks, uint8 (n, 1, H, W), 0 and 1.
         probabilities: of the lesion, (n, 1, H, W), 0 to 1.
-        names: of the images. If empty, they are numbered.
+        names: of the images, which are numbered otherwise.
         tau_u: where its slider stands at first, 0 to 0.5.
         tau_b: where its slider stands at first, 0.05 to 0.95.
 
@@ -177,27 +171,25 @@ def explore_thresholds(
     tau_b changes nothing here: it lies between 0.250 and 0.750, and such pixels are the human's.
     """
     choices = _choices(images, names, truths=truths, probabilities=probabilities)
+    outlined = cache(lambda image: _outlined(images[image], truths[image]))
 
-    @cache
-    def still(image: int) -> dict[str, np.ndarray]:
-        return {
-            "image, true outline": _outlined(images[image], truths[image]),
-            "prediction p": figures.as_rgb(probabilities[image]),
-        }
-
-    def draw(image: int, tau_u: float, tau_b: float) -> Shown:
-        one = slice(image, image + 1)
-        truth, p = truths[one], probabilities[one]
+    def draw(image: int, tau_u: float, tau_b: float) -> Drawn:
+        truth, p = truths[image][None], probabilities[image][None]
         merged, human = merge_annotations(truth, p, tau_u, tau_b)
         pictures = {
-            **still(image),
+            "image, true outline": outlined(image),
+            "prediction p": figures.as_rgb(p[0]),
             "(a) uncertain pixels": figures.as_rgb(human[0]),
             "who labelled what": figures.label_colours(images[image], merged[0], human[0]),
         }
-        thresholds = f"tau_u = {tau_u:.3f}, tau_b = {tau_b:.3f}, {choices[image][0]}"
-        result = _cost_and_dice(truth, p, merged, human)
-        text = f"{thresholds}: {result}\n{_what_tau_b_changes(p, human, tau_u, tau_b)}"
-        return _thresholds_figure(pictures, tau_u, tau_b), text, _THRESHOLDS_SEEN
+        cost = annotation_cost(truth, human).iloc[0]
+        text = (
+            f"tau_u = {tau_u:.3f}, tau_b = {tau_b:.3f}, {choices[image][0]}: the human verifies "
+            f"{cost['verify_percent']:.1f} % of the pixels and marks {cost['positive_percent']:.1f} % as lesion.\n"
+            f"Dice of the merged mask {dice_score(merged, truth).item():.3f}; of the prediction alone, from p = 0.5 "
+            f"on, {dice_score(p, truth).item():.3f}.\n{_what_tau_b_changes(p, human, tau_u, tau_b)}"
+        )
+        return Drawn(_thresholds_figure(pictures, tau_u, tau_b), text, _THRESHOLDS_SEEN)
 
     controls = {
         "image": partial(ipywidgets.Dropdown, options=choices),
@@ -205,15 +197,6 @@ def explore_thresholds(
         "tau_b": partial(_slider, min=0.05, max=0.95),
     }
     return Explorer(draw, controls, image=0, tau_u=tau_u, tau_b=tau_b)
-
-
-def _cost_and_dice(truth: torch.Tensor, p: torch.Tensor, merged: torch.Tensor, human: torch.Tensor) -> str:
-    cost = annotation_cost(truth, human).iloc[0]
-    dice, alone = (dice_score(mask, truth).item() for mask in (merged, p))
-    return (
-        f"the human verifies {cost['verify_percent']:.1f} % of the pixels and marks {cost['positive_percent']:.1f} % "
-        f"as lesion.\nDice of the merged mask {dice:.3f}; of the prediction alone, from p = 0.5 on, {alone:.3f}."
-    )
 
 
 def _what_tau_b_changes(p: torch.Tensor, human: torch.Tensor, tau_u: float, tau_b: float) -> str:
@@ -230,14 +213,16 @@ def _thresholds_figure(pictures: Mapping[str, np.ndarray], tau_u: float, tau_b: 
     figure = Figure(figsize=(9.5, 3.7))
     figures.draw_pictures(figure.add_axes((0.01, 0.28, 0.98, 0.72)), pictures, n_columns=4)
     axes = figure.add_axes((0.07, 0.16, 0.9, 0.06))
-    colours = figures.LABELLED_BY
     low, high = 0.5 - tau_u, 0.5 + tau_u
-    axes.axvspan(0, min(tau_b, low), color=colours["model: background"])
-    axes.axvspan(min(tau_b, low), low, color=colours["model: lesion"])
-    axes.axvspan(low, high, 0, 0.5, color=colours["human: background"])
-    axes.axvspan(low, high, 0.5, 1, color=colours["human: lesion"])
-    axes.axvspan(high, max(tau_b, high), color=colours["model: background"])
-    axes.axvspan(max(tau_b, high), 1, color=colours["model: lesion"])
+    for start, end, bottom, top, who in (
+        (0, min(tau_b, low), 0, 1, "model: background"),
+        (min(tau_b, low), low, 0, 1, "model: lesion"),
+        (low, high, 0, 0.5, "human: background"),
+        (low, high, 0.5, 1, "human: lesion"),
+        (high, max(tau_b, high), 0, 1, "model: background"),
+        (max(tau_b, high), 1, 0, 1, "model: lesion"),
+    ):
+        axes.axvspan(start, end, bottom, top, color=figures.LABELLED_BY[who])
     axes.plot(tau_b, 1.3, "v", color=figures.BLACK, clip_on=False)
     axes.text(tau_b + 0.01, 1.15, "tau_b", fontsize=8)
     axes.text(-0.01, 0.5, "p", fontsize=9, ha="right", va="center")
@@ -251,8 +236,8 @@ def explore_rounds(rounds: Sequence[Round], pool: Split) -> Explorer:
     """Fig. 1 in retrospect: one slider over the queries of a run, one over the images of each query by rank.
 
     The labels shown are those at the end of the run. Outside the human's pixels they are the binarized prediction of
-    the model that queried the image. Two modes differ: with ``partial-refreshed`` it is that of the last model, and
-    with ``human-only`` the training ignores these pixels.
+    the model that queried the image. Two annotation modes differ: with ``partial-refreshed`` they are the last model's,
+    and with ``human-only`` the training ignores these pixels.
 
     Args:
         rounds: all rounds of a run, ``list(alutils.run_active_learning(...))``.
@@ -261,26 +246,22 @@ def explore_rounds(rounds: Sequence[Round], pool: Split) -> Explorer:
     Raises:
         ValueError: if the last round has no labels, nothing was queried, or the pool is too small to be the run's.
     """
-    queries = _query_slices(rounds, pool)
-    labels = rounds[-1].labels
+    queries, labels = _queries(rounds, pool), rounds[-1].labels
+    outlined = cache(lambda index: _outlined(pool.images[index], pool.masks[index]))
 
     @cache
     def dice_of(query: int) -> torch.Tensor:
-        place = queries[query - 1]
-        return dice_score(labels.masks[place].cpu(), pool.masks[labels.indices[place]].cpu())
+        places = queries[query - 1]
+        return dice_score(labels.masks[places].cpu(), pool.masks[labels.indices[places]].cpu())
 
-    @cache
-    def still(index: int) -> dict[str, np.ndarray]:
-        return {"image, true outline": _outlined(pool.images[index], pool.masks[index])}
-
-    def draw(query: int, rank: int) -> Shown:
+    def draw(query: int, rank: int) -> Drawn:
         dice, trained = dice_of(query), rounds[query - 1]
         rank = min(rank, len(dice))  # the last query of an exhausted pool is shorter
         place = queries[query - 1].start + rank - 1
         index = int(labels.indices[place])
         mask, human = (masks[place : place + 1][0] for masks in (labels.masks, labels.human))
         pictures = {
-            **still(index),
+            "image, true outline": outlined(index),
             "its labels": figures.as_rgb(mask),
             "who labelled what": figures.label_colours(pool.images[index], mask, human),
         }
@@ -294,21 +275,18 @@ def explore_rounds(rounds: Sequence[Round], pool: Split) -> Explorer:
             f"Three pictures: the image with its true outline; its labels; {_WHO}. Right, validation Dice over the "
             f"labelled images, this round marked: {', '.join(f'{round_.val_dice:.2f}' for round_ in rounds)}."
         )
-        return _rounds_figure(pictures, rounds, query), text, description
+        return Drawn(_rounds_figure(pictures, rounds, query), text, description)
 
-    controls = {
-        "query": partial(ipywidgets.IntSlider, min=1, max=len(queries)),
-        "rank": partial(ipywidgets.IntSlider, min=1, max=max(place.stop - place.start for place in queries)),
-    }
+    most = max(places.stop - places.start for places in queries)
+    sliders = {"query": len(queries), "rank": most}
+    controls = {name: partial(ipywidgets.IntSlider, min=1, max=highest) for name, highest in sliders.items()}
     return Explorer(draw, controls, query=1, rank=1)
 
 
-def _query_slices(rounds: Sequence[Round], pool: Split) -> list[slice]:
-    """Check a run against its pool; where the images of each query stand in the labelled set."""
+def _queries(rounds: Sequence[Round], pool: Split) -> list[slice]:
+    """Where the images of each query stand in the labelled set; refuses rounds that are not a run on this pool."""
     if not rounds or rounds[-1].labels is None:
-        raise ValueError(
-            "rounds: the last has no labels; give all of run_active_learning, list(run), to its last round"
-        )
+        raise ValueError("rounds: the last has no labels; give all rounds of a run, list(run_active_learning(...))")
     indices = rounds[-1].labels.indices
     ends = [*(round_.n_labelled for round_ in rounds), len(indices)]
     queries = [slice(start, end) for start, end in itertools.pairwise(ends) if start < end]
@@ -335,7 +313,7 @@ def _rounds_figure(pictures: Mapping[str, np.ndarray], rounds: Sequence[Round], 
 
 
 def _choices(images: torch.Tensor, names: Sequence[str], **maps: torch.Tensor) -> list[tuple[str, int]]:
-    """Check the tensors against each other; pair each image's name with its position, for a dropdown."""
+    """Each image's name and position, for a dropdown; refuses tensors that do not fit each other."""
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8 or len(images) == 0:
         raise ValueError(f"images must be uint8 (n, 3, H, W), at least one, got {images.dtype} {tuple(images.shape)}")
     shape = (len(images), 1, *images.shape[2:])
@@ -344,12 +322,12 @@ def _choices(images: torch.Tensor, names: Sequence[str], **maps: torch.Tensor) -
             raise ValueError(f"{name} must have shape {shape}, as the images do, got {tuple(tensor.shape)}")
     names = names or [f"image {i + 1}" for i in range(len(images))]
     if len(names) != len(images):
-        raise ValueError(f"names: {len(names)} of them for {len(images)} images; give one each, or none")
+        raise ValueError(f"names: {len(names)} of them for {len(images)} images; give one for each, or none")
     return [(name, i) for i, name in enumerate(names)]
 
 
 def _heat(pixels: torch.Tensor, highest: float) -> np.ndarray:
-    return colormaps["cividis"](pixels.detach().cpu().float().numpy() / highest)[..., :3].astype(np.float32)
+    return colormaps["cividis"](pixels.numpy() / highest)[..., :3].astype(np.float32)
 
 
 def _outlined(image: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
@@ -357,11 +335,3 @@ def _outlined(image: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
     enlarged = np.ones((max(1, 256 // image.shape[-1]),) * 2)
     pixels, lesion = np.kron(figures.as_rgb(image), enlarged[..., None]), np.kron(mask[0].cpu().numpy(), enlarged)
     return mark_boundaries(pixels, lesion.astype(int), color=to_rgb(figures.TRUTH), outline_color=to_rgb(figures.BLACK))
-
-
-def _marked(picture: np.ndarray, where: np.ndarray, rim: np.ndarray) -> np.ndarray:
-    """The picture with the pixels ``where`` paler and their rim black, which shows in print and on any colour."""
-    marked = picture.copy()
-    marked[where] = 0.3 * picture[where] + 0.7
-    marked[rim] = 0
-    return marked

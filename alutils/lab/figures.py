@@ -19,7 +19,8 @@ from matplotlib.patches import Patch
 
 from alutils.system.files import replacing
 
-# Okabe and Ito's palette, told apart by all kinds of colour vision; pair it with line styles or markers for print.
+# Okabe and Ito's palette: people with any kind of colour vision can tell the colours apart. Pair it with line styles or
+# markers for print.
 BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#000000",
 )  # fmt: skip
@@ -44,11 +45,11 @@ def show_figure(
 
     Args:
         figure: from matplotlib.
-        alt: what a reader who cannot see the figure has to know: what is drawn, and what it shows.
-        save_as: a path without suffix, where a ``.png`` and a ``.svg`` file are written. With None, nothing is saved.
+        alt: what a reader who cannot see the figure needs to know: what is drawn, and what it shows.
+        save_as: a path without suffix; a ``.png`` and a ``.svg`` file are written there.
         dpi: resolution of the picture in the notebook; the saved PNG has twice as much.
-        update: what ``display(display_id=True)`` returned: the figure replaces that output. Because such a figure
-            follows a slider, it is drawn in the fastest way: with its margins, and as a JPEG.
+        update: what ``display(display_id=True)`` returned. The figure replaces that output and is drawn in the fastest
+            way, because it follows a slider: with its margins, and as a JPEG.
 
     Raises:
         ValueError: if there is no alternative text.
@@ -71,7 +72,7 @@ def show_figure(
 
 
 def _smallest_picture(figure: Figure, dpi: int) -> bytes:
-    """The figure as a PNG of 256 colours, which suits charts, or a JPEG, which suits photographs: the smaller one."""
+    """The smaller one of a PNG of 256 colours, which suits charts, and a JPEG, which suits photographs."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=dpi, bbox_inches="tight")
     picture = PIL.Image.open(drawn).convert("RGB")
@@ -82,21 +83,21 @@ def _smallest_picture(figure: Figure, dpi: int) -> bytes:
 
 
 def _fast_picture(figure: Figure, dpi: int) -> bytes:
-    """The figure as a JPEG. Its margins stay, because to cut them off matplotlib would draw twice."""
+    """The figure as a JPEG. Its margins stay, because matplotlib draws twice to cut them off."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="jpeg", dpi=dpi, pil_kwargs={"quality": 85})
     return drawn.getvalue()
 
 
 def draw_image(axes: Axes, image: torch.Tensor, title: str = "") -> None:
-    """A picture without ticks: uint8 (3, H, W) in colour, or (1, H, W) or (H, W) from 0 to 1 in grey."""
+    """Draw a picture without ticks: uint8 (3, H, W) in colour, or (1, H, W) or (H, W) from 0 to 1 in grey."""
     pixels = image.detach().cpu().squeeze(0).numpy()
     _draw_pixels(axes, pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels, title)
 
 
 def draw_outline(axes: Axes, mask: torch.Tensor, colour: str, style: str = "solid", width: float = 1.5) -> None:
-    """The outline of a mask, or the 0.5 level of a probability map, (1, H, W). Its dark edge shows on any skin."""
-    level = np.pad(mask.detach().cpu().squeeze(0).float().numpy(), 1)  # the outline closes at the picture's edge
+    """Draw where a mask or a probability map, (1, H, W), reaches 0.5; a dark edge shows the line on any skin."""
+    level = np.pad(mask.detach().cpu().squeeze(0).float().numpy(), 1)  # so that it closes at the picture's edge
     grid = np.arange(-1, level.shape[1] - 1), np.arange(-1, level.shape[0] - 1)
     if level.min() < 0.5 <= level.max():
         axes.contour(*grid, level, [0.5], colors=BLACK, linewidths=width + 1.2, alpha=0.6)
@@ -104,20 +105,20 @@ def draw_outline(axes: Axes, mask: torch.Tensor, colour: str, style: str = "soli
 
 
 def draw_labels(axes: Axes, image: torch.Tensor, mask: torch.Tensor, human: torch.Tensor, title: str = "") -> None:
-    """Who labelled which pixel, over the picture in grey: the human in colour, the model in black and white.
-
-    Args:
-        axes: to draw on.
-        image: uint8 (3, H, W).
-        mask: the labels, (1, H, W), 0 and 1.
-        human: which of them came from the human, (1, H, W), bool or 0 and 1.
-        title: above the picture.
-    """
+    """Draw who labelled which pixel over the picture in grey; the arguments are those of :func:`label_colours`."""
     _draw_pixels(axes, label_colours(image, mask, human), title)
 
 
 def label_colours(image: torch.Tensor, mask: torch.Tensor, human: torch.Tensor) -> np.ndarray:
-    """The pixels that :func:`draw_labels` draws, float32 (H, W, 3), 0 to 1.
+    """The picture in grey, the human's labels over it in colour, the model's in black and white.
+
+    Args:
+        image: uint8 (3, H, W).
+        mask: the labels, (1, H, W), 0 and 1.
+        human: which of them came from the human, (1, H, W), bool or 0 and 1.
+
+    Returns:
+        float32 (H, W, 3), 0 to 1.
 
     >>> image, mask = torch.zeros(3, 1, 1, dtype=torch.uint8), torch.ones(1, 1, 1)
     >>> label_colours(image, mask, human=1 - mask).round(2).tolist()  # 0.65 of the model's white
@@ -130,7 +131,7 @@ def label_colours(image: torch.Tensor, mask: torch.Tensor, human: torch.Tensor) 
 
 
 def label_legend(figure: Figure) -> None:
-    """Explain the colours of :func:`draw_labels` below the figure."""
+    """Explain the colours of :func:`label_colours` below the figure."""
     patches = [Patch(facecolor=colour, edgecolor="gray", label=name) for name, colour in LABELLED_BY.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8, frameon=False)
 
@@ -149,16 +150,15 @@ def contact_sheet(
         images: uint8 (N, 3, H, W).
         truths: masks (N, 1, H, W).
         predictions: probabilities or masks (N, 1, H, W).
-        titles: one per picture; if empty, there are none.
+        titles: one per picture, or none.
         n_columns: pictures per row.
 
     >>> contact_sheet(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), n_columns=2).axes[3].axison
     False
     """
     n_rows = -(-len(images) // n_columns)
-    figure, axes = plt.subplots(
-        n_rows, n_columns, figsize=(1.5 * n_columns, 1.7 * n_rows), squeeze=False, layout="tight"
-    )
+    size = (1.5 * n_columns, 1.7 * n_rows)
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="tight")
     for i, place in enumerate(axes.flat):
         place.set_axis_off()
         if i < len(images):
@@ -171,12 +171,9 @@ def contact_sheet(
 
 
 def draw_pictures(axes: Axes, pictures: Mapping[str, np.ndarray], n_columns: int) -> None:
-    """Pictures with titles, in rows, on one axes: much faster to draw than one axes per picture.
+    """Draw pictures (H, W, 3) with their titles in rows on one axes, which is much faster than one axes per picture.
 
-    Args:
-        axes: to draw on.
-        pictures: by title, each (H, W, 3), 0 to 1, all of the same proportions.
-        n_columns: pictures per row.
+    Their values are from 0 to 1, and their proportions are the same.
     """
     height, width = next(iter(pictures.values())).shape[:2]
     gap, head = 0.04 * width, 0.13 * height
@@ -190,7 +187,7 @@ def draw_pictures(axes: Axes, pictures: Mapping[str, np.ndarray], n_columns: int
 
 
 def as_rgb(image: torch.Tensor) -> np.ndarray:
-    """A picture in colours from 0 to 1, float32 (H, W, 3): uint8 (3, H, W), or in grey (1, H, W) from 0 to 1."""
+    """float32 (H, W, 3) from 0 to 1, of a picture in colour, uint8 (3, H, W), or in grey, (1, H, W) from 0 to 1."""
     pixels = image.detach().cpu().float() / (255 if image.shape[0] == 3 else 1)
     return pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
 

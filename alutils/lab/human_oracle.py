@@ -12,28 +12,28 @@ import torch
 
 from alutils.annotation import AnnotationsNeeded, Oracle
 from alutils.data.splits import Split
-from alutils.lab.drawing import Request, file_stem, find_drawing, make_requests, read_mask, write_mask
-from alutils.runs.folder import write_json
+from alutils.lab.drawing import Request, file_stem, find_drawing, make_requests
 from alutils.system.checks import DataError, expanded
+from alutils.system.files import replacing
 
 
 class HumanOracle(Oracle):
     """A person who draws the pixels asked for; takes the place of the simulated :class:`alutils.Oracle` in a run.
 
-    What is asked for is looked up among the drawings saved in ``folder``. Where one is missing, or was drawn for other
-    pixels, the requests are written there and :class:`AnnotationsNeeded` ends the run. Called again, the run takes up
+    The oracle looks up what is asked for among the drawings in ``folder``. Where one is missing, or was drawn for other
+    pixels, it writes the requests there, and :class:`AnnotationsNeeded` ends the run. Called again, the run takes up
     the model it had trained, asks for the same pixels, finds the drawings and goes on.
 
-    The cold start is shown by the simulated oracle, in full: it is the same in all arms, and a class should not have to
-    outline it before anything happens. The truth, which the audit and Dice compare with, is the split's too; a run on
-    images that nobody has annotated yet wants ``draws_cold_start`` and masks of zeros, and its audit says nothing.
+    The simulated oracle shows the cold start: it is the same in all arms, and a class should not have to outline it
+    before anything happens. The audit and Dice compare with the split's masks. For images that nobody has annotated
+    yet, pass masks of zeros and ``draws_cold_start=True``; the audit then says nothing.
 
     Args:
         split: the pool: images, true masks, ids.
-        folder: of this run and this person; it takes the drawings (a PNG and a JSON each, see
-            :func:`alutils.lab.drawing.file_stem`) and in ``requests/`` what is asked for.
+        folder: of this run and this person: their drawings, see :meth:`alutils.lab.drawing.Drawing.save`, and
+            ``requests.npz``.
         tau_u: recorded with the drawings.
-        draws_cold_start: the person draws the cold start too.
+        draws_cold_start: whether the person draws the cold start too.
 
     Raises:
         ValueError: if an id cannot name a file.
@@ -71,62 +71,49 @@ class HumanOracle(Oracle):
     def annotate(
         self, indices: torch.Tensor, where: torch.Tensor | None = None, suggestion: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What the person drew in the pixels asked for, as :meth:`alutils.Oracle.annotate` returns it.
-
-        Args:
-            indices: int64 (n,), positions of the images.
-            where: bool (n, 1, H, W), the pixels asked for; None: all.
-            suggestion: uint8 (n, 1, H, W), the model's labels of the others, for the person to see.
+        """What the person drew in the pixels asked for; arguments and result are those of ``Oracle.annotate``.
 
         Raises:
-            AnnotationsNeeded: if some are not drawn yet; all are asked for in ``folder``.
+            AnnotationsNeeded: if some are not drawn yet; ``folder`` then holds the requests for all.
             DataError: if a drawing cannot be used.
             ValueError: if ``where`` has another shape or type, or an index is of no image.
         """
         self._check_asked(indices, where)
-        asked = make_requests(self._split, indices, where, suggestion, tau_u=self._tau_u)
-        drawn = np.zeros((len(asked), *self._masks.shape[1:]), dtype=np.uint8)
+        requests = make_requests(self._split, indices, where, suggestion, tau_u=self._tau_u)
+        masks = torch.zeros(len(requests), *self._masks.shape[1:], dtype=torch.uint8)
+        asked = [(request, mask) for request, mask in zip(requests, masks, strict=True) if request.n_decided]
         missing = []
-        for request, mask in zip(asked, drawn, strict=True):
-            found = find_drawing(self.folder, request) if request.n_decided else None
-            if found is not None:
-                mask[:] = found[1] & request.where
-            elif request.n_decided:
+        for request, mask in asked:
+            found = find_drawing(self.folder, request)
+            if found is None:
                 missing.append(request.id)
+            else:
+                mask[:] = torch.from_numpy(found[1] & request.where)
         if missing:
-            self._write(asked)
+            self._write([request for request, _ in asked])
             raise AnnotationsNeeded(self.folder, missing)
-        masks = torch.from_numpy(drawn).to(self._masks.device)
         self._count(masks, where)
-        return masks
+        return masks.to(self._masks.device)
 
     def requests(self) -> list[Request]:
         """What was last asked for, drawn or not, as it lies in ``folder``; empty where nothing was.
 
         Raises:
-            DataError: if a file cannot be used, or the requests are for images that the split lacks.
+            DataError: if the file cannot be used, or its requests are for images that the split lacks.
         """
-        path, (height, width) = self.folder / "requests" / "requests.json", self._split.images.shape[2:]
+        path = self.folder / "requests.npz"
         if not path.exists():
             return []
         try:
-            ids = json.loads(path.read_text(encoding="utf-8"))["ids"]
-            indices = torch.tensor([self._split.ids.index(id) for id in ids])
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise DataError(
-                f"{path} cannot be used ({error}); delete it and call run_active_learning again to ask anew"
-            ) from None
-        planes = [
-            np.stack([read_mask(path.with_name(f"{file_stem(id)}.{name}.png"), height, width) for id in ids])
-            for name in ("where", "start")
-        ]
-        where, start = (torch.from_numpy(plane) for plane in planes)
-        return make_requests(self._split, indices, where, start, tau_u=self._tau_u)
+            with np.load(path) as saved:
+                where, start = (torch.from_numpy(saved[name]) for name in ("where", "start"))
+                indices = torch.tensor([self._split.ids.index(id) for id in json.loads(saved["ids"].item())])
+            return make_requests(self._split, indices, where, start, tau_u=self._tau_u)
+        except Exception as error:  # damaged archives raise errors of many kinds
+            remedy = "delete it and call run_active_learning again to ask anew"
+            raise DataError(f"{path} cannot be used ({error}); {remedy}") from None
 
-    def _write(self, asked: Sequence[Request]) -> None:
-        """The pictures first: the list that is there is complete."""
-        folder, asked = self.folder / "requests", [request for request in asked if request.n_decided]
-        for request in asked:
-            write_mask(folder / f"{file_stem(request.id)}.where.png", request.where)
-            write_mask(folder / f"{file_stem(request.id)}.start.png", request.start)
-        write_json(folder / "requests.json", {"ids": [request.id for request in asked], "tau_u": self._tau_u})
+    def _write(self, requests: Sequence[Request]) -> None:
+        planes = {name: np.stack([getattr(request, name) for request in requests]) for name in ("where", "start")}
+        with replacing(self.folder / "requests.npz") as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, ids=json.dumps([request.id for request in requests]), **planes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import ipywidgets
 from IPython import get_ipython
@@ -13,8 +13,13 @@ from matplotlib.figure import Figure
 
 from alutils.lab.figures import show_figure
 
-Shown = tuple[Figure, str, str]
-"""A figure, the sentences to read below it (one per line), and a description of what else there is to see in it."""
+
+class Drawn(NamedTuple):
+    """What an explorer shows: a figure, the sentences below it (one per line), and what else there is to see in it."""
+
+    figure: Figure
+    text: str
+    description: str
 
 
 def is_interactive() -> bool:
@@ -31,35 +36,34 @@ class Explorer:
     """A figure, its numbers as text, and controls that redraw both. Put it at the end of a cell to display it.
 
     Where nobody can move a control (papermill, nbconvert, a web page), a line that says so takes the controls' place
-    and no widget is made, so an executed notebook contains none. The numbers are also shown as text, because JupyterLab
-    drops the alternative text.
+    and no widget is made. The numbers are shown as text too, because JupyterLab drops alternative text.
 
     Args:
-        draw: makes a :data:`Shown` from the controls' values, which are passed by name. Its figure should be a
-            ``matplotlib.figure.Figure``, which pyplot does not keep.
+        draw: is called with the controls' values by name. Its figure should be a ``matplotlib.figure.Figure``, which
+            pyplot does not keep.
         controls: by name, a function that makes the widget from a ``value`` and a ``description``.
         values: the first value of each control.
 
     Attributes:
-        figure: the figure drawn last.
-        text: the sentences to read below it.
+        figure: drawn last.
+        text: the sentences below it.
         alt: its alternative text.
 
     Raises:
-        Exception: whatever ``draw`` raises. Once the figure is displayed, the message also takes its place.
+        Exception: whatever ``draw`` raises; the message also takes the displayed figure's place.
 
     >>> slider = partial(ipywidgets.IntSlider, min=1, max=9)
-    >>> explorer = Explorer(lambda n: (Figure((n, 1)), f"{n} inches.", "Nothing is drawn."), {"n": slider}, n=2)
+    >>> explorer = Explorer(lambda n: Drawn(Figure((n, 1)), f"{n} inches.", "An empty figure."), {"n": slider}, n=2)
     >>> explorer.controls["n"].value = 3
     >>> explorer.alt
-    '3 inches. Nothing is drawn.'
+    '3 inches. An empty figure.'
     """
 
     def __init__(
-        self, draw: Callable[..., Shown], controls: Mapping[str, Callable[..., ipywidgets.ValueWidget]], **values: Any
+        self, draw: Callable[..., Drawn], controls: Mapping[str, Callable[..., ipywidgets.ValueWidget]], **values: Any
     ) -> None:
         self._function, self._make, self._values = draw, controls, values
-        self._handles: tuple[DisplayHandle, DisplayHandle] | None = None
+        self._outputs: tuple[DisplayHandle, DisplayHandle] | None = None
         self._draw()
 
     @cached_property
@@ -74,27 +78,26 @@ class Explorer:
         self._values[name] = change["new"]
         try:
             self._draw()
-            self._show()
         except Exception as error:
-            if self._handles:  # JupyterLab writes what a callback raises to a log that few readers open
+            if self._outputs:  # JupyterLab writes what a callback raises to a log that few readers open
                 message = f"The figure could not be drawn. {type(error).__name__}: {error}"
-                for handle, text in zip(self._handles, (message, ""), strict=True):
-                    handle.update({"text/plain": text}, raw=True)
+                for output, text in zip(self._outputs, (message, ""), strict=True):
+                    output.update({"text/plain": text}, raw=True)
             raise
 
     def _draw(self) -> None:
         self.figure, self.text, description = self._function(**self._values)
         self.alt = f"{self.text} {description}"
+        if self._outputs:
+            self._show(*self._outputs)
 
-    def _show(self) -> None:
-        if self._handles:
-            figure, text = self._handles
-            show_figure(self.figure, self.alt, update=figure)
-            text.update({"text/plain": self.text}, raw=True)
+    def _show(self, figure: DisplayHandle, text: DisplayHandle) -> None:
+        show_figure(self.figure, self.alt, update=figure)
+        text.update({"text/plain": self.text}, raw=True)
 
     def _ipython_display_(self) -> None:
-        self._handles = display(display_id=True), display(display_id=True)
-        self._show()
+        self._outputs = display(display_id=True), display(display_id=True)
+        self._show(*self._outputs)
         controls = {"text/plain": f"Controls: {', '.join(self._make)}. Run this cell in JupyterLab to move them."}
         if is_interactive():
             controls = ipywidgets.VBox(list(self.controls.values()))._repr_mimebundle_() | controls

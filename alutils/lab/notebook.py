@@ -19,13 +19,13 @@ from IPython.core.inputtransformer2 import TransformerManager
 from alutils.data.isic2018 import load_isic2018
 from alutils.data.splits import Splits
 from alutils.data.synthetic import make_synthetic
-from alutils.experiment import PROFILES_DIR, Experiment
+from alutils.experiment import Experiment
 from alutils.system.checks import ConfigError, check_text, did_you_mean, expanded
 from alutils.system.device import resolve_device
 from alutils.system.files import replacing
 from alutils.system.settings import parse_settings
 
-ROOT = PROFILES_DIR.parent
+ROOT = Path(__file__).resolve().parents[2]
 RUNS_DIR = expanded("ALUTILS_RUNS", os.environ.get("ALUTILS_RUNS") or ROOT / "runs")
 FIGURES_DIR = expanded("ALUTILS_FIGURES", os.environ.get("ALUTILS_FIGURES") or ROOT / "figures")
 RESULTS_DIR = ROOT / "results"
@@ -33,7 +33,7 @@ RESULTS_DIR = ROOT / "results"
 
 @dataclass(frozen=True)
 class Workspace:
-    """What a notebook works with: the experiment, the pictures, the device, the folder for its files."""
+    """What a notebook works with: the experiment, the pictures, the device, and the folder for its files."""
 
     experiment: Experiment
     splits: Splits
@@ -47,7 +47,7 @@ class Workspace:
         return "synthetic images" if self.synthetic else "ISIC 2018"
 
 
-def open_workspace(
+def open_workspace(  # seven parameters: each is one of papermill's, which pass through by name
     notebook: str,
     *,
     profile: str = "quick",
@@ -64,15 +64,15 @@ def open_workspace(
         notebook: its name, such as "01_data": names the default output folder, and the file with the parameters.
         profile: name or path, see :meth:`Experiment.from_profile`.
         data_root: a folder with ISIC 2018, see :func:`load_isic2018`; empty: synthetic images.
-        seed: of the experiment; None: the profile's.
+        seed: of the experiment; the profile's by default.
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        output_dir: for the notebook's files; empty: ``by-hand/<profile>/<notebook>`` in the project's ``runs`` folder,
-            or in the one that the environment variable ``ALUTILS_RUNS`` names; no batch reads what lies there.
+        output_dir: for the notebook's files. By default ``by-hand/<profile>/<notebook>`` in the folder of runs (the
+            environment variable ``ALUTILS_RUNS``, or ``runs``), where no batch reads.
         overrides: changes of the profile's settings, as a mapping or as YAML text.
-        **settings: settings that the notebook has as parameters of their own; they win over ``overrides``.
+        **settings: the notebook's other parameters that are settings; they win over ``overrides``.
 
     Raises:
-        ConfigError: for parameters that cannot be used, also for names that papermill passed and the notebook lacks.
+        ConfigError: for parameters that cannot be used, and for those that papermill passed and the notebook lacks.
         DataError: if ``data_root`` cannot be used.
 
     >>> workspace = open_workspace("01_data", overrides="{n_synthetic: [4, 2, 2]}", device="cpu")
@@ -96,7 +96,7 @@ def open_workspace(
 
 
 def show_code(function: Callable[..., Any]) -> None:
-    """Print the source of a function without its documentation: the code beside the equation, never out of step.
+    """Print the source of a function without its docstring, so that a text shows the code that really runs.
 
     >>> from alutils import least_confidence
     >>> show_code(least_confidence)
@@ -108,50 +108,20 @@ def show_code(function: Callable[..., Any]) -> None:
 
 
 def refuse_unknown_parameters(notebook: str) -> None:
-    """Stop a notebook that papermill gave a parameter it does not have: papermill itself only warns.
+    """Stop a notebook that papermill gave a parameter it does not have; papermill itself only warns.
 
-    Args:
-        notebook: its name, such as "01_data". Which parameters there are says the cell with the tag "parameters" in the
-            project's file; where there is no such file, all are accepted.
+    The cell that papermill made last (a person may have edited it since) is compared with the cell tagged "parameters"
+    in the project's notebook of that name, such as "01_data". Without such a file, all parameters are accepted.
 
     Raises:
         ConfigError: naming the parameter and the nearest one that there is.
 
     >>> refuse_unknown_parameters("01_data")
     """
-    shell = get_ipython()
-    _compare_parameters(shell.history_manager.input_hist_raw if shell else [], ROOT / "notebooks" / f"{notebook}.ipynb")
-
-
-def copy_figures(source: str | Path, names: Sequence[str], target: Path) -> list[str]:
-    """Copy the pictures called ``names``, SVG and PNG, from wherever they lie below ``source``; the ones found.
-
-    >>> copy_figures("nowhere", ["fig2"], Path("figures"))
-    []
-    """
-    found = []
-    for name in (f"{stem}{suffix}" for stem in names for suffix in (".png", ".svg")):
-        path = next(iter(sorted(expanded("source", source).rglob(name))), None)
-        if path:
-            with replacing(target / name) as temporary:
-                shutil.copyfile(path, temporary)
-            found.append(name)
-    return found
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse where no files could be written; the folder itself need not be there yet."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise ConfigError(f"output_dir: {nearest} is a file; give a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ConfigError(f"output_dir: nothing can be written into {nearest}; give another folder")
-
-
-def _compare_parameters(ran: Sequence[str], file: Path) -> None:
-    """Of the cells that ``ran`` the last one that papermill began (it may have been edited) with those of the file."""
-    given = next((cell for cell in reversed(ran) if "# Parameters" in cell.splitlines()), None)
-    if given is None or not file.exists():
+    shell, file = get_ipython(), ROOT / "notebooks" / f"{notebook}.ipynb"
+    ran = shell.history_manager.input_hist_raw if shell else []
+    given = next((cell for cell in reversed(ran) if "# Parameters" in cell.splitlines()), "")
+    if not given or not file.exists():
         return
     cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
     parameters = (cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", []))
@@ -159,6 +129,30 @@ def _compare_parameters(ran: Sequence[str], file: Path) -> None:
     for name in _assigned_names(given):
         if name not in known:
             raise ConfigError(f"{name}: this notebook has no such parameter; {did_you_mean(name, known)}")
+
+
+def copy_figures(source: str | Path, names: Sequence[str], target: Path) -> list[str]:
+    """Copy the PNG and SVG pictures called ``names`` from wherever they lie below ``source``; returns those found.
+
+    >>> copy_figures("nowhere", ["fig2"], Path("figures"))
+    []
+    """
+    found = []
+    for name in (f"{stem}{suffix}" for stem in names for suffix in (".png", ".svg")):
+        for path in sorted(expanded("source", source).rglob(name))[:1]:
+            with replacing(target / name) as temporary:
+                shutil.copyfile(path, temporary)
+            found.append(name)
+    return found
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that could not be written to; it need not be there yet."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"output_dir: {nearest} is a file; give a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"output_dir: nothing can be written into {nearest}; give another folder")
 
 
 def _assigned_names(cell: str) -> list[str]:

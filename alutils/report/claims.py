@@ -25,7 +25,7 @@ def judge(results: Results) -> pd.DataFrame:
     in which region the effect lies, and :func:`verdict` compares the interval with that region.
 
     Args:
-        results: from :func:`alutils.runs.folder.load_results`.
+        results: from :func:`alutils.runs.collect.load_results`.
 
     Returns:
         One row per claim that there are runs for: ``where`` (in the paper), ``measured`` (what the effect is),

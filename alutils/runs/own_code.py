@@ -1,4 +1,4 @@
-"""What a function of one's own is: its source and the values that it uses, as a checksum by which a change shows."""
+"""A checksum of a function of one's own, of its source and of the values that it uses, which shows any change."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import ast
 import dis
 import enum
 import functools
-import hashlib
 import inspect
 import linecache
 import sys
@@ -22,28 +21,29 @@ from torch import nn
 
 from alutils.experiment import Experiment
 from alutils.system.checks import ConfigError
+from alutils.system.files import sha256
 
 _PLAIN = (
     *(NoneType, bool, int, float, complex, str, bytes, range, slice, PurePath, enum.Enum),
     *(torch.dtype, torch.device, np.dtype, np.generic, Experiment),
 )
-"""Their ``repr`` tells all of them."""
+"""Types whose ``repr`` tells everything about a value."""
 
-_OTHERS = (Path(__file__).resolve().parents[1], Path(sysconfig.get_path("stdlib")).resolve())
-"""Folders whose code is nobody's own, besides those of installed packages."""
+_PACKAGE, _LIBRARY = Path(__file__).resolve().parents[1], Path(sysconfig.get_path("stdlib")).resolve()
 
 
 def code_checksum(setting: str, *objects: object) -> str | None:
     """16 hexadecimal digits that change with what ``objects`` would do, or None where none of them is one's own code.
 
-    Of a function they stand for its source (without comments, docstrings and layout), its defaults and attributes, what
-    it captured, the arguments of a ``functools.partial``, and whatever its code names in its module or notebook:
-    values, and functions and classes, of which the same is taken in turn. Of an object: its class and its attributes.
-    Values count by what they hold: numbers, text, tensors, arrays, lists, sets and dicts of them, a network's weights.
+    A function counts with its source (without comments, docstrings and layout), its defaults and attributes, the values
+    that it captured, the arguments of a ``functools.partial``, and everything that its code names in its module or
+    notebook: values, functions and classes, which count in the same way. An object counts with its class and its
+    attributes, a value with what it holds: numbers, text, tensors, arrays, lists, sets and dicts of them, a network's
+    weights.
 
-    What escapes: what is reached through a module (``helpers.f`` after ``import helpers``), and installed packages;
-    objects of their types (a data frame, a ``torch.Generator``); files that the code reads. A function that changes the
-    values that it captured is another one afterwards.
+    What is not seen: what is reached through a module (``helpers.f`` after ``import helpers``), installed packages and
+    objects of their types (a data frame, a ``torch.Generator``), and files that the code reads. A function that changes
+    the values that it captured counts as another one afterwards.
 
     Args:
         setting: what to call them in an error.
@@ -65,30 +65,20 @@ def code_checksum(setting: str, *objects: object) -> str | None:
     return _hash(*found)[:16] if found else None
 
 
-def function_name(function: Any) -> str:
-    """The name of a function, of the one in a ``functools.partial``, or of an object's class.
-
-    >>> function_name(max), function_name(functools.partial(max, 0))
-    ('max', 'max')
-    """
-    function = function.func if isinstance(function, functools.partial) else function
-    return getattr(function, "__name__", type(function).__name__)
-
-
 class _Reader:
     """Reads each object once."""
 
     def __init__(self, setting: str) -> None:
         self.setting = setting
         self._digests: dict[int, str] = {}
-        self._kept: list[object] = []  # an id is an object's own as long as it lives
+        self._kept: list[object] = []  # as long as an object lives, no other one has its id
 
     def read_callable(self, thing: Any) -> str | None:
-        """Of what is to be called; None where it is this package's or an installed class, an error without source."""
+        """The digest of what is to be called; None for a function of this package and for an installed class."""
         if isinstance(thing, type):
             return self.digest(thing) if _own_members(thing) else None
         if isinstance(thing, FunctionType):
-            return None if _path(thing).is_relative_to(_OTHERS[0]) else self.digest(thing, in_full=True)
+            return None if _path(thing).is_relative_to(_PACKAGE) else self.digest(thing, in_full=True)
         if isinstance(thing, MethodType | functools.partial):
             self.read_callable(thing.func if isinstance(thing, functools.partial) else thing.__func__)
             return self.digest(thing)
@@ -110,10 +100,10 @@ class _Reader:
         if isinstance(value, _PLAIN):
             yield repr(value)
         elif isinstance(value, torch.Tensor):
-            flat = value.detach().cpu().to_dense().contiguous().flatten()
-            yield from (str(value.dtype), str(tuple(value.shape)), _hash(flat.view(torch.uint8).numpy().tobytes()))
+            content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            yield from (str(value.dtype), str(tuple(value.shape)), sha256(content))
         elif isinstance(value, np.ndarray):
-            content = self.digest(value.tolist()) if value.dtype == object else _hash(value.tobytes())
+            content = self.digest(value.tolist()) if value.dtype == object else sha256(value.tobytes())
             yield from (str(value.dtype), str(value.shape), content)
         elif isinstance(value, list | tuple):
             yield from map(self.digest, value)
@@ -121,8 +111,8 @@ class _Reader:
             yield from sorted(map(self.digest, value))
         elif isinstance(value, dict):
             yield from (self.digest(part) for item in value.items() for part in item)
-        elif isinstance(value, FunctionType):
-            yield from self._function(value) if in_full or _is_own(_path(value)) else [_name(value)]
+        elif isinstance(value, FunctionType) and (in_full or _is_own(_path(value))):
+            yield from self._function(value)
         elif isinstance(value, MethodType):
             yield from map(self.digest, (value.__func__, value.__self__))
         elif isinstance(value, functools.partial):
@@ -131,29 +121,24 @@ class _Reader:
             yield from (_name(value), self.digest(_own_members(value)))
         elif isinstance(value, nn.Module) or _own_members(type(value)):
             yield from self._object(value)
-        elif isinstance(value, ModuleType) or callable(value):
+        elif isinstance(value, ModuleType):
             yield _name(value)
+        elif callable(value):  # of a package; it may wrap a function of one's own, as torch.no_grad() does
+            yield from (_name(value), self.digest(getattr(value, "__wrapped__", None)))
 
     def _function(self, function: FunctionType) -> Iterator[str]:
-        code = function.__code__
         yield self._source(function)
-        used = [function.__defaults__, function.__kwdefaults__, vars(function)]
-        for cell in function.__closure__ or ():
-            try:
-                used.append(cell.cell_contents)
-            except ValueError:  # what it is to hold is not there yet
-                used.append(None)
-        names = sorted(_global_names(code) & set(function.__globals__))
+        captured = [cell.cell_contents for cell in function.__closure__ or ()]
+        used = [function.__defaults__, function.__kwdefaults__, vars(function), *captured]
+        names = sorted(_global_names(function.__code__) & set(function.__globals__))
         yield from map(self.digest, [*used, *names, *(function.__globals__[name] for name in names)])
 
     def _object(self, thing: object) -> Iterator[str]:
         yield self.digest(type(thing))
         if isinstance(thing, nn.Module):
             yield from (str(thing), self.digest(dict(thing.state_dict())))
-            return
-        slots = [name for cls in type(thing).__mro__ for name in vars(cls).get("__slots__", ())]
-        for name in sorted({*getattr(thing, "__dict__", ()), *slots}):
-            yield from (name, self.digest(getattr(thing, name, None)))
+        else:
+            yield self.digest(object.__getstate__(thing))  # its attributes, those of __slots__ too
 
     def _source(self, function: FunctionType) -> str:
         code = function.__code__
@@ -168,14 +153,12 @@ class _Reader:
         except SyntaxError:
             found = []
         if len(found) > 1:  # lambdas on one line
-            found = [node for node in found if _position(node.body) in set(code.co_positions())]
+            found = [node for node in found if _position(node.body) in code.co_positions()]
         if len(found) != 1:
             raise self._no_source(function, f"{code.co_filename} was changed since it was loaded (restart the kernel)")
         for node in ast.walk(found[0]):
-            if (
-                isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-                and ast.get_docstring(node) is not None
-            ):
+            has_docstring = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            if has_docstring and ast.get_docstring(node) is not None:
                 node.body = node.body[1:] or [ast.Pass()]
         return ast.unparse(found[0])
 
@@ -186,12 +169,8 @@ class _Reader:
         )
 
 
-def _hash(*parts: str | bytes) -> str:
-    whole = hashlib.sha256()
-    for part in parts:
-        encoded = part.encode() if isinstance(part, str) else part
-        whole.update(f"{len(encoded)}:".encode() + encoded)
-    return whole.hexdigest()
+def _hash(*parts: str) -> str:
+    return sha256(repr(parts).encode())
 
 
 def _name(thing: Any) -> str:
@@ -205,22 +184,25 @@ def _path(function: FunctionType) -> Path:
 
 def _is_own(path: Path) -> bool:
     installed = {"site-packages", "dist-packages"} & set(path.parts)
-    return not installed and not any(path.is_relative_to(folder) for folder in _OTHERS)
+    return not installed and not path.is_relative_to(_PACKAGE) and not path.is_relative_to(_LIBRARY)
 
 
 def _own_members(cls: type) -> dict[str, Any]:
-    """Of a class and its bases: the functions of one's own, wherever they were put, and the values of own classes."""
+    """The functions and values of a class and of its bases, as far as these are one's own."""
     members = {}
     for base in cls.__mro__:
         file = getattr(sys.modules.get(base.__module__), "__file__", None)
-        is_own = base.__module__ == "__main__" or (file is not None and _is_own(Path(file).resolve()))
+        if base.__module__ != "__main__" and not (file and _is_own(Path(file).resolve())):
+            continue
         for name, member in vars(base).items():
-            behind = [member, *(getattr(member, part, None) for part in ("__func__", "fget", "fset", "func"))]
-            functions = [part for part in behind if isinstance(part, FunctionType)]
+            if isinstance(member, staticmethod | classmethod):
+                member = member.__func__
+            elif isinstance(member, property | functools.cached_property):
+                member = getattr(member, "fget", None) or member.func
+            code = getattr(inspect.unwrap(member), "__code__", None)
             # What dataclasses generate has no file; it follows from the fields
-            own = [part for part in functions if part.__code__.co_filename != "<string>" and _is_own(_path(part))]
-            if own or (is_own and not functions and not name.startswith("__")):
-                members[f"{base.__qualname__}.{name}"] = own or member
+            if code.co_filename != "<string>" if code else not name.startswith("__"):
+                members[f"{base.__qualname__}.{name}"] = member
     return members
 
 
@@ -230,7 +212,7 @@ def _global_names(code: CodeType) -> set[str]:
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
-    """A code and those within it."""
+    """A code object and all those within it."""
     yield code
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
@@ -238,12 +220,11 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def _may_be(node: ast.AST, code: CodeType) -> bool:
-    """Whether the node is of the function's kind, name and first line."""
-    if isinstance(node, ast.Lambda):
-        return code.co_name == "<lambda>" and node.lineno == code.co_firstlineno
-    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+    """Whether the node is a function of the code's name and first line."""
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
         return False
-    return (node.name, min(part.lineno for part in (node, *node.decorator_list))) == (code.co_name, code.co_firstlineno)
+    first_line = min(part.lineno for part in (node, *getattr(node, "decorator_list", ())))
+    return (getattr(node, "name", "<lambda>"), first_line) == (code.co_name, code.co_firstlineno)
 
 
 def _position(node: ast.AST) -> tuple[int, int, int, int]:

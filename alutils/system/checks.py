@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import reprlib
 from collections.abc import Iterable
@@ -29,7 +30,7 @@ def did_you_mean(name: str, valid: list[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """Line breaks and bytes that are no text as Python escapes them, so that a message names each file on one line.
+    """``text`` with line breaks and bytes that are no text as Python escapes them, for messages of one line per file.
 
     >>> print(printable("a\\nb\\udcff"))
     a\\nb\\udcff
@@ -43,9 +44,9 @@ def listed(items: Iterable[Any], *, separator: str = ", ") -> str:
     >>> listed(range(3)), listed(range(2594))
     ('0, 1, 2', '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ... (2594 in all)')
     """
-    shown = [printable(str(item)) for item in items]
-    more = [f"... ({len(shown)} in all)"] if len(shown) > 10 else []
-    return separator.join(shown[:10] + more)
+    texts = [printable(str(item)) for item in items]
+    more = [f"... ({len(texts)} in all)"] if len(texts) > 10 else []
+    return separator.join(texts[:10] + more)
 
 
 def shown(value: Any) -> str:
@@ -58,15 +59,21 @@ def shown(value: Any) -> str:
         return f"a huge {type(value).__name__}"
 
 
+def function_name(function: Any) -> str:
+    """The name of a function, of the one in a ``functools.partial``, or of an object's class.
+
+    >>> function_name(max), function_name(functools.partial(max, 0))
+    ('max', 'max')
+    """
+    function = function.func if isinstance(function, functools.partial) else function
+    return getattr(function, "__name__", type(function).__name__)
+
+
 def check_text(**parameters: object) -> None:
     """Refuse what is no text, above all what papermill and YAML made a number of.
 
     Raises:
         ConfigError: naming the parameter, and how to write it.
-
-    >>> check_text(device="cuda:1", output_dir=20240501)
-    Traceback (most recent call last):
-    alutils.system.checks.ConfigError: output_dir: must be text, got 20240501. papermill's -p and YAML make numbers ...
     """
     for name, value in parameters.items():
         if isinstance(value, bool | int | float):
@@ -80,17 +87,11 @@ def check_text(**parameters: object) -> None:
 
 
 def expanded(name: str, path: str | os.PathLike[str]) -> Path:
-    """A path as a user gave it, ``~`` made the home folder.
-
-    Args:
-        name: of the parameter or environment variable that it was given for.
-        path: absolute, or relative to the current folder.
+    """A path as a user gave it for the parameter or environment variable ``name``, with ``~`` as the home folder.
 
     Raises:
         ConfigError: naming the parameter, if no file or folder can have that path.
 
-    >>> expanded("output_dir", "runs/mine").parts
-    ('runs', 'mine')
     >>> expanded("output_dir", "~/mine") == Path.home() / "mine"
     True
     """
@@ -99,5 +100,5 @@ def expanded(name: str, path: str | os.PathLike[str]) -> Path:
         if "\0" in str(path):
             raise ValueError("it holds the character 0")
         return Path(path).expanduser()
-    except (TypeError, ValueError, RuntimeError) as error:  # or a path of bytes, ~ without a home folder, no such user
+    except (TypeError, ValueError, RuntimeError) as error:  # bytes, the 0, or ~ without a home folder
         raise ConfigError(f"{name}: {path!r} cannot be a path ({error}); write the whole path") from None

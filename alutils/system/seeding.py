@@ -10,7 +10,7 @@ import torch
 
 
 def make_generator(seed: int, *purpose: int) -> torch.Generator:
-    """A CPU generator for one purpose: another seed or purpose gives an independent stream, the same ones the same.
+    """A CPU generator for one purpose; another seed or another purpose gives an independent stream of numbers.
 
     Args:
         seed: a whole number >= 0.
@@ -25,18 +25,12 @@ def make_generator(seed: int, *purpose: int) -> torch.Generator:
 
 @contextmanager
 def seeded(generator: torch.Generator, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Within it, layers that know only the global random state (dropout, initial weights) draw from a seed that
-    ``generator`` gives; afterwards the global state is as it was before.
+    """A context for layers that draw from the global random state (dropout, initial weights): its seed comes from
+    ``generator``, and afterwards the global state is as it was before.
 
     Args:
         generator: of the CPU.
-        device: where the layers draw. Beside the CPU's global state only this device's is touched.
-
-    >>> with seeded(make_generator(0)):
-    ...     first = torch.rand(2)
-    >>> with seeded(make_generator(0)):
-    ...     print(torch.equal(torch.rand(2), first))
-    True
+        device: where the layers draw. Only this device's state and the CPU's are touched.
     """
     device, seed = torch.device(device), int(torch.randint(2**62, (1,), generator=generator))
     accelerator = None if device.type == "cpu" else torch.get_device_module(device)

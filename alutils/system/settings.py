@@ -23,30 +23,24 @@ def parse_settings(given: str | Mapping[str, Any], *, source: str = "overrides")
     >>> parse_settings("{epochs: 3, loss: dice}")
     {'epochs': 3, 'loss': 'dice'}
     """
-    settings = _parse(given, source) if isinstance(given, str) else given
+    settings = given
+    if isinstance(given, str):
+        try:
+            settings = yaml.load(given, _SettingsLoader)
+        except Exception as error:  # a YAMLError, or whatever int() and other readers of values raise
+            raise ConfigError(f"{source} is not valid YAML: {error}") from None
+        settings = {} if settings is None else settings
     if not isinstance(settings, Mapping) or not all(isinstance(key, str) for key in settings):
         raise ConfigError(f'{source} must be a mapping such as "{{epochs: 3}}", got {shown(given)}')
     return dict(settings)
-
-
-def _parse(text: str, source: str) -> Any:
-    try:
-        settings = yaml.load(text, _SettingsLoader)
-    except RecursionError:
-        raise ConfigError(f"{source} is not valid YAML: its lists and mappings are nested too deeply") from None
-    except Exception as error:  # a YAMLError, or whatever int() and other readers of values raise
-        raise ConfigError(f"{source} is not valid YAML: {error}") from None
-    return {} if settings is None else settings
 
 
 class _SettingsLoader(yaml.SafeLoader):
     """Plain values alone, and no name twice: YAML would take the last one without a word."""
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
+        names = [key.value for key, _ in node.value]
+        if len(set(names)) < len(names):
+            name = next(name for name in names if names.count(name) > 1)
+            raise yaml.constructor.ConstructorError(None, None, f"{name} stands twice", node.start_mark)
         return super().construct_mapping(node, deep)

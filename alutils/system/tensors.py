@@ -11,7 +11,7 @@ from alutils.system.checks import listed
 
 
 def is_number(value: Any, *, whole: bool = False) -> bool:
-    """Whether ``value`` is one number; True and False are not.
+    """Whether ``value`` is a number; True and False are not.
 
     >>> is_number(0.5), is_number(0.5, whole=True), is_number("0.5"), is_number(True)
     (True, False, False, False)
@@ -20,13 +20,10 @@ def is_number(value: Any, *, whole: bool = False) -> bool:
 
 
 def check_planes(**planes: torch.Tensor) -> None:
-    """Refuse what are not tensors of one shape with one value a pixel.
-
-    Args:
-        **planes: by name, each (N, 1, H, W).
+    """Refuse anything but tensors of one shape, (N, 1, H, W), given by name.
 
     Raises:
-        ValueError: if one is no tensor, or the shapes differ or are others.
+        ValueError: naming a value that is no tensor, or the shapes.
 
     >>> check_planes(predicted=torch.zeros(2, 1, 4, 4), truth=torch.zeros(2, 4, 4))
     Traceback (most recent call last):
@@ -44,11 +41,7 @@ def check_planes(**planes: torch.Tensor) -> None:
 
 
 def check_mask(name: str, mask: torch.Tensor) -> None:
-    """Refuse a mask with other values than 0 and 1; on an accelerator this waits for the device.
-
-    Args:
-        name: what to call it.
-        mask: any type and shape.
+    """Refuse a mask, of any type and shape, with other values than 0 and 1; on a GPU this waits for the device.
 
     Raises:
         ValueError: naming the values found, and how to make 0 and 1 of 0 and 255.
@@ -69,17 +62,10 @@ def check_mask(name: str, mask: torch.Tensor) -> None:
 
 
 def check_probabilities(probabilities: torch.Tensor) -> None:
-    """Refuse what is not a probability; on an accelerator this waits for the device.
-
-    Args:
-        probabilities: any shape.
+    """Refuse values, of any shape, that are not numbers from 0 to 1; on a GPU this waits for the device.
 
     Raises:
-        ValueError: if one is not a number from 0 to 1.
-
-    >>> check_probabilities(torch.tensor([0.0, 1.5]))
-    Traceback (most recent call last):
-    ValueError: probabilities must be from 0 to 1, got 0.0 to 1.5: ...
+        ValueError: naming the smallest and the largest value.
     """
     if not probabilities.numel():
         return

@@ -41,7 +41,7 @@ def weight_names(encoder: str) -> set[str]:
 
 @contextmanager
 def fetching(encoder: str, weights: str) -> Iterator[None]:
-    """Within it, whatever fails in the library's download of ``weights`` becomes one :class:`WeightsError`."""
+    """A context in which whatever fails in the library's download of ``weights`` becomes one :class:`WeightsError`."""
     try:
         yield
     except Exception as error:  # besides OSError, the HTTP client and safetensors have types of their own
@@ -55,18 +55,12 @@ def fetching(encoder: str, weights: str) -> Iterator[None]:
 
 
 def load_encoder(encoder: nn.Module, name: str, path: Path) -> None:
-    """Load a file of weights into ``encoder``.
-
-    Args:
-        encoder: the module that takes them.
-        name: the encoder's name.
-        path: a file with the encoder's own key names.
+    """Load a file of weights, with the encoder's own key names, into ``encoder``, which the library calls ``name``.
 
     Raises:
         WeightsError: if there is no such file, its keys or shapes do not fit, or a value is not finite.
     """
-    names = ", ".join(sorted(weight_names(name)))
-    remedy = f"encoder_weights must be {names}, null, or the path of a file with {name}'s weights"
+    remedy = f"encoder_weights must be {', '.join(sorted(weight_names(name)))}, null, or the path of {name}'s weights"
     if not path.is_file():
         raise WeightsError(f"there is no file {path.absolute()}; {remedy}")
     try:
@@ -91,15 +85,9 @@ def verify_download(encoder: str, weights: str) -> None:
         return
     source = smp.encoders.encoders[encoder]["pretrained_settings"][weights]
     path = try_to_load_from_cache(source["repo_id"], "model.safetensors", revision=source["revision"])
-    if not isinstance(path, str):
-        return
-    blob = Path(path).resolve()
-    if not re.fullmatch("[0-9a-f]{64}", blob.name):
-        return
-    with blob.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != blob.name:
+    blob = Path(path).resolve() if isinstance(path, str) else Path()
+    if re.fullmatch("[0-9a-f]{64}", blob.name) and hashlib.sha256(blob.read_bytes()).hexdigest() != blob.name:
         raise WeightsError(
-            f"the fetched weights '{weights}' of {encoder} are damaged: {blob} has the SHA-256 {found}. Delete the "
-            "file and try again"
+            f"the fetched weights '{weights}' of {encoder} are damaged: {blob} does not have the SHA-256 that is its "
+            "name. Delete the file and try again"
         )

@@ -12,8 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from alutils import Experiment, make_synthetic, run_active_learning
-from alutils.lab import explorers as widgets
-from alutils.lab import figures, interactive
+from alutils.lab import explorers, figures, interactive
 from alutils.lab.explorers import explore_curves, explore_rounds, explore_thresholds
 from alutils.lab.interactive import Explorer
 
@@ -104,7 +103,7 @@ def test_moving_p_marks_the_curves_and_the_pixels_near_it(pictures, shown):
     eq_1, eq_2 = abs(0.5 - 0.725), -0.725 * np.log2(0.725)
     binary = eq_2 - 0.275 * np.log2(0.275)
     assert at == {(0.725, round(value, 4)) for value in (0.5 - eq_1, eq_2, binary)}
-    near = np.abs(p[1, 0].numpy() - 0.725) <= widgets.NEAR
+    near = np.abs(p[1, 0].numpy() - 0.725) <= explorers.NEAR
     assert near.any() and not near.all()
     paler, photograph = maps.images[0].get_array(), images[1].permute(1, 2, 0).numpy() / 255
     np.testing.assert_allclose(paler[near], 0.3 * photograph[near] + 0.7, atol=1e-6)
