@@ -79,19 +79,19 @@ def _check_memory(n: int, size: int) -> None:
         )
 
 
-def _make_split(number: int, name: str, n: int, size: int, seed: int, draw: Callable[..., LesionFactors]) -> Split:
+def _make_split(name: str, n: int, size: int, seeds: tuple[int, int], draw: Callable[..., LesionFactors]) -> Split:
     images = torch.empty(n, 3, size, size, dtype=torch.uint8)
     masks = torch.empty(n, 1, size, size, dtype=torch.uint8)
     rows = []
     for i in range(n):
-        factors = draw(np.random.default_rng((seed, number, i)))
+        factors = draw(np.random.default_rng((*seeds, i)))
         image, mask = render_lesion(factors, size)
         images[i], masks[i, 0] = torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask)
         rows.append(asdict(factors))
     return Split(images, masks, tuple(f"synthetic_{name}_{i:04d}" for i in range(n)), pd.DataFrame(rows))
 
 
-def make_synthetic(  # each argument is one property of the data set that a reader may turn
+def make_synthetic(  # ten parameters, because each is one property of the data set that a reader may turn
     n_train: int = 400,
     n_val: int = 50,
     n_test: int = 100,
@@ -107,8 +107,8 @@ def make_synthetic(  # each argument is one property of the data set that a read
     """A synthetic stand-in for ISIC 2018: the same form, a similar distribution of areas, and exact masks.
 
     Most pictures are easy and alike. A minority is hard or of a rare kind (lighter than the skin, reddish, in several
-    parts, under hairs, amid ink), so that it can pay to choose which ones to annotate. Picture i of a split depends
-    only on ``seed``, the split and i. Other processors may round isolated pixels differently.
+    parts, under hairs, amid ink), so that it can pay to choose which ones to annotate. Each picture depends only on
+    ``seed``, its split and its number in it. Other processors may round isolated pixels differently.
 
     Args:
         n_train, n_val, n_test: number of pictures, at least 1 each.
@@ -135,14 +135,16 @@ def make_synthetic(  # each argument is one property of the data set that a read
     for name, n in sizes.items():
         check_range(f"n_{name}", n, 1, 1_000_000, Integral)
     check_range("image_size", image_size, 16, 1024, Integral)
-    _check_memory(sum(sizes.values()), image_size)
     check_range("seed", seed, 0, 2**32 - 1, Integral)
-    if not isinstance(skin_tones, (tuple, list)) or len(skin_tones) != 2:
-        raise ValueError(f"skin_tones must be two numbers, the lightest and the darkest, got {skin_tones!r}")
+    _check_memory(sum(sizes.values()), image_size)
     knobs = {"difficulty": difficulty, "rare": rare, "mean_area": mean_area, "artefacts": artefacts}
     for name, (low, high) in _KNOB_RANGES.items():
         check_range(name, knobs[name], low, high)
+    if not isinstance(skin_tones, (tuple, list)) or len(skin_tones) != 2:
+        raise ValueError(f"skin_tones must be two numbers, the lightest and the darkest, got {skin_tones!r}")
     check_range("skin_tones[0]", skin_tones[0], 0, 1)
     check_range("skin_tones[1]", skin_tones[1], skin_tones[0], 1)
     draw = partial(_draw_factors, **knobs, skin_tones=tuple(skin_tones))
-    return Splits(**{name: _make_split(k, name, sizes[name], image_size, seed, draw) for k, name in enumerate(sizes)})
+    return Splits(
+        **{name: _make_split(name, n, image_size, (seed, k), draw) for k, (name, n) in enumerate(sizes.items())}
+    )
