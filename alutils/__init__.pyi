@@ -3,8 +3,9 @@ from .annotation import AnnotationsNeeded, Oracle, merge_annotations
 from .cost import annotation_cost, average_cost
 from .data.download import download_isic2018
 from .data.isic2018 import isic2018_report, load_isic2018, sweep_caches
+from .data.rendering import LesionFactors, render_lesion
 from .data.splits import Split, Splits, identical_pictures
-from .data.synthetic import LesionFactors, make_synthetic, render_lesion
+from .data.synthetic import make_synthetic
 from .experiment import Experiment
 from .lab.human_oracle import HumanOracle
 from .loop import run_active_learning

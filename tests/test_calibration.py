@@ -79,9 +79,9 @@ def test_a_large_set_is_counted_to_its_last_pixel():
 
 def test_bad_input_is_named():
     p, masks = torch.full((2, 1, 4, 4), 0.5), torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=r"shape \(2, 1, 4, 4\) and masks \(2, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"masks.*\(2, 1, 4, 4\) and \(2, 4, 4\)"):
         reliability(p, masks[:, 0])
-    with pytest.raises(ValueError, match="no pixels"):
+    with pytest.raises(ValueError, match="at least one pixel"):
         expected_calibration_error(p[:0], masks[:0])
     with pytest.raises(ValueError, match="masks must be of 0 and 1, got 255"):
         reliability(p, 255 * (masks + 1))

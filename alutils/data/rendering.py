@@ -1,4 +1,4 @@
-"""How one synthetic picture is drawn from its factors.
+"""One synthetic picture, drawn from its factors.
 
 A picture is ``light * exp(-(skin + lesion + freckles + ink))``, the law of Beer and Lambert: each term in the exponent
 is an optical density, the colour of a pigment times the amount of it at that pixel. Bubbles, ruler and hairs are
@@ -7,16 +7,19 @@ painted on top. All lengths are in picture widths, so a picture keeps its compos
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy.special import expit
 
-if TYPE_CHECKING:
-    from alutils.data.synthetic import LesionFactors
+from alutils.system.tensors import is_number
+
+SUBTYPES = ("common", "hypopigmented", "reddish", "multipart", "hairy", "ink")
+"""The kinds of picture: the common one, three rare lesions and two rare artefacts."""
 
 # Optical densities in red, green and blue of the amount of pigment that has a density of 1 in green.
 MELANIN = np.array([0.45, 1.0, 1.36])
@@ -32,8 +35,112 @@ _LAYERS = ("shape", "texture", "skin", "light", "freckles", "ink", "bubbles", "r
 _OVERSAMPLING = 4  # drawings are made this many times larger and averaged down, which smooths them
 
 
-def render(factors: LesionFactors, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The picture, uint8 (size, size, 3), and its mask, uint8 (size, size); ``render_lesion`` checks its arguments."""
+def check_range(name: str, value: Any, low: float, high: float, kind: type = Real) -> None:
+    """Refuse what is no number from ``low`` to ``high``, or no whole one where ``kind`` is Integral, with ValueError.
+
+    >>> check_range("rare", 1.5, 0, 1)
+    Traceback (most recent call last):
+    ValueError: rare must be a number from 0 to 1, got 1.5
+    """
+    if not is_number(value, whole=kind is Integral) or not low <= value <= high:
+        what = "a whole number" if kind is Integral else "a number"
+        raise ValueError(f"{name} must be {what} from {low} to {high}, got {value!r}")
+
+
+def _factor(default: float, low: float, high: float) -> Any:
+    return field(default=default, metadata={"range": (low, high)})
+
+
+@dataclass(frozen=True)
+class LesionFactors:
+    """Everything that one picture is made from; the metadata of each numeric field holds its ``"range"``.
+
+    Change one factor with :func:`dataclasses.replace`, and the rest of the picture stays as it is. Each row of
+    ``Split.factors`` makes its picture again: ``render_lesion(LesionFactors(**split.factors.iloc[0]))``.
+
+    Args:
+        seed: draws what the numbers below leave open, such as the course of the border and of the hairs.
+        subtype: one of :data:`SUBTYPES`; it sets the lesion's pigment.
+        difficulty: what the other factors were drawn from, 0 easy to 1 hard; it does not change the picture itself.
+        area: share of lesion pixels, exact up to the rounding to whole pixels.
+        centre_x, centre_y: centre of the lesion (of its main part), in picture widths from the upper left corner.
+        elongation: 0 for a round lesion.
+        irregularity: how far the border runs in and out, 0 for a smooth one.
+        n_parts: number of parts: the main one and its satellites, which may touch it.
+        contrast: typical optical density of the lesion in green; 0.7 halves the light, 0 makes it invisible.
+        softness: width of the border, as a share of the lesion's radius.
+        variegation: strength of the colour zones inside the lesion.
+        network: strength of the pigment network inside the lesion.
+        skin_tone: 0 light to 1 dark.
+        patches: optical density of the red to brown patches of the skin.
+        exposure, warmth: brightness and white balance (-1 bluish to 1 yellowish) of the camera.
+        shading: difference of the light between two sides of the picture.
+        vignette: darkness of the corners.
+        n_freckles, n_ink, n_bubbles, n_hairs: number of brown spots, pen strokes, gel bubbles and hairs.
+        ruler: 1 for a ruler, 0 for none.
+
+    Raises:
+        ValueError: if a factor lies outside its range; the message names it.
+
+    >>> from dataclasses import replace
+    >>> faint = replace(LesionFactors(), contrast=0.1)
+    >>> faint.contrast, faint.area
+    (0.1, 0.21)
+    """
+
+    seed: int = _factor(0, 0, 2**32 - 1)
+    subtype: str = "common"
+    difficulty: float = _factor(0.0, 0, 1)
+    area: float = _factor(0.21, 0.005, 0.95)
+    centre_x: float = _factor(0.5, 0, 1)
+    centre_y: float = _factor(0.5, 0, 1)
+    elongation: float = _factor(0.15, 0, 0.5)
+    irregularity: float = _factor(0.15, 0, 1)
+    n_parts: int = _factor(1, 1, 5)
+    contrast: float = _factor(0.7, 0, 2)
+    softness: float = _factor(0.05, 0.005, 0.5)
+    variegation: float = _factor(0.3, 0, 1)
+    network: float = _factor(0.3, 0, 1)
+    skin_tone: float = _factor(0.2, 0, 1)
+    patches: float = _factor(0.0, 0, 1)
+    exposure: float = _factor(0.95, 0.4, 1.3)
+    warmth: float = _factor(0.0, -1, 1)
+    shading: float = _factor(0.1, 0, 1)
+    vignette: float = _factor(0.0, 0, 1)
+    n_freckles: int = _factor(0, 0, 100)
+    n_ink: int = _factor(0, 0, 10)
+    n_bubbles: int = _factor(0, 0, 50)
+    n_hairs: int = _factor(0, 0, 200)
+    ruler: int = _factor(0, 0, 1)
+
+    def __post_init__(self) -> None:
+        if self.subtype not in SUBTYPES:
+            raise ValueError(f"subtype must be one of {', '.join(SUBTYPES)}, got {self.subtype!r}")
+        for item in fields(self):
+            if "range" in item.metadata:
+                kind = Integral if isinstance(item.default, int) else Real
+                check_range(item.name, getattr(self, item.name), *item.metadata["range"], kind)
+
+
+def render_lesion(factors: LesionFactors, image_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """One picture and its mask; the same factors give the same composition at every size.
+
+    Args:
+        factors: what to draw.
+        image_size: height and width in pixels, 16 to 1024.
+
+    Returns:
+        The picture, uint8 (size, size, 3), RGB, and the mask, uint8 (size, size), 1 on the lesion.
+
+    Raises:
+        ValueError: if ``image_size`` is out of range.
+
+    >>> image, mask = render_lesion(LesionFactors(area=0.25), image_size=32)
+    >>> image.shape, int(mask.sum()) == 32 * 32 // 4
+    ((32, 32, 3), True)
+    """
+    check_range("image_size", image_size, 16, 1024, Integral)
+    size = int(image_size)
     q, mask = _lesion_field(factors, size)
     density = _skin(factors, size) + _lesion(factors, q)
     if factors.n_freckles:
@@ -82,24 +189,27 @@ def _noise(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:
     return weights @ rng.standard_normal((cells + 4, cells + 4)) @ weights.T
 
 
-def _paint(size: int, draw_on: Callable[[ImageDraw.ImageDraw, int], None]) -> np.ndarray:
-    """How much of each pixel a drawing covers, 0 to 1, (size, size, 1)."""
-    side = _OVERSAMPLING * size
-    canvas = Image.new("L", (side, side))
-    draw_on(ImageDraw.Draw(canvas), side)
-    return np.asarray(canvas.reduce(_OVERSAMPLING), dtype=float)[..., None] / 255
+class _Canvas:
+    """A drawing of discs and lines; lengths are in picture widths, points are complex numbers x + iy."""
 
+    def __init__(self, size: int) -> None:
+        self.side = _OVERSAMPLING * size
+        self._image = Image.new("L", (self.side, self.side))
+        self._draw = ImageDraw.Draw(self._image)
 
-def _line(draw: ImageDraw.ImageDraw, side: int, points: np.ndarray, width: float, cover: float) -> None:
-    """A line through complex ``points``; where it is thinner than one pixel of the canvas, it is paler instead."""
-    pixels = width * side
-    fill = round(255 * cover * min(1.0, pixels))
-    draw.line((points * side).view(float).tolist(), fill=fill, width=max(1, round(pixels)))
+    def disc(self, centre: complex, radius: float, **style: int) -> None:
+        x, y, r = centre.real * self.side, centre.imag * self.side, radius * self.side
+        self._draw.ellipse((x - r, y - r, x + r, y + r), **style)
 
+    def line(self, points: np.ndarray, width: float, cover: float) -> None:
+        """A line through ``points``; where it is thinner than one pixel of the canvas, it is paler instead."""
+        pixels = width * self.side
+        fill = round(255 * cover * min(1.0, pixels))
+        self._draw.line((points * self.side).view(float).tolist(), fill=fill, width=max(1, round(pixels)))
 
-def _disc(draw: ImageDraw.ImageDraw, side: int, centre: complex, radius: float, **style: int) -> None:
-    x, y, r = centre.real * side, centre.imag * side, radius * side
-    draw.ellipse((x - r, y - r, x + r, y + r), **style)
+    def cover(self) -> np.ndarray:
+        """How much of each pixel the drawing covers, 0 to 1, (size, size, 1)."""
+        return np.asarray(self._image.reduce(_OVERSAMPLING), dtype=float)[..., None] / 255
 
 
 # --- The lesion -------------------------------------------------------------------------------------------------------
@@ -175,70 +285,52 @@ def _light(factors: LesionFactors, size: int) -> np.ndarray:
 
 def _freckles(factors: LesionFactors, size: int) -> np.ndarray:
     """Optical density of small brown spots anywhere in the picture, (size, size, 3)."""
-    rng = _stream(factors, "freckles")
-
-    def draw_on(draw: ImageDraw.ImageDraw, side: int) -> None:
-        for _ in range(factors.n_freckles):
-            _disc(draw, side, complex(*rng.random(2)), rng.uniform(0.006, 0.028), fill=int(rng.integers(60, 256)))
-
-    return 0.6 * _paint(size, draw_on) * MELANIN
+    rng, canvas = _stream(factors, "freckles"), _Canvas(size)
+    for _ in range(factors.n_freckles):
+        canvas.disc(complex(*rng.random(2)), rng.uniform(0.006, 0.028), fill=int(rng.integers(60, 256)))
+    return 0.6 * canvas.cover() * MELANIN
 
 
 def _ink(factors: LesionFactors, size: int) -> np.ndarray:
     """Optical density of a surgeon's pen strokes around the lesion, (size, size, 3)."""
-    rng = _stream(factors, "ink")
+    rng, canvas = _stream(factors, "ink"), _Canvas(size)
     middle = complex(factors.centre_x, factors.centre_y)
     blots = np.maximum(0.8 + 0.4 * _noise(rng, 20, size), 0)[..., None]
-
-    def draw_on(draw: ImageDraw.ImageDraw, side: int) -> None:
-        for _ in range(factors.n_ink):
-            start, length, away, width = rng.uniform([0, 0.1, 0.2, 0.02], [2 * np.pi, 1.0, 0.5, 0.08])
-            reach = away + 0.01 * rng.standard_normal(12)
-            arc = np.exp(1j * (start + np.linspace(0, length, 12)))
-            _line(draw, side, middle + reach * arc, width, rng.uniform(0.4, 1.0))
-
-    return 1.2 * blots * _paint(size, draw_on) * INK
+    for _ in range(factors.n_ink):
+        start, length, away, width = rng.uniform([0, 0.1, 0.2, 0.02], [2 * np.pi, 1.0, 0.5, 0.08])
+        reach = away + 0.01 * rng.standard_normal(12)
+        arc = np.exp(1j * (start + np.linspace(0, length, 12)))
+        canvas.line(middle + reach * arc, width, rng.uniform(0.4, 1.0))
+    return 1.2 * blots * canvas.cover() * INK
 
 
 def _bubbles(factors: LesionFactors, size: int) -> np.ndarray:
     """Cover of the bright rims and glints of gel bubbles, (size, size, 1)."""
-    rng = _stream(factors, "bubbles")
-
-    def draw_on(draw: ImageDraw.ImageDraw, side: int) -> None:
-        for _ in range(factors.n_bubbles):
-            centre, radius = complex(*rng.random(2)), rng.uniform(0.01, 0.06)
-            _disc(draw, side, centre, radius, outline=90, width=max(1, side // 120))
-            _disc(draw, side, centre - radius * (0.4 + 0.4j), radius / 5, fill=220)
-
-    return _paint(size, draw_on)
+    rng, canvas = _stream(factors, "bubbles"), _Canvas(size)
+    for _ in range(factors.n_bubbles):
+        centre, radius = complex(*rng.random(2)), rng.uniform(0.01, 0.06)
+        canvas.disc(centre, radius, outline=90, width=max(1, canvas.side // 120))
+        canvas.disc(centre - radius * (0.4 + 0.4j), radius / 5, fill=220)
+    return canvas.cover()
 
 
 def _ruler(factors: LesionFactors, size: int) -> np.ndarray:
     """Cover of a ruler along one side, (size, size, 1): one tick every 2 % of the picture, every fifth one longer."""
-    rng = _stream(factors, "ruler")
+    rng, canvas = _stream(factors, "ruler"), _Canvas(size)
     start, turn = complex(*rng.uniform([-0.45, 0.35], [-0.2, 0.45])), np.exp(1j * rng.uniform(-0.2, 0.1))
     ticks, quarter = np.arange(0, rng.uniform(0.4, 0.7), 0.02), 1j ** rng.choice(4, p=[0.6, 0.15, 0.1, 0.15])
-
-    def draw_on(draw: ImageDraw.ImageDraw, side: int) -> None:
-        def stroke(points: np.ndarray) -> None:
-            _line(draw, side, (0.5 + 0.5j) + quarter * (start + turn * points), 0.006, 0.9)
-
-        stroke(ticks[[0, -1]])
-        for i, along in enumerate(ticks):
-            stroke(along - 1j * np.array([0, 0.045 if i % 5 == 0 else 0.025]))
-
-    return _paint(size, draw_on)
+    marks = [along - 1j * np.array([0, 0.025 if i % 5 else 0.045]) for i, along in enumerate(ticks)]
+    for stroke in (ticks[[0, -1]], *marks):
+        canvas.line((0.5 + 0.5j) + quarter * (start + turn * stroke), 0.006, 0.9)
+    return canvas.cover()
 
 
 def _hairs(factors: LesionFactors, size: int) -> np.ndarray:
     """Cover of curved hairs, (size, size, 1)."""
-    rng = _stream(factors, "hairs")
+    rng, canvas = _stream(factors, "hairs"), _Canvas(size)
     t = np.linspace(0, 1, 10)
-
-    def draw_on(draw: ImageDraw.ImageDraw, side: int) -> None:
-        for _ in range(factors.n_hairs):
-            middle, way = complex(*rng.random(2)), np.exp(2j * np.pi * rng.random())
-            length, bend, width, cover = rng.uniform([0.2, -0.6, 0.004, 0.5], [1.0, 0.6, 0.013, 0.95])
-            _line(draw, side, middle + length * way * (t - 0.5 + 1j * bend * t * (1 - t)), width, cover)
-
-    return _paint(size, draw_on)
+    for _ in range(factors.n_hairs):
+        middle, way = complex(*rng.random(2)), np.exp(2j * np.pi * rng.random())
+        length, bend, width, cover = rng.uniform([0.2, -0.6, 0.004, 0.5], [1.0, 0.6, 0.013, 0.95])
+        canvas.line(middle + length * way * (t - 0.5 + 1j * bend * t * (1 - t)), width, cover)
+    return canvas.cover()

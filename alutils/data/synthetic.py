@@ -4,125 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from functools import partial
-from numbers import Integral, Real
-from typing import Any
+from numbers import Integral
 
 import numpy as np
 import pandas as pd
 import torch
 
-from alutils.data.rendering import render
+from alutils.data.rendering import SUBTYPES, LesionFactors, check_range, render_lesion
 from alutils.data.splits import Split, Splits
-from alutils.system.tensors import is_number
 
-SUBTYPES = ("common", "hypopigmented", "reddish", "multipart", "hairy", "ink")
-"""The kinds of picture: the common one, three rare lesions and two rare artefacts."""
-_RARE_SHARES = np.array([0.08, 0.36, 0.20, 0.16, 0.20])
+_RARE_SHARES = np.array([0.08, 0.36, 0.20, 0.16, 0.20])  # of the kinds in SUBTYPES after the common one
 _KNOB_RANGES = {"difficulty": (0, 2), "rare": (0, 1), "mean_area": (0.05, 0.5), "artefacts": (0, 3)}
-
-
-def _check(name: str, value: Any, low: float, high: float, kind: type = Real) -> None:
-    if not is_number(value, whole=kind is Integral) or not low <= value <= high:
-        what = "a whole number" if kind is Integral else "a number"
-        raise ValueError(f"{name} must be {what} from {low} to {high}, got {value!r}")
-
-
-def _factor(default: float, low: float, high: float) -> Any:
-    return field(default=default, metadata={"range": (low, high)})
-
-
-@dataclass(frozen=True)
-class LesionFactors:
-    """Everything that one picture is made from; the metadata of each numeric field holds its ``"range"``.
-
-    Change one factor with :func:`dataclasses.replace`, and the rest of the picture stays as it is. Each row of
-    ``Split.factors`` makes its picture again: ``render_lesion(LesionFactors(**split.factors.iloc[0]))``.
-
-    Args:
-        seed: draws what the numbers below leave open, such as the course of the border and of the hairs.
-        subtype: one of :data:`SUBTYPES`; it sets the lesion's pigment.
-        difficulty: what the other factors were drawn from, 0 easy to 1 hard; it does not change the picture itself.
-        area: share of lesion pixels, exact up to the rounding to whole pixels.
-        centre_x, centre_y: centre of the lesion (of its main part), in picture widths from the upper left corner.
-        elongation: 0 for a round lesion.
-        irregularity: how far the border runs in and out, 0 for a smooth one.
-        n_parts: number of parts: the main one and its satellites, which may touch it.
-        contrast: typical optical density of the lesion in green; 0.7 halves the light, 0 makes it invisible.
-        softness: width of the border, as a share of the lesion's radius.
-        variegation: strength of the colour zones inside the lesion.
-        network: strength of the pigment network inside the lesion.
-        skin_tone: 0 light to 1 dark.
-        patches: optical density of the red to brown patches of the skin.
-        exposure, warmth: brightness and white balance (-1 bluish to 1 yellowish) of the camera.
-        shading: difference of the light between two sides of the picture.
-        vignette: darkness of the corners.
-        n_freckles, n_ink, n_bubbles, n_hairs: number of brown spots, pen strokes, gel bubbles and hairs.
-        ruler: 1 for a ruler, 0 for none.
-
-    Raises:
-        ValueError: if a factor lies outside its range; the message names it.
-
-    >>> from dataclasses import replace
-    >>> faint = replace(LesionFactors(), contrast=0.1)
-    >>> faint.contrast, faint.area
-    (0.1, 0.21)
-    """
-
-    seed: int = _factor(0, 0, 2**32 - 1)
-    subtype: str = "common"
-    difficulty: float = _factor(0.0, 0, 1)
-    area: float = _factor(0.21, 0.005, 0.95)
-    centre_x: float = _factor(0.5, 0, 1)
-    centre_y: float = _factor(0.5, 0, 1)
-    elongation: float = _factor(0.15, 0, 0.5)
-    irregularity: float = _factor(0.15, 0, 1)
-    n_parts: int = _factor(1, 1, 5)
-    contrast: float = _factor(0.7, 0, 2)
-    softness: float = _factor(0.05, 0.005, 0.5)
-    variegation: float = _factor(0.3, 0, 1)
-    network: float = _factor(0.3, 0, 1)
-    skin_tone: float = _factor(0.2, 0, 1)
-    patches: float = _factor(0.0, 0, 1)
-    exposure: float = _factor(0.95, 0.4, 1.3)
-    warmth: float = _factor(0.0, -1, 1)
-    shading: float = _factor(0.1, 0, 1)
-    vignette: float = _factor(0.0, 0, 1)
-    n_freckles: int = _factor(0, 0, 100)
-    n_ink: int = _factor(0, 0, 10)
-    n_bubbles: int = _factor(0, 0, 50)
-    n_hairs: int = _factor(0, 0, 200)
-    ruler: int = _factor(0, 0, 1)
-
-    def __post_init__(self) -> None:
-        if self.subtype not in SUBTYPES:
-            raise ValueError(f"subtype must be one of {', '.join(SUBTYPES)}, got {self.subtype!r}")
-        for item in fields(self):
-            if "range" in item.metadata:
-                kind = Integral if isinstance(item.default, int) else Real
-                _check(item.name, getattr(self, item.name), *item.metadata["range"], kind)
-
-
-def render_lesion(factors: LesionFactors, image_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """One picture and its mask; the same factors give the same composition at every size.
-
-    Args:
-        factors: what to draw.
-        image_size: height and width in pixels, 16 to 1024.
-
-    Returns:
-        The picture, uint8 (size, size, 3), RGB, and the mask, uint8 (size, size), 1 on the lesion.
-
-    Raises:
-        ValueError: if ``image_size`` is out of range.
-
-    >>> image, mask = render_lesion(LesionFactors(area=0.25), image_size=32)
-    >>> image.shape, int(mask.sum()) == 32 * 32 // 4
-    ((32, 32, 3), True)
-    """
-    _check("image_size", image_size, 16, 1024, Integral)
-    return render(factors, int(image_size))
 
 
 def _draw_factors(
@@ -185,19 +79,19 @@ def _check_memory(n: int, size: int) -> None:
         )
 
 
-def _make_split(number: int, name: str, n: int, size: int, seed: int, draw: Callable[..., LesionFactors]) -> Split:
+def _make_split(name: str, n: int, size: int, seeds: tuple[int, int], draw: Callable[..., LesionFactors]) -> Split:
     images = torch.empty(n, 3, size, size, dtype=torch.uint8)
     masks = torch.empty(n, 1, size, size, dtype=torch.uint8)
     rows = []
     for i in range(n):
-        factors = draw(np.random.default_rng((seed, number, i)))
+        factors = draw(np.random.default_rng((*seeds, i)))
         image, mask = render_lesion(factors, size)
         images[i], masks[i, 0] = torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask)
         rows.append(asdict(factors))
     return Split(images, masks, tuple(f"synthetic_{name}_{i:04d}" for i in range(n)), pd.DataFrame(rows))
 
 
-def make_synthetic(  # each argument is one property of the data set that a reader may turn
+def make_synthetic(  # ten parameters, because each is one property of the data set that a reader may turn
     n_train: int = 400,
     n_val: int = 50,
     n_test: int = 100,
@@ -213,8 +107,8 @@ def make_synthetic(  # each argument is one property of the data set that a read
     """A synthetic stand-in for ISIC 2018: the same form, a similar distribution of areas, and exact masks.
 
     Most pictures are easy and alike. A minority is hard or of a rare kind (lighter than the skin, reddish, in several
-    parts, under hairs, amid ink), so that it can pay to choose which ones to annotate. Picture i of a split depends
-    only on ``seed``, the split and i. Other processors may round isolated pixels differently.
+    parts, under hairs, amid ink), so that it can pay to choose which ones to annotate. Each picture depends only on
+    ``seed``, its split and its number in it. Other processors may round isolated pixels differently.
 
     Args:
         n_train, n_val, n_test: number of pictures, at least 1 each.
@@ -239,16 +133,18 @@ def make_synthetic(  # each argument is one property of the data set that a read
     """
     sizes = {"train": n_train, "val": n_val, "test": n_test}
     for name, n in sizes.items():
-        _check(f"n_{name}", n, 1, 1_000_000, Integral)
-    _check("image_size", image_size, 16, 1024, Integral)
+        check_range(f"n_{name}", n, 1, 1_000_000, Integral)
+    check_range("image_size", image_size, 16, 1024, Integral)
+    check_range("seed", seed, 0, 2**32 - 1, Integral)
     _check_memory(sum(sizes.values()), image_size)
-    _check("seed", seed, 0, 2**32 - 1, Integral)
-    if not isinstance(skin_tones, (tuple, list)) or len(skin_tones) != 2:
-        raise ValueError(f"skin_tones must be two numbers, the lightest and the darkest, got {skin_tones!r}")
     knobs = {"difficulty": difficulty, "rare": rare, "mean_area": mean_area, "artefacts": artefacts}
     for name, (low, high) in _KNOB_RANGES.items():
-        _check(name, knobs[name], low, high)
-    _check("skin_tones[0]", skin_tones[0], 0, 1)
-    _check("skin_tones[1]", skin_tones[1], skin_tones[0], 1)
+        check_range(name, knobs[name], low, high)
+    if not isinstance(skin_tones, (tuple, list)) or len(skin_tones) != 2:
+        raise ValueError(f"skin_tones must be two numbers, the lightest and the darkest, got {skin_tones!r}")
+    check_range("skin_tones[0]", skin_tones[0], 0, 1)
+    check_range("skin_tones[1]", skin_tones[1], skin_tones[0], 1)
     draw = partial(_draw_factors, **knobs, skin_tones=tuple(skin_tones))
-    return Splits(**{name: _make_split(k, name, sizes[name], image_size, seed, draw) for k, name in enumerate(sizes)})
+    return Splits(
+        **{name: _make_split(name, n, image_size, (seed, k), draw) for k, (name, n) in enumerate(sizes.items())}
+    )

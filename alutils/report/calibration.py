@@ -16,18 +16,18 @@ def reliability(probabilities: torch.Tensor, masks: torch.Tensor, n_bins: int = 
     The ranges have equal width and include their lower edge: 0 <= p < 0.1, and so on. The last also includes 1.
 
     Args:
-        probabilities: of the lesion, floating point, 0 to 1, any shape, on any device; they are counted on the CPU.
+        probabilities: of the lesion, floating point, 0 to 1, any shape, on any device.
         masks: 0 and 1, the same shape.
         n_bins: number of ranges, 1 to 10 000.
 
     Returns:
         One row per range: ``low`` and ``high`` (its edges), ``confidence`` (mean probability of its pixels),
         ``lesion_share`` (the share of its pixels that are lesion) and ``pixels`` (their number). Confidence and share
-        agree if the model is calibrated. In an empty range both are NaN.
+        agree if the model is calibrated; in an empty range both are NaN.
 
     Raises:
         ValueError: if the shapes differ, there are no pixels, a probability is not a number from 0 to 1, a mask holds
-            anything but 0 and 1, or ``n_bins`` is out of range.
+            other values than 0 and 1, or ``n_bins`` is out of range.
 
     >>> table = reliability(torch.tensor([0.1, 0.1, 0.9, 0.9]), torch.tensor([0, 1, 1, 1]), n_bins=2)
     >>> table.lesion_share.tolist(), table.pixels.tolist()
@@ -40,12 +40,11 @@ def reliability(probabilities: torch.Tensor, masks: torch.Tensor, n_bins: int = 
             raise ValueError(f"{name} must be a tensor, got {type(values).__name__}; torch.as_tensor makes one")
     if not probabilities.is_floating_point():
         raise ValueError(f"probabilities must be floating point, got {probabilities.dtype}")
-    if probabilities.shape != masks.shape:
+    if probabilities.shape != masks.shape or not probabilities.numel():
         raise ValueError(
-            f"probabilities have shape {tuple(probabilities.shape)} and masks {tuple(masks.shape)}; they must agree"
+            f"probabilities and masks must have the same shape and at least one pixel, "
+            f"got {tuple(probabilities.shape)} and {tuple(masks.shape)}"
         )
-    if not probabilities.numel():
-        raise ValueError("there are no pixels to count")
     edges = torch.linspace(0, 1, n_bins + 1, dtype=torch.float64)
     pixels = torch.zeros(n_bins, dtype=torch.int64)
     probability_sums, lesion_pixels = torch.zeros(2, n_bins, dtype=torch.float64)  # float32 stops counting at 2^24
@@ -72,11 +71,11 @@ def reliability(probabilities: torch.Tensor, masks: torch.Tensor, n_bins: int = 
 def expected_calibration_error(probabilities: torch.Tensor, masks: torch.Tensor, n_bins: int = 10) -> float:
     """The mean distance between confidence and share of lesion: ``sum_b n_b / n |confidence_b - share_b|``.
 
-    The sum runs over the ranges b of :func:`reliability`; range b holds n_b of all n pixels. Most pixels are
-    background, which is easy: compare models on the same images, and read the table too.
+    The sum runs over the ranges b of :func:`reliability`; range b holds n_b of all n pixels. Most pixels are easy
+    background and keep the error small, so compare models on the same images and read the table too.
 
     Args:
-        probabilities, masks, n_bins: the arguments of :func:`reliability`, which also raises the errors.
+        probabilities, masks, n_bins: as for :func:`reliability`, which also raises the errors.
 
     Returns:
         0 (calibrated) to 1 (always sure and always wrong).

@@ -8,29 +8,29 @@ from collections.abc import Callable, Mapping
 import pandas as pd
 
 from alutils.report.statistics import Difference, paired_difference
-from alutils.report.tables import cells, in_full
+from alutils.report.tables import cells, in_full, least_confidence_partial
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided at this scale"
 MARGIN = 1.0
-"""Dice points: the paper's tables are rounded to one, and so is what they call similar."""
+"""Dice points: the paper's tables are rounded to one, so smaller differences count as similar."""
 
 Results = Mapping[str, pd.DataFrame]
+Measure = Callable[[Results], tuple[str, Difference]]
 
 
 def judge(results: Results) -> pd.DataFrame:
     """Each claim with its effect, its interval and a verdict.
 
-    The effect is a mean over seeds of differences between paired runs, with its 95 % t interval. A claim says where the
-    effect lies: it is *supported* where the whole interval lies there, *not supported* where none of it does, else
-    *undecided at this scale*; one seed decides nothing.
+    The effect is the mean over seeds of the differences between paired runs, with its 95 % t interval. Each claim says
+    in which region the effect lies, and :func:`verdict` compares the interval with that region.
 
     Args:
         results: from :func:`alutils.runs.collect.load_results`.
 
     Returns:
-        A row a claim that there are runs for: ``where`` (in the paper), ``measured`` (what the effect is), ``effect``,
-        ``low``, ``high`` (Dice points, or % of the pixels), ``seeds``, ``claimed`` (where the effect should lie),
-        ``verdict``.
+        One row per claim that there are runs for: ``where`` (in the paper), ``measured`` (what the effect is),
+        ``effect``, ``low``, ``high`` (Dice points, or % of the pixels), ``seeds``, ``claimed`` (where the effect should
+        lie), ``verdict``.
     """
     rows = []
     for claim, where, region, measure in CLAIMS:
@@ -52,13 +52,13 @@ def _written(region: tuple[float, float]) -> str:
 
 
 def verdict(effect: Difference, region: tuple[float, float]) -> str:
-    """Whether an effect lies in ``region``.
+    """Supported if the whole interval lies in ``region``, not supported if none of it does, else undecided.
+
+    One seed has no interval and decides nothing.
 
     >>> verdict(Difference(2.0, 1.0, 3.0, 0.01, 5), (0, math.inf))
     'supported'
     >>> verdict(Difference(2.0, -1.0, 5.0, 0.3, 5), (0, math.inf))
-    'undecided at this scale'
-    >>> verdict(Difference(2.0, math.nan, math.nan, math.nan, 1), (0, math.inf))
     'undecided at this scale'
     """
     low, high = region
@@ -72,57 +72,52 @@ def verdict(effect: Difference, region: tuple[float, float]) -> str:
 def _dice(results: Results) -> dict[str, pd.Series]:
     """The test Dice of each arm of Table I in %, by seed."""
     runs = in_full(results["runs"])
-    return {arm: 100 * its.set_index("seed")["test_dice"] for arm, its in runs.groupby("strategy")}
+    return {arm: 100 * group.set_index("seed")["test_dice"] for arm, group in runs.groupby("strategy")}
 
 
-def _partial(results: Results) -> dict[tuple[float, float], pd.DataFrame]:
+def _cells(results: Results) -> dict[tuple[float, float], pd.DataFrame]:
     """The runs of each cell of Table II, by seed."""
-    runs = results["runs"].query("annotation == 'partial' and strategy == 'least_confidence'")
-    return {cell: its.set_index("seed") for cell, its in runs.groupby(cells(runs))}
+    runs = least_confidence_partial(results["runs"])
+    return {cell: group.set_index("seed") for cell, group in runs.groupby(cells(runs))}
 
 
 def _best(results: Results) -> tuple[str, Difference]:
     dice = _dice(results)
     rival = max(("random", "entropy", "mc_dropout"), key=lambda arm: dice[arm].mean())
-    return f"least confidence - {rival}, the best of the others", paired_difference(
-        dice["least_confidence"], dice[rival]
-    )
+    measured = f"least confidence - {rival}, the best of the others"
+    return measured, paired_difference(dice["least_confidence"], dice[rival])
 
 
-def _beats_full(results: Results) -> tuple[str, Difference]:
-    dice = _dice(results)
-    return "least confidence - full data", paired_difference(dice["least_confidence"], dice["full"])
-
-
-def _dropout(results: Results) -> tuple[str, Difference]:
-    dice = _dice(results)
-    return "Monte Carlo dropout - random", paired_difference(dice["mc_dropout"], dice["random"])
+def _arms(measured: str, arm: str, baseline: str) -> Measure:
+    """One arm of Table I against another."""
+    return lambda results: (measured, paired_difference(_dice(results)[arm], _dice(results)[baseline]))
 
 
 def _few_images(results: Results) -> tuple[str, Difference]:
-    partial, full = _partial(results)[0.25, 0.5], in_full(results["runs"]).query("strategy == 'full'").set_index("seed")
-    if full.empty:
-        raise KeyError("full")
+    partial, full = _cells(results)[0.25, 0.5], in_full(results["runs"]).query("strategy == 'full'")
     share = partial["n_labelled"].max() / full["n_labelled"].max()
-    effect = paired_difference(100 * partial["test_dice"], 100 * full["test_dice"])
+    effect = paired_difference(100 * partial["test_dice"], _dice(results)["full"])
     return f"partial annotation of {share:.0%} of the images - full data", effect
 
 
 def _tau_b(results: Results) -> tuple[str, Difference]:
-    partial = _partial(results)
+    partial = _cells(results)
     dice = {tau_b: 100 * partial[0.125, tau_b]["test_dice"] for tau_b in (0.25, 0.5, 0.75)}
     best, worst = (choose(dice, key=lambda tau_b: dice[tau_b].mean()) for choose in (max, min))
     return f"tau_u = 0.125: tau_b = {best} - tau_b = {worst}", paired_difference(dice[best], dice[worst])
 
 
 def _few_pixels(results: Results) -> tuple[str, Difference]:
-    runs, annotations = _partial(results)[0.25, 0.5], results["annotations"]
+    runs, annotations = _cells(results)[0.25, 0.5], results["annotations"]
     late = annotations[annotations["round"] > annotations.groupby("run")["round"].transform("max") / 2]
     positive = runs["run"].map(late.groupby("run")["positive_percent"].mean())
     return "positive pixels in the second half of the queries, %", paired_difference(positive, 0 * positive)
 
 
-CLAIMS: tuple[tuple[str, str, tuple[float, float], Callable[[Results], tuple[str, Difference]]], ...] = (
+_beats_full = _arms("least confidence - full data", "least_confidence", "full")
+_dropout = _arms("Monte Carlo dropout - random", "mc_dropout", "random")
+
+CLAIMS: tuple[tuple[str, str, tuple[float, float], Measure], ...] = (
     ("Least confidence is the best strategy.", "V-A, Table I", (0, math.inf), _best),
     ("It surpasses the full data set.", "V-A, Table I", (0, math.inf), _beats_full),
     ("Monte Carlo dropout does not outperform random selection.", "VI, Table I", (-math.inf, 0), _dropout),
@@ -130,4 +125,4 @@ CLAIMS: tuple[tuple[str, str, tuple[float, float], Callable[[Results], tuple[str
     ("tau_b has no significant influence.", "V-B, Table II", (-MARGIN, MARGIN), _tau_b),
     ("After a few rounds under 5 % of the pixels are annotated.", "V-B, Fig. 5", (-math.inf, 5), _few_pixels),
 )
-"""Claim, place in the paper, where the effect should lie, how it is measured."""
+"""Claim, place in the paper, region in which the effect should lie, how the effect is measured."""

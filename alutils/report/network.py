@@ -67,16 +67,16 @@ def model_costs(model: UNet, image_size: int) -> pd.DataFrame:
     }
     with FlopCounterMode(display=False) as counter:
         _forward_once(model, image_size)
-    names = {module: name for name, module in model.named_modules()}
     flops = {name: sum(found.values()) for name, found in counter.get_flop_counts().items()}
-    rows = []
-    for part, module in parts.items():
-        path = f"{type(model).__name__}.{names[module]}".rstrip(".")
-        # PyTorch never calls a list of modules itself, only its members.
-        below = [flops[path]] if path in flops else [n for name, n in flops.items() if name.rpartition(".")[0] == path]
-        n_parameters = sum(parameter.numel() for parameter in module.parameters())
-        rows.append({"part": part, "parameters": n_parameters, "GFLOP": sum(below) / 1e9})
-    return pd.DataFrame(rows).set_index("part")
+    # Counted module by module without children, since a list of modules is never called itself.
+    leaves = {
+        m: flops.get(f"{type(model).__name__}.{name}", 0) for name, m in model.named_modules() if not [*m.children()]
+    }
+    costs = {
+        name: (sum(p.numel() for p in part.parameters()), sum(leaves.get(m, 0) for m in part.modules()) / 1e9)
+        for name, part in parts.items()
+    }
+    return pd.DataFrame.from_dict(costs, orient="index", columns=["parameters", "GFLOP"]).rename_axis("part")
 
 
 def _forward_once(model: UNet, image_size: int) -> None:

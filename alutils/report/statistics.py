@@ -13,8 +13,8 @@ from statsmodels.stats.multitest import multipletests
 class Difference(NamedTuple):
     """A mean difference with its 95 % interval (t distribution over seeds) and p value.
 
-    Interval and p are NaN where nothing can be said about chance: of one seed, and of differences that are all the same
-    but not 0. Where all are 0 the runs are the same run: no difference, p = 1.
+    Interval and p are NaN for a single seed, and for differences that are all the same but not 0: neither says anything
+    about chance. Differences that are all 0 come from the same runs and have p = 1.
     """
 
     mean: float
@@ -28,14 +28,13 @@ def paired_difference(one: pd.Series, other: pd.Series) -> Difference:
     """``one - other`` over the seeds that both have: runs of one seed share cold start and initial weights.
 
     Args:
-        one: a number for each seed, indexed by seed.
+        one: one number per seed, indexed by seed.
         other: the same.
 
     Raises:
         ValueError: if a seed stands twice.
 
-    >>> seeds = pd.Index([0, 1, 2], name="seed")
-    >>> difference = paired_difference(pd.Series([3.0, 4.0, 5.0], seeds), pd.Series([2.0, 2.0, 2.0], seeds))
+    >>> difference = paired_difference(pd.Series([3.0, 4.0, 5.0]), pd.Series([2.0, 2.0, 2.0]))
     >>> print(" ".join(f"{value:.2f}" for value in difference))
     2.00 -0.48 4.48 0.07 3.00
     """
@@ -58,30 +57,28 @@ def compare_arms(runs: pd.DataFrame, baseline: str, value: str = "test_dice") ->
     """Every arm against one of them, paired by seed, with Holm's correction for the number of comparisons.
 
     Args:
-        runs: a row a run, with ``arm``, ``seed`` and ``value``.
+        runs: one row per run, with ``arm``, ``seed`` and ``value``.
         baseline: the arm that the others are compared with.
         value: the column to compare.
 
     Returns:
-        A row an arm: the fields of :class:`Difference` and ``p_holm``.
+        One row per arm: the fields of :class:`Difference` and ``p_holm``.
 
     Raises:
         ValueError: if there is no run of the baseline, or several runs of an arm have the same seed.
     """
-    by_arm = {arm: its.set_index("seed")[value] for arm, its in runs.groupby("arm")}
+    by_arm = {arm: group.set_index("seed")[value] for arm, group in runs.groupby("arm")}
     if baseline not in by_arm:
         raise ValueError(f"there is no run of '{baseline}' to compare with, only of {', '.join(map(str, by_arm))}")
     rows = {arm: paired_difference(by_arm[arm], by_arm[baseline]) for arm in by_arm if arm != baseline}
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=Difference._fields)
-    tested = table["p"].notna()
-    table["p_holm"] = np.nan
-    if tested.any():
-        table.loc[tested, "p_holm"] = multipletests(table.loc[tested, "p"], method="holm")[1]
-    return table.rename_axis("arm")
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=Difference._fields).rename_axis("arm")
+    tested = table["p"].dropna()
+    table["p_holm"] = pd.Series(multipletests(tested, method="holm")[1] if len(tested) else [], tested.index, float)
+    return table
 
 
 def bootstrap_interval(values: pd.Series, *, seed: int = 0, n_resamples: int = 2000) -> tuple[float, float]:
-    """95 % interval of the mean when the values (test images) are drawn anew; NaN where all are the same.
+    """95 % interval of the mean if the values (test images) were drawn anew; NaN if all are the same.
 
     >>> low, high = bootstrap_interval(pd.Series([0.5, 0.7, 0.9]))
     >>> 0.5 <= low < 0.7 < high <= 0.9
@@ -95,10 +92,13 @@ def bootstrap_interval(values: pd.Series, *, seed: int = 0, n_resamples: int = 2
 
 
 def area_under_curve(rounds: pd.DataFrame) -> float:
-    """Area under the learning curve (validation Dice over labelled images), divided by its width: a mean Dice, 0 to 1.
+    """Area under a run's learning curve (validation Dice over labelled images), divided by its width.
 
     Args:
-        rounds: of one run, with ``n_labelled`` and ``val_dice``. With a single round there is no area: NaN.
+        rounds: of one run, with ``n_labelled`` and ``val_dice``.
+
+    Returns:
+        A mean Dice, 0 to 1; NaN for a single round.
 
     >>> area_under_curve(pd.DataFrame({"n_labelled": [10, 20, 40], "val_dice": [0.2, 0.6, 0.6]}))
     0.533...
@@ -108,7 +108,7 @@ def area_under_curve(rounds: pd.DataFrame) -> float:
 
 
 def images_to_reach(rounds: pd.DataFrame, level: float) -> float:
-    """The labelled images at which a run's validation Dice is first at least ``level``; NaN where it never is.
+    """The labelled images at which the validation Dice is first at least ``level``; NaN if it never is.
 
     >>> images_to_reach(pd.DataFrame({"n_labelled": [10, 20, 40], "val_dice": [0.2, 0.6, 0.7]}), 0.5)
     20.0

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -46,28 +44,28 @@ def table_1(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         results: from :func:`alutils.runs.collect.load_results`.
 
     Returns:
-        A row an arm, those of the paper first; Dice in %: ``paper_val``, ``paper_test``, ``val`` and ``test`` (means
+        One row per arm, those of the paper first; Dice in %: ``paper_val``, ``paper_test``, ``val`` and ``test`` (means
         over seeds), ``sd`` (of test, between seeds), ``low`` and ``high`` (95 % bootstrap interval over the test
         images), ``seeds``, ``images`` (labelled at the end), ``area`` (under the learning curve, validation), and
         ``to_95`` and ``to_100``: labelled images at which the mean curve reaches 95 % and 100 % of the validation
         Dice of ``full``.
     """
-    runs, rounds = in_full(results["runs"]), results["rounds"]
+    runs, rounds, test_dice = in_full(results["runs"]), results["rounds"], results["test_dice"]
     full = runs.loc[runs["strategy"] == "full", "val_dice"].mean()
     rows = {}
-    for arm, its in runs.groupby("strategy"):
-        curves = rounds[rounds["run"].isin(its["run"])]
+    for arm, group in runs.groupby("strategy"):
+        curves = rounds[rounds["run"].isin(group["run"])]
         mean_curve = curves.groupby("n_labelled", as_index=False)["val_dice"].mean()
-        dice = results["test_dice"][results["test_dice"]["run"].isin(its["run"])].groupby("image_id")["dice"].mean()
-        low, high = bootstrap_interval(dice)
+        by_image = test_dice[test_dice["run"].isin(group["run"])].groupby("image_id")["dice"].mean()
+        low, high = bootstrap_interval(by_image)
         rows[arm] = {
-            "val": 100 * its["val_dice"].mean(),
-            "test": 100 * its["test_dice"].mean(),
-            "sd": 100 * its["test_dice"].std(),
+            "val": 100 * group["val_dice"].mean(),
+            "test": 100 * group["test_dice"].mean(),
+            "sd": 100 * group["test_dice"].std(),
             "low": 100 * low,
             "high": 100 * high,
-            "seeds": len(its),
-            "images": its["n_labelled"].max(),
+            "seeds": len(group),
+            "images": group["n_labelled"].max(),
             "area": 100 * curves.groupby("run").apply(area_under_curve).mean(),
             "to_95": images_to_reach(mean_curve, 0.95 * full),
             "to_100": images_to_reach(mean_curve, full),
@@ -81,48 +79,48 @@ def table_1(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def table_2(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Table II: partial annotation at each tau_u and tau_b, the paper's numbers beside those of the runs.
 
-    Least confidence queries the images. Cells that are the same run as another
-    (:func:`alutils.experiment.same_run`) show its numbers, whichever was made.
+    Least confidence queries the images. Where several cells are the same run (:func:`alutils.experiment.same_run`), all
+    of them show its numbers.
 
     Args:
         results: from :func:`alutils.runs.collect.load_results`.
 
     Returns:
-        A row a cell, all in %: ``paper_dice``, ``paper_positive``, ``paper_verify``, ``dice`` (test, mean over seeds),
-        ``sd``, ``positive`` and ``verify`` (means over the queried images), ``seeds``, and ``same_as``: the cell that
-        stands for it.
+        One row per cell, all in %: ``paper_dice``, ``paper_positive``, ``paper_verify``, ``dice`` (test, mean over
+        seeds), ``sd``, ``positive`` and ``verify`` (means over the queried images), ``seeds``, and ``same_as``: the
+        cell that stands for it.
     """
-    runs = results["runs"].query("annotation == 'partial' and strategy == 'least_confidence'")
-    runs = runs.assign(cell=cells(runs))
+    runs = least_confidence_partial(results["runs"])
+    shown = [same_run(*thresholds) for thresholds in PAPER_TABLE_2.index]
     rows = []
-    for thresholds in product(TAU_U, TAU_B):
-        its = runs[runs["cell"] == same_run(*thresholds)]
+    for cell in shown:
+        group = runs[cells(runs) == cell]
         rows.append(
             {
-                "dice": 100 * its["test_dice"].mean(),
-                "sd": 100 * its["test_dice"].std(),
-                "positive": its["positive_percent"].mean(),
-                "verify": its["verify_percent"].mean(),
-                "seeds": len(its),
-                "same_as": "tau_u {}, tau_b {}".format(*same_run(*thresholds)),
+                "dice": 100 * group["test_dice"].mean(),
+                "sd": 100 * group["test_dice"].std(),
+                "positive": group["positive_percent"].mean(),
+                "verify": group["verify_percent"].mean(),
+                "seeds": len(group),
             }
         )
-    return PAPER_TABLE_2.add_prefix("paper_").join(pd.DataFrame(rows, PAPER_TABLE_2.index))
+    ours = pd.DataFrame(rows, PAPER_TABLE_2.index)
+    same_as = ["tau_u {}, tau_b {}".format(*cell) for cell in shown]
+    return PAPER_TABLE_2.add_prefix("paper_").join(ours.assign(same_as=same_as))
 
 
 def table_modes(results: Mapping[str, pd.DataFrame], tau_u: float = 0.25, tau_b: float = 0.25) -> pd.DataFrame:
     """Who labels the pixels of queried images, at one tau_u and tau_b, with full annotation beside them.
 
     Returns:
-        A row an annotation mode, the best first: ``dice`` (test, %, mean over seeds), ``sd``, ``seeds``, ``verify`` and
-        ``positive`` (%, means over the queried images), ``clicks`` (mean over the queried images).
+        One row per annotation mode, the best first: ``dice`` (test, %, mean over seeds), ``sd``, ``seeds``, ``verify``
+        and ``positive`` (%, means over the queried images), ``clicks`` (mean over the queried images).
     """
     runs = results["runs"].query("strategy == 'least_confidence'")
     same = (cells(runs) == same_run(tau_u, tau_b)) & (runs["annotation"] == "partial")
     runs = runs[(runs["annotation"] == "full") | same | ((runs["tau_u"] == tau_u) & (runs["tau_b"] == tau_b))]
-    queried = results["annotations"].query("round > 0").groupby("run")["clicks"].mean()
-    runs = runs.assign(clicks=runs["run"].map(queried))
-    groups = runs.groupby("annotation")
+    clicks = results["annotations"].query("round > 0").groupby("run")["clicks"].mean()
+    groups = runs.assign(clicks=runs["run"].map(clicks)).groupby("annotation")
     table = pd.DataFrame(
         {
             "dice": 100 * groups["test_dice"].mean(),
@@ -147,16 +145,21 @@ def in_full(runs: pd.DataFrame) -> pd.DataFrame:
     return runs[runs["annotation"] == "full"]
 
 
+def least_confidence_partial(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of Table II: least confidence queries the images, and the pixels are annotated in part."""
+    return runs.query("annotation == 'partial' and strategy == 'least_confidence'")
+
+
 def ledger(runs: pd.DataFrame) -> pd.DataFrame:
-    """What the paper leaves open, and what the runs did: written from their settings.
+    """What the paper leaves open, and what the runs did according to their settings.
 
     Args:
         runs: from :func:`alutils.runs.collect.load_results`.
 
     Returns:
-        Columns ``detail``, ``the paper``, ``these runs``; where runs differ, all values stand there.
+        Columns ``detail``, ``the paper``, ``these runs``. A setting in which the runs differ has all their values.
     """
-    settings: dict[str, Any] = {
+    settings = {
         name: ", ".join(str(value) for value in column.drop_duplicates().sort_values(key=lambda s: s.astype(str)))
         for name, column in runs.astype(object).where(runs.notna(), "none").items()
     }
@@ -216,3 +219,4 @@ READINGS = (
     ),
     ("precision", "not given", "{precision}"),
 )
+"""Detail, what the paper says, what the runs did: a text with the names of settings in braces."""
