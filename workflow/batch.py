@@ -6,25 +6,20 @@ import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
-from code_hash import ARMS, code_of_notebook, code_of_run
+from code_hash import code_of_notebook, code_of_run
+from grid import ARMS, CONTROL_ARMS, GRID, MODE_CELLS, PAPER_ARMS, Cell, distinct
 
-from alutils.experiment import ANNOTATION_MODES, PROFILES_DIR, TAU_B, TAU_U, Experiment, same_run
+from alutils.experiment import ANNOTATION_MODES, PROFILES_DIR, Experiment
 from alutils.system.checks import ConfigError, did_you_mean, expanded
 from alutils.system.settings import parse_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
-PAPER_ARMS = ("random", "least_confidence", "entropy", "mc_dropout", "full")
-CONTROL_ARMS = ("full_cosine", "random_at_once")
-"""Baselines that tell selection from curriculum."""
-
-MODES = ANNOTATION_MODES
 SINGLE = ("01_data", "02_model", "03_uncertainty")
 KEYS = {
     "profile": "a file in profiles/, or a path; quick",
@@ -42,31 +37,6 @@ KEYS = {
 """What ``snakemake --config`` takes."""
 
 TEXTS = ("profile", "data", "runs", "figures")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell of Table II."""
-
-    annotation: str
-    tau_u: float
-    tau_b: float
-
-    def __str__(self) -> str:
-        return f"{self.annotation}-{self.tau_u}-{self.tau_b}"
-
-    @property
-    def distinct(self) -> Cell:
-        """The cell that stands for all that give the same run, see ``alutils.experiment.same_run``.
-
-        >>> str(Cell("partial", 0.25, 0.75).distinct)
-        'partial-0.25-0.5'
-        """
-        return Cell("partial", *same_run(self.tau_u, self.tau_b)) if self.annotation == "partial" else self
-
-
-GRID = [Cell("partial", tau_u, tau_b) for tau_u, tau_b in product(TAU_U, TAU_B)]
-MODE_CELLS = [Cell(mode, 0.25, 0.25) for mode in MODES if mode not in ("full", "partial")]
 
 
 class Batch:
@@ -110,7 +80,7 @@ class Batch:
                 f"profile: {self.profile} has the name of {_shipped(name)}, so that both would write to the same "
                 "folders; give the file another name, or folders of its own (runs=... figures=...)"
             )
-        self.cells = {str(cell): cell for cell in _cells(given.get("cells", GRID if quick else GRID + MODE_CELLS))}
+        self.cells = distinct(_cells(given.get("cells", GRID if quick else GRID + MODE_CELLS)))
         self.runs = _folder("runs", given.get("runs", f"runs/{name}"))
         self.figures = _folder("figures", given.get("figures", f"figures/{name}"))
         self.runs_per_gpu = given.get("runs_per_gpu", 1)
@@ -291,8 +261,8 @@ def _cells(value: Any) -> list[Cell]:
         if not isinstance(given, Cell) and not (isinstance(given, list) and len(given) == 3):
             raise ConfigError(f"cells: each must be [annotation, tau_u, tau_b], e.g. [partial, 0.25, 0.5], got {given}")
         cell = given if isinstance(given, Cell) else Cell(*given)
-        if cell.annotation not in MODES:
-            hint = did_you_mean(str(cell.annotation), list(MODES))
+        if cell.annotation not in ANNOTATION_MODES:
+            hint = did_you_mean(str(cell.annotation), list(ANNOTATION_MODES))
             raise ConfigError(f"cells: there is no annotation '{cell.annotation}'; {hint}")
         if cell.annotation == "full":
             raise ConfigError("cells: full annotation is the arm least_confidence of Table I; leave it out here")
@@ -300,7 +270,7 @@ def _cells(value: Any) -> list[Cell]:
             tested = Experiment(annotation=cell.annotation, tau_u=cell.tau_u, tau_b=cell.tau_b)
         except ConfigError as error:
             raise ConfigError(f"cells: {cell}: {error}") from None
-        cells.append(Cell(tested.annotation, tested.tau_u, tested.tau_b).distinct)
+        cells.append(Cell(tested.annotation, tested.tau_u, tested.tau_b))
     return cells
 
 
