@@ -1,4 +1,4 @@
-"""Which folders make the package: all below ``alutils``, and ``profiles`` as its data. The rest is in pyproject.toml."""
+"""Which folders make the package: all of ``alutils``, and ``profiles`` as its data. The rest is in pyproject.toml."""
 
 from setuptools import find_packages, setup
 

@@ -9,7 +9,8 @@ from .lab.human_oracle import HumanOracle
 from .loop import run_active_learning
 from .metrics import dice_score
 from .model import build_unet, unet_for
-from .queries import STRATEGIES, select_queries
+from .queries.registry import STRATEGIES
+from .queries.select import select_queries
 from .runs.folder import RecordsError
 from .system.checks import ConfigError, DataError
 from .system.device import OutOfMemory

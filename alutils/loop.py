@@ -32,8 +32,8 @@ from alutils.data.splits import Split, Splits, lesion_area, picture_sums
 from alutils.experiment import Experiment
 from alutils.metrics import dice_score
 from alutils.model import unet_for
-from alutils.queries import (
-    STRATEGIES,
+from alutils.queries.registry import BASELINES, STRATEGIES
+from alutils.queries.select import (
     Strategy,
     check_dropout,
     check_strategy,
@@ -52,8 +52,8 @@ from alutils.runs.folder import (
     ids_at,
     query_table,
 )
-from alutils.runs.own_code import code_checksum, function_name
-from alutils.system.checks import ConfigError, did_you_mean, expanded
+from alutils.runs.own_code import code_checksum
+from alutils.system.checks import ConfigError, did_you_mean, expanded, function_name
 from alutils.system.device import (
     check_compiler,
     check_deterministic,
@@ -65,14 +65,6 @@ from alutils.system.files import sha256
 from alutils.system.progress import progress_bar
 from alutils.system.seeding import make_generator, seeded
 from alutils.training import TrainingDiverged, fit, leaves_one_pixel, predict_probabilities, probability_batches
-
-BASELINES = ("full", "full_cosine", "random_at_once")
-"""What ``experiment.strategy`` may name besides the strategies: arms with one training and no queries.
-
-Each takes as many steps as all trainings of a querying arm together. "full" trains on the whole training set.
-"full_cosine" does the same with a cosine schedule. "random_at_once" trains on the cold start and random images, as many
-in all as the other arms have annotated at their end.
-"""
 
 Network = Callable[[Experiment], nn.Module]
 """``network(experiment)`` -> a model from normalized images (N, 3, H, W) to logits (N, 1, H, W), as ``unet_for`` is."""
@@ -105,13 +97,13 @@ def run_active_learning(
     with ``experiment.deterministic`` (not yet tried on one).
 
     Args:
-        experiment: every setting; ``strategy`` names one of ``alutils.queries.STRATEGIES`` or of :data:`BASELINES`.
+        experiment: every setting; ``strategy`` names one of ``alutils.queries.STRATEGIES`` or ``BASELINES``.
         splits: images of the experiment's ``image_size``; the training split is the pool.
         output_dir: the run's own folder; it takes ``run.json``, ``rounds.csv``, ``queries.csv``, ``test_dice.csv``,
             ``annotations.csv``, ``audit.csv``, ``timing.csv`` and ``state.pt`` (what a stopped run goes on from; while
             it waits for a person, ``trained.pt`` too).
-        strategy: a function of your own (see :func:`alutils.queries.select_queries`) in place of the one that the
-            experiment names; it is recorded by its own name and its code (:mod:`alutils.runs.own_code`).
+        strategy: a function of your own (see :func:`alutils.queries.select.select_queries`) in place of the one that
+            the experiment names; it is recorded by its own name and its code (:mod:`alutils.runs.own_code`).
         network: a function of the experiment that builds a network of your own, and draws its initial weights from the
             global random state, which is the seed's; recorded by its name and code too. None: :func:`alutils.unet_for`.
         oracle: who annotates, over ``splits.train``: None, the simulated oracle, or a person

@@ -15,7 +15,7 @@ import torch
 from frame import parser, report, seconds
 
 from alutils import STRATEGIES, Experiment, fit, make_generator, make_synthetic, select_queries, unet_for
-from alutils.loop import BASELINES
+from alutils.queries import BASELINES
 
 N_TRAIN, N_VAL, N_TEST = 2594, 100, 1000
 TABLE_1 = ("random", "least_confidence", "entropy", "mc_dropout", "full", "full_cosine", "random_at_once")

@@ -17,9 +17,9 @@ from alutils import loop as active_learning
 from alutils.annotation import NO_AUDIT, WRITING_MODES, Oracle, human_pixels
 from alutils.data.splits import Split, Splits
 from alutils.experiment import Experiment
-from alutils.loop import BASELINES, run_active_learning
+from alutils.loop import run_active_learning
 from alutils.model import UNet, build_unet
-from alutils.queries import STRATEGIES
+from alutils.queries import BASELINES, STRATEGIES
 from alutils.runs.folder import RecordsError, load_runs, load_table
 from alutils.system.checks import ConfigError
 from alutils.training import predict_probabilities

@@ -21,7 +21,7 @@ from alutils.data.synthetic import make_synthetic
 from alutils.experiment import Experiment
 from alutils.lab.notebook import open_workspace
 from alutils.metrics import dice_score
-from alutils.queries import select_queries
+from alutils.queries.select import select_queries
 from alutils.report.calibration import expected_calibration_error, reliability
 from alutils.system.checks import ConfigError, DataError
 from alutils.system.settings import parse_settings

@@ -18,7 +18,8 @@ from alutils.data.synthetic import make_synthetic
 from alutils.experiment import Experiment
 from alutils.loop import run_active_learning
 from alutils.model import UNet, unet_for
-from alutils.queries import STRATEGIES, select_queries
+from alutils.queries import STRATEGIES
+from alutils.queries.select import select_queries
 from alutils.system.checks import ConfigError
 from alutils.system.device import (
     OutOfMemory,

@@ -10,13 +10,14 @@ from PIL import Image
 from test_active_learning import contents, make_experiment, make_partial, make_splits, run
 
 from alutils import loop as active_learning
-from alutils import queries, training
+from alutils import training
 from alutils.annotation import AnnotationsNeeded, Oracle
 from alutils.data.splits import Split
 from alutils.lab.annotator import Annotator
 from alutils.lab.drawing import Drawing, drawing_table
 from alutils.lab.human_oracle import HumanOracle
 from alutils.loop import run_active_learning
+from alutils.queries import pixel
 from alutils.runs.folder import RecordsError, load_runs, load_table
 from alutils.system.checks import ConfigError, DataError
 from alutils.training import probability_batches
@@ -256,7 +257,7 @@ def go_on_elsewhere(folder, experiment, oracle, monkeypatch):
             yield chosen, (p + 0.02).clamp(max=1)
 
     with monkeypatch.context() as elsewhere:
-        for module in (active_learning, training, queries):
+        for module in (active_learning, training, pixel):
             elsewhere.setattr(module, "probability_batches", other_batches)
         n_done = len(pd.read_csv(folder / "rounds.csv")) if (folder / "rounds.csv").exists() else 0
         rounds = run_active_learning(experiment, make_splits(), folder, oracle=oracle, device="cpu", progress=False)

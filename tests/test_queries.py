@@ -9,7 +9,8 @@ from torch import nn
 
 from alutils.experiment import Experiment
 from alutils.model import build_unet
-from alutils.queries import STRATEGIES, select_queries, tied_at_the_cut
+from alutils.queries import STRATEGIES
+from alutils.queries.select import select_queries, tied_at_the_cut
 from alutils.system.checks import ConfigError
 
 torch.set_num_threads(1)

@@ -163,7 +163,7 @@ def test_every_public_name_has_an_api_entry(site, pages):
     anchors = set().union(*(its.anchors for page, its in pages.items() if page.parent == site / "website" / "api"))
     for name in set(alutils.__all__) - {"STRATEGIES"}:
         assert f"{getattr(alutils, name).__module__}.{name}" in anchors
-    assert "alutils.queries.STRATEGIES" in anchors
+    assert "alutils.queries.registry.STRATEGIES" in anchors
     assert {f"alutils.experiment.Experiment.{setting}" for setting in alutils.Experiment.model_fields} <= anchors
     assert {f"module-alutils.{module.name}" for module in pkgutil.iter_modules(alutils.__path__)} <= anchors
 

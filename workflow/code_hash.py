@@ -11,15 +11,13 @@ import tokenize
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from alutils.queries.registry import find_strategies
+
 LOOP = "alutils.loop"
 """The module that makes a run: with what it imports it decides what comes out."""
 
 STRATEGIES = "alutils.queries"
-"""Where the query strategies are. If it is a package, a file that defines strategies counts only for their arms."""
-
-BASELINES = ("full", "full_cosine", "random_at_once")
-ARMS = ("random", "least_confidence", "entropy", "binary_entropy", "mc_dropout", "bald", *BASELINES)
-"""What Table I may compare: alutils' STRATEGIES and BASELINES (a test compares them)."""
+"""Where the query strategies are; a file that defines some counts only for runs of these."""
 
 
 def code_of_run(root: Path, arm: str, settings: str) -> str:
@@ -29,7 +27,7 @@ def code_of_run(root: Path, arm: str, settings: str) -> str:
 
     Args:
         root: of the project.
-        arm: the run's strategy, one of :data:`ARMS`.
+        arm: the run's strategy or baseline.
         settings: the profile's.
 
     Returns:
@@ -52,13 +50,11 @@ def run_modules(root: Path, arm: str) -> dict[str, Path]:
     A file that defines only other arms' strategies is left out. ``alutils/__init__.py`` is left out where only modules
     are imported from it, because it only gathers names.
     """
-    defines = {name: _defined(path) & set(ARMS) for name, path in _files_below(root, STRATEGIES)}
-    families = {name for name, arms in defines.items() if arms}
-    own = {name for name in families if arm in defines[name]}
-    if not own and arm not in BASELINES:
-        own = families  # where the arm's own file is not known all of them count
-    loop = _closure(root, [LOOP], {}, skip=families - own)
-    return _closure(root, sorted(own), {name: path for name, path in loop.items() if name not in own})
+    places = find_strategies(root.joinpath(*STRATEGIES.split(".")))
+    families = {name: _module_name(root, path) for name, (path, _) in places.items()}
+    own = [families[arm]] if arm in families else []  # a baseline has none
+    loop = _closure(root, [LOOP], {}, skip=set(families.values()) - set(own))
+    return _closure(root, own, {name: path for name, path in loop.items() if name not in own})
 
 
 @functools.cache
@@ -173,25 +169,9 @@ def _file_of(root: Path, module: str) -> Path | None:
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
-def _files_below(root: Path, package: str) -> list[tuple[str, Path]]:
-    paths = sorted(root.joinpath(*package.split(".")).rglob("*.py"))
-    return [(_module_name(root, path), path) for path in paths if path.name != "__init__.py"]
-
-
 def _module_name(root: Path, path: Path) -> str:
     parts = path.relative_to(root).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def _defined(path: Path) -> set[str]:
-    """The names that a module gives to functions, classes and values."""
-    names: set[str] = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Assign):
-            names.update(target.id for target in node.targets if isinstance(target, ast.Name))
-    return names
 
 
 def _sources(modules: dict[str, Path]) -> list[list[str]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from code_hash import ARMS as ARMS
-
 from alutils.experiment import ANNOTATION_MODES, TAU_B, TAU_U, same_run
+from alutils.queries.registry import BASELINES, STRATEGIES
+
+ARMS = (*STRATEGIES, *BASELINES)
+"""What Table I may compare."""
 
 PAPER_ARMS = ("random", "least_confidence", "entropy", "mc_dropout", "full")
 """Table I's."""

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from code_hash import BASELINES
+from alutils.queries.registry import BASELINES
 
 if TYPE_CHECKING:
     from batch import Batch

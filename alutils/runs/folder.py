@@ -69,7 +69,8 @@ class Round:
         queries: what was queried after this training, a row an image: ``round``, ``image_id``, ``score`` (the highest
             first), ``lesion_area_percent`` (of the true mask), ``rank`` (from 1). No rows after the last round.
         tied: images of the pool with the lowest score that was queried, where a lot decided which of them were; 0 where
-            the scores alone decided (:func:`alutils.queries.tied_at_the_cut`); None in records older than this number.
+            the scores alone decided (:func:`alutils.queries.select.tied_at_the_cut`); None in records older than
+            this number.
         annotations: what the human annotated for this training and not for an earlier one, a row an image: ``round``,
             ``image_id`` and the currencies of :func:`alutils.annotation_cost`. Those of round 0 are the cold start.
         audit: what this training learned from where a model wrote the labels, a row for the images of each query:

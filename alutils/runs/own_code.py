@@ -65,16 +65,6 @@ def code_checksum(setting: str, *objects: object) -> str | None:
     return _hash(*found)[:16] if found else None
 
 
-def function_name(function: Any) -> str:
-    """The name of a function, of the one in a ``functools.partial``, or of an object's class.
-
-    >>> function_name(max), function_name(functools.partial(max, 0))
-    ('max', 'max')
-    """
-    function = function.func if isinstance(function, functools.partial) else function
-    return getattr(function, "__name__", type(function).__name__)
-
-
 class _Reader:
     """Reads each object once."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import reprlib
 from collections.abc import Iterable
@@ -56,6 +57,16 @@ def shown(value: Any) -> str:
         return short.repr(value)
     except ValueError:  # Python does not write out numbers of more than 4300 digits
         return f"a huge {type(value).__name__}"
+
+
+def function_name(function: Any) -> str:
+    """The name of a function, of the one in a ``functools.partial``, or of an object's class.
+
+    >>> function_name(max), function_name(functools.partial(max, 0))
+    ('max', 'max')
+    """
+    function = function.func if isinstance(function, functools.partial) else function
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def check_text(**parameters: object) -> None:

@@ -1,23 +1,20 @@
-"""Which images to ask the oracle about next: steps 1 and 2 of Fig. 1."""
+"""The query: the images with the highest scores by a strategy (step 2 of Fig. 1)."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from alutils import uncertainty
 from alutils.data.splits import ImageView, images_at
 from alutils.experiment import Experiment
-from alutils.runs.own_code import function_name
-from alutils.system.checks import ConfigError, did_you_mean
+from alutils.queries.registry import STRATEGIES
+from alutils.system.checks import ConfigError, did_you_mean, function_name
 from alutils.system.device import memory_for
 from alutils.system.tensors import is_number
-from alutils.training import probability_batches
-from alutils.uncertainty import DropoutMaps, draws_dropout, image_score, mc_dropout_batches
+from alutils.uncertainty import draws_dropout
 
 Strategy = Callable[[nn.Module, torch.Tensor, Experiment, torch.Generator], torch.Tensor]
 """``strategy(model, images, experiment, generator)`` -> scores (n,); the highest is queried first.
@@ -52,7 +49,8 @@ def select_queries(
         n: images to query; where the pool has fewer, all of it.
         experiment: the strategy's name, the reduction from pixels to an image, N of eq. 3, batch size and precision.
         generator: of the CPU; the random strategy, the dropout and the lot among equal scores draw from it.
-        strategy: a function of your own, or None for the one of :data:`STRATEGIES` that the experiment names.
+        strategy: a function of your own, or None for the one of :data:`alutils.queries.registry.STRATEGIES` that the
+            experiment names.
         indices: int64 (N,), positions of the pool in ``images``, which then may hold more; None: all are the pool. Our
             own strategies gather a batch at a time; yours gets a copy of the pool.
 
@@ -86,9 +84,10 @@ def select_queries(
     check_strategy(strategy)
     score = find_strategy(experiment.strategy) if strategy is None else strategy
     name, pool = strategy_name(experiment, strategy), images_at(images, indices)
-    if len(pool):
-        check_dropout(score, name, model, images[:1], experiment)
-    if isinstance(pool, ImageView) and score not in _OF_BATCHES:
+    if not len(pool):
+        return torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+    check_dropout(score, name, model, images[:1], experiment)
+    if isinstance(pool, ImageView) and not getattr(score, "takes_views", False):
         what = f"strategy '{name}': the {len(pool)} images of the pool, copied for it,"
         with memory_for(what, "take a smaller image_size or device='cpu'", pool.device):
             pool = pool[:]
@@ -176,90 +175,6 @@ def strategy_name(experiment: Experiment, strategy: Strategy | None = None) -> s
     ('least_confidence', 'max')
     """
     return experiment.strategy if strategy is None else function_name(strategy)
-
-
-def random(model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator) -> torch.Tensor:
-    """Uniform random numbers from 0 to 1: the paper's baseline."""
-    return torch.rand(len(images), generator=generator)
-
-
-def least_confidence(
-    model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator
-) -> torch.Tensor:
-    """Minus the image's eq. 1, ``|0.5 - p|``: the smallest sum is the least confident image, so it is queried first."""
-
-    def score(p: torch.Tensor) -> torch.Tensor:
-        certainty = uncertainty.least_confidence(p)
-        return -image_score(
-            certainty, experiment.reduction, small_is_unsure=True, probabilities=p, tau_u=experiment.tau_u
-        )
-
-    return _scored(probability_batches(model, images, experiment), score)
-
-
-def entropy(model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator) -> torch.Tensor:
-    """The image's eq. 2, the one-sided ``-p log2 p``: the largest sum first."""
-    return _scored_by_map(model, images, experiment, uncertainty.one_sided_entropy)
-
-
-def binary_entropy(
-    model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator
-) -> torch.Tensor:
-    """The image's usual entropy, of lesion or background: the largest sum first."""
-    return _scored_by_map(model, images, experiment, uncertainty.binary_entropy)
-
-
-def mc_dropout(
-    model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator
-) -> torch.Tensor:
-    """The image's eq. 3, the standard deviation of predictions with dropout: the largest sum first."""
-    return _scored_by_dropout(model, images, experiment, generator, "std")
-
-
-def bald(model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator) -> torch.Tensor:
-    """The image's mutual information between prediction and weights, by dropout: the largest sum first."""
-    return _scored_by_dropout(model, images, experiment, generator, "mutual_information")
-
-
-mc_dropout.needs_dropout = bald.needs_dropout = True
-
-
-STRATEGIES: dict[str, Strategy] = {
-    strategy.__name__: strategy for strategy in (random, least_confidence, entropy, binary_entropy, mc_dropout, bald)
-}
-"""What ``experiment.strategy`` may name: all of one signature, all with the highest score queried first."""
-
-_OF_BATCHES = tuple(STRATEGIES.values())
-"""Those that look at no more than a batch of the pool at a time, so that a view of it will do."""
-
-
-def _scored_by_map(
-    model: nn.Module, images: torch.Tensor, experiment: Experiment, pixel_map: Callable[[torch.Tensor], torch.Tensor]
-) -> torch.Tensor:
-    """The scores by a map of the probabilities that is large where the model is unsure."""
-
-    def score(p: torch.Tensor) -> torch.Tensor:
-        return image_score(pixel_map(p), experiment.reduction, probabilities=p, tau_u=experiment.tau_u)
-
-    return _scored(probability_batches(model, images, experiment), score)
-
-
-def _scored_by_dropout(
-    model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator, name: str
-) -> torch.Tensor:
-    """The scores by the map called ``name`` of Monte Carlo dropout."""
-
-    def score(maps: DropoutMaps) -> torch.Tensor:
-        pixel_map = getattr(maps, name)
-        return image_score(pixel_map, experiment.reduction, probabilities=maps.mean, tau_u=experiment.tau_u)
-
-    return _scored(mc_dropout_batches(model, images, experiment, generator), score)
-
-
-def _scored(batches: Iterator[tuple[slice, Any]], score: Callable[[Any], torch.Tensor]) -> torch.Tensor:
-    """The scores of all images, with the maps of one batch held at a time; fetched from the device once, at the end."""
-    scores = [score(maps) for _, maps in batches]
-    return torch.cat(scores).cpu() if scores else torch.zeros(0)
 
 
 def _checked(scores: object, n: int, name: str) -> torch.Tensor:
