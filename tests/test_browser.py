@@ -219,7 +219,7 @@ def test_the_site_fits_a_phone_and_a_desktop_and_asks_no_other_host(browser, sit
         "notebooks/03_uncertainty",
         "notebooks/06_results",
         "website/paper",
-        "website/api/uncertainty",
+        "website/api/paper",
     ):
         page.goto((site / f"{name}.html").as_uri())
         page.screenshot(path=SHOTS / f"site_{Path(name).name}_{width}.png")

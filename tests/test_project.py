@@ -1,8 +1,8 @@
 """The files around the code say the same as each other."""
 
 import json
-import re
 import os
+import re
 import shutil
 import subprocess
 import sys

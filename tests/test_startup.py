@@ -6,23 +6,26 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def run(code):
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "workflow")])}
-    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
-
-
-def test_settings_names_and_the_batch_load_no_large_library():
-    code = """
+WITHOUT_LIBRARIES = [
+    "alutils", "alutils.experiment", "alutils.queries.registry", "alutils.system.checks", "alutils.system.cores",
+    "alutils.system.files", "alutils.system.settings", "batch", "run_notebook",
+]  # fmt: skip
+LOAD = """
 import importlib, sys
-for name in ("alutils", "alutils.experiment", "alutils.system.files", "alutils.queries.registry", "batch", "run_notebook"):
+for name in sys.argv[1:]:
     importlib.import_module(name)
-    print(name, *{"torch", "pandas", "matplotlib"} & set(sys.modules))
+    print(name, *{"torch", "pandas", "matplotlib"} & set(sys.modules), sep=" loads ")
 """
-    assert run(code).splitlines() == [
-        "alutils", "alutils.experiment", "alutils.system.files", "alutils.queries.registry", "batch", "run_notebook",
-    ]  # fmt: skip
+
+
+def run(code, *arguments):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "workflow")])}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+
+
+def test_settings_names_files_and_the_batch_load_no_large_library():
+    assert run(LOAD, *WITHOUT_LIBRARIES).splitlines() == WITHOUT_LIBRARIES
 
 
 def test_the_garbage_collector_is_left_alone():

@@ -1,9 +1,11 @@
 """The website, built by ``make site``: README, notebooks as executed, API. It reads nothing from another host."""
 
 import inspect
+import pkgutil
 import re
 import shutil
-from pathlib import PurePosixPath
+import tomllib
+from pathlib import Path, PurePosixPath
 
 from docutils import nodes
 from latex2mathml.converter import convert
@@ -107,8 +109,28 @@ NbElementRenderer.render_image = render_image
 NbElementRenderer.render_widget_view = render_widget_view
 
 
+def modules_of(page):
+    """The modules that a page of the API is about, without their package's name.
+
+    The paper's page has the flat files, in the order of the floors of pyproject.toml, from the lowest up. Each other
+    page has the files of the room of its name.
+    """
+    if page != "paper":
+        return [f"{page}.{found.name}" for found in pkgutil.iter_modules([str(Path(alutils.__path__[0], page))])]
+    settings = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    floors = [floor.split(" | ") for floor in settings["tool"]["importlinter"]["contracts"][0]["layers"]]
+    order = [name for floor in reversed(floors) for name in floor]
+    flat = [found.name for found in pkgutil.iter_modules(alutils.__path__) if not found.ispkg]
+    return sorted(flat, key=order.index)
+
+
 def complete_source(app, docname, source):
-    """The table of contents for the front page, and one title for the tables, a file of several titles."""
+    """Each page of the API with its modules, the front page with the contents, and one title for the tables' titles."""
+    folder, _, page = docname.rpartition("/")
+    if folder == "website/api" and page != "index":
+        for name in modules_of(page):
+            directive = f".. automodule:: alutils.{name}\n   :members:"
+            source[0] += f"\n## {name.rpartition('.')[2]}\n\n```{{eval-rst}}\n{directive}\n```\n"
     if docname == root_doc:
         source[0] += CONTENTS
     if docname == "figures/recorded/summary":

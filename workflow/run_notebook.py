@@ -27,7 +27,13 @@ from filelock import FileLock
 from alutils.system.files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNEL_START = ROOT / "workflow" / "kernel_start.py"
+
+KERNEL_START = "import atexit, gc; gc.set_threshold(100_000, 100); atexit.register(gc.freeze); del atexit, gc"
+"""What a kernel does before the first cell.
+
+A search for garbage goes through the libraries, which stay to the end: many times while they are imported, and once more
+when the process ends. Together that takes a second or more (benchmarks/startup.py).
+"""
 
 
 def main() -> None:
@@ -66,11 +72,9 @@ def execute(job: dict[str, Any], folder: Path) -> str:
     notebook, executed = ROOT / "notebooks" / f"{job['notebook']}.ipynb", f"{folder}.ipynb"
     parameters = {"output_dir": str(folder), **job["parameters"]}
     # A kernel is interrupted before it is told to end; now and then it notes that as an error
-    options = ["--IPKernelApp.log_level=CRITICAL", f"--IPKernelApp.exec_files={KERNEL_START}"]
+    options = ["--IPKernelApp.log_level=CRITICAL", f"--IPKernelApp.exec_lines={KERNEL_START}"]
     try:
-        papermill.execute_notebook(
-            notebook, executed, parameters, progress_bar=False, start_timeout=600, extra_arguments=options
-        )
+        papermill.execute_notebook(notebook, executed, parameters, progress_bar=False, extra_arguments=options)
     except Exception as error:  # a failing cell, a dead kernel, a notebook that cannot be read or written
         found = f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else f"{type(error).__name__}: {error}"
         if any(
