@@ -1,19 +1,13 @@
 """The website: builds without warnings, no link is broken, every picture is described, nothing comes from elsewhere."""
 
-import base64
-import io
 import json
 import pkgutil
 import re
-import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from PIL import Image
 
 import alutils
 
@@ -30,52 +24,19 @@ class Page(HTMLParser):
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
-        its = dict(attributes)
-        self.anchors |= {its[name] for name in ("id", "name") if its.get(name)}
-        if tag == "a" and its.get("href"):
-            self.links.append(its["href"])
-        if tag == "link" and its.get("href"):
-            self.loaded.append(its["href"])
-        self.loaded += [its[name] for name in ("src", "data", "poster", "srcset") if its.get(name)]
-        self.loaded += re.findall(r"url\(['\"]?([^'\")]+)", its.get("style") or "")
+        given = dict(attributes)
+        self.anchors |= {given[name] for name in ("id", "name") if given.get(name)}
+        if tag == "a" and given.get("href"):
+            self.links.append(given["href"])
+        if tag == "link" and given.get("href"):
+            self.loaded.append(given["href"])
+        self.loaded += [given[name] for name in ("src", "data", "poster", "srcset") if given.get(name)]
+        self.loaded += re.findall(r"url\(['\"]?([^'\")]+)", given.get("style") or "")
         if tag == "img":
-            self.images.append(its)
+            self.images.append(given)
 
     def handle_data(self, data):
         self.words.append(data)
-
-
-def slider_notebook() -> dict:
-    """A notebook with what a slider leaves, and with two pictures in one cell."""
-    pixel = io.BytesIO()
-    Image.new("L", (1, 1), 255).save(pixel, "PNG")
-    picture = base64.b64encode(pixel.getvalue()).decode()
-    widget = {"model_id": "0", "version_major": 2, "version_minor": 0}
-    outputs = [
-        {"data": {"application/vnd.jupyter.widget-view+json": widget, "text/plain": "interactive(children=())"}},
-        {"data": {"image/png": picture}, "metadata": {"image/png": {"alt": "a single white pixel"}}},
-        {"data": {"image/png": picture}, "metadata": {"image/png": {"alt": "the same pixel once more"}}},
-    ]
-    outputs = [{"output_type": "display_data", "metadata": {}, **output} for output in outputs]
-    code = {"cell_type": "code", "id": "b", "metadata": {}, "execution_count": 1, "source": "1", "outputs": outputs}
-    title = {"cell_type": "markdown", "id": "a", "metadata": {}, "source": "# A slider"}
-    about = {"language_info": {"name": "python"}}
-    return {"nbformat": 4, "nbformat_minor": 5, "metadata": about, "cells": [title, code]}
-
-
-@pytest.fixture(scope="session")
-def site(tmp_path_factory):
-    """The folder of the site, built from a copy of the repository with one more exercise; warnings are errors."""
-    folder = tmp_path_factory.mktemp("site")
-    source = folder / "source"
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "runs", "data", "__pycache__"))
-    (source / "notebooks" / "exercises").mkdir(exist_ok=True)
-    (source / "notebooks" / "exercises" / "slider.ipynb").write_text(json.dumps(slider_notebook()))
-    command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going", "-c", "website"]
-    places = ["-d", folder / "doctrees", ".", folder / "html"]
-    built = subprocess.run([*command, *places], cwd=source, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    return folder / "html"
 
 
 @pytest.fixture(scope="session")

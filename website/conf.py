@@ -167,7 +167,8 @@ def api_name(env, text):
         name = ".".join([exported.__module__.removeprefix("alutils."), exported.__qualname__, *rest])
     if f"alutils.{name}" in documented and (rest or text.startswith("alutils.") or exported):
         return f"alutils.{name}"
-    defined = [full for full in documented if full.count(".") == 2 and full.endswith(f".{name}")]
+    inner = ("attribute", "method", "property", "module")
+    defined = [full for full, entry in documented.items() if full.endswith(f".{name}") and entry.objtype not in inner]
     return defined[0] if len(defined) == 1 else None
 
 
