@@ -134,7 +134,7 @@ def test_make_lab_opens_copies_of_the_notebooks_and_overwrites_none(tmp_path):
 
 
 def test_git_ignores_the_copies():
-    assert {"lab/", "runs/"} <= set((ROOT / ".gitignore").read_text().splitlines())
+    assert {"/lab/", "/runs/"} <= set((ROOT / ".gitignore").read_text().splitlines())
 
 
 def make(*arguments):

@@ -30,3 +30,7 @@ def test_settings_names_files_and_the_batch_load_no_large_library():
 
 def test_the_garbage_collector_is_left_alone():
     assert run("import alutils, gc; alutils.fit; print(gc.isenabled(), gc.get_freeze_count())") == "True 0\n"
+
+
+def test_a_module_is_found_without_an_import_of_its_own():
+    assert run("import alutils; print(alutils.augment.normalize.__name__)") == "normalize\n"
