@@ -12,13 +12,14 @@ from .model import build_unet, unet_for
 from .queries.registry import STRATEGIES
 from .queries.select import select_queries
 from .runs.folder import RecordsError
+from .samples import mc_dropout_std
 from .system.checks import ConfigError, DataError
 from .system.device import OutOfMemory
 from .system.files import CannotWrite
 from .system.seeding import make_generator
 from .system.weights import WeightsError
 from .training import TrainingDiverged, fit, predict_probabilities
-from .uncertainty import binary_entropy, image_score, least_confidence, mc_dropout_std, one_sided_entropy
+from .uncertainty import binary_entropy, image_score, least_confidence, one_sided_entropy
 
 __all__ = [
     "STRATEGIES",

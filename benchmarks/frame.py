@@ -18,8 +18,9 @@ from typing import Any
 import pandas as pd
 import torch
 
-from alutils.runs.folder import provenance, write_json
+from alutils.runs.provenance import provenance
 from alutils.system.device import resolve_device
+from alutils.system.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 MIB = 2**20

@@ -19,8 +19,8 @@ from torch.utils.data import Dataset
 
 from alutils import Experiment, build_unet, make_generator
 from alutils.augment import normalize
+from alutils.samples import mc_dropout_std
 from alutils.system.device import working_dtype
-from alutils.uncertainty import mc_dropout_std
 
 BATCH_SIZE = 32  # of images, the default of BaaL; ours is twice the training's
 EXPERIMENT = Experiment(batch_size=BATCH_SIZE // 2)

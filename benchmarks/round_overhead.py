@@ -40,8 +40,8 @@ def main() -> None:
             folder = tempfile.mkdtemp()
             rounds = list(run_active_learning(experiment, splits, folder, device=str(settings.device), progress=False))
             total = time.perf_counter() - start
-            network = sum(one.seconds.get(phase, 0) for one in rounds for phase in NETWORK_PHASES)
-            annotating = sum(one.seconds["annotation"] for one in rounds)
+            network = sum(round_.seconds.get(phase, 0) for round_ in rounds for phase in NETWORK_PHASES)
+            annotating = sum(round_.seconds["annotation"] for round_ in rounds)
             rows.append(
                 {
                     "case": name,

@@ -1,6 +1,7 @@
 """The loop of Fig. 1: what arms share, what is queried, what is read of the masks, and that a stop changes nothing."""
 
 import json
+import os
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -20,14 +21,15 @@ from alutils.experiment import Experiment
 from alutils.loop import run_active_learning
 from alutils.model import UNet, build_unet
 from alutils.queries import BASELINES, STRATEGIES
-from alutils.runs.folder import RecordsError, load_runs, load_table
+from alutils.rounds import KEYS, run_tables
+from alutils.runs.collect import load_runs, load_table
+from alutils.runs.folder import RecordsError
 from alutils.system.checks import ConfigError
 from alutils.training import predict_probabilities
 
 torch.set_num_threads(1)
 
-# What a stop must not change, to the byte
-SAME = ("rounds.csv", "queries.csv", "annotations.csv", "audit.csv", "test_dice.csv")
+SAME = tuple(key for key in KEYS if key != "seconds")  # what a stop must not change, to the last digit
 MODES = get_args(Experiment.model_fields["annotation"].annotation)
 
 
@@ -69,8 +71,15 @@ def first_round(folder, experiment, splits=None):
     return next(run_active_learning(experiment, splits or make_splits(), folder, device="cpu", progress=False))
 
 
+def lines_of(folder):
+    path = Path(folder) / "rounds.jsonl"
+    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
+    return [json.loads(line) for line in whole.splitlines()]
+
+
 def contents(folder, names=SAME):
-    return {name: (Path(folder) / name).read_bytes() for name in names}
+    """What the records of all rounds say, by the key."""
+    return {name: [line[name] for line in lines_of(folder)] for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +103,13 @@ def no_training(monkeypatch):
 def test_the_labelled_set_grows_as_the_experiment_says_by_queries_from_the_pool(undisturbed):
     _, rounds = undisturbed
     experiment, ids = make_experiment(), make_splits().train.ids
-    assert tuple(one.n_labelled for one in rounds) == experiment.labelled_per_round == (4, 6, 8)
-    assert tuple(len(one.losses) for one in rounds) == experiment.steps_per_round
-    assert sum(len(one.losses) for one in rounds) == experiment.n_training_steps
-    assert [one.number for one in rounds] == [0, 1, 2]
-    for one, after in pairwise(rounds):
-        assert after.labelled_ids == one.labelled_ids + tuple(one.queries["image_id"])
-        assert one.queries["rank"].tolist() == [1, 2] and one.queries["score"].is_monotonic_decreasing
+    assert tuple(round_.n_labelled for round_ in rounds) == experiment.labelled_per_round == (4, 6, 8)
+    assert tuple(len(round_.losses) for round_ in rounds) == experiment.steps_per_round
+    assert sum(len(round_.losses) for round_ in rounds) == experiment.n_training_steps
+    assert [round_.number for round_ in rounds] == [0, 1, 2]
+    for round_, after in pairwise(rounds):
+        assert after.labelled_ids == round_.labelled_ids + tuple(round_.queries["image_id"])
+        assert round_.queries["rank"].tolist() == [1, 2] and round_.queries["score"].is_monotonic_decreasing
     assert len(rounds[-1].queries) == 0
     assert len(set(rounds[-1].labelled_ids)) == 8 and set(rounds[-1].labelled_ids) < set(ids)
     assert tuple(ids[i] for i in rounds[-1].labelled) == rounds[-1].labelled_ids
@@ -108,16 +117,16 @@ def test_the_labelled_set_grows_as_the_experiment_says_by_queries_from_the_pool(
 
 def test_the_queries_of_the_live_model_are_numpys_ranking_of_the_pool(tmp_path):
     splits, experiment = make_splits(), make_experiment()
-    one = first_round(tmp_path, experiment)
-    pool = [i for i in range(11) if i not in one.labelled.tolist()]
-    p = predict_probabilities(one.model, splits.train.images[pool], experiment).double().numpy().reshape(7, -1)
+    round_ = first_round(tmp_path, experiment)
+    pool = [i for i in range(11) if i not in round_.labelled.tolist()]
+    p = predict_probabilities(round_.model, splits.train.images[pool], experiment).double().numpy().reshape(7, -1)
     certainty = np.abs(0.5 - p).sum(1)
     order = np.argsort(certainty, kind="stable")
-    assert one.queries["image_id"].tolist() == [splits.train.ids[pool[i]] for i in order[:2]]
-    assert one.queries["image_id"].tolist() != [splits.train.ids[pool[i]] for i in order[::-1][:2]]
-    np.testing.assert_allclose(one.queries["score"], -certainty[order[:2]], rtol=1e-5)
+    assert round_.queries["image_id"].tolist() == [splits.train.ids[pool[i]] for i in order[:2]]
+    assert round_.queries["image_id"].tolist() != [splits.train.ids[pool[i]] for i in order[::-1][:2]]
+    np.testing.assert_allclose(round_.queries["score"], -certainty[order[:2]], rtol=1e-5)
     area = [100 * splits.train.masks[pool[i]].numpy().mean() for i in order[:2]]
-    np.testing.assert_allclose(one.queries["lesion_area_percent"], area, rtol=1e-6)
+    np.testing.assert_allclose(round_.queries["lesion_area_percent"], area, rtol=1e-6)
 
 
 def test_validation_and_test_dice_are_eq_4_of_the_live_model(undisturbed):
@@ -132,7 +141,7 @@ def test_validation_and_test_dice_are_eq_4_of_the_live_model(undisturbed):
         expected = 2 * (a & g).sum((1, 2, 3)) / (a.sum((1, 2, 3)) + g.sum((1, 2, 3)))
         np.testing.assert_allclose(dice.numpy(), expected, rtol=1e-6)
         assert mean == pytest.approx(expected.mean())
-    assert all(one.test_dice is None for one in rounds[:-1])
+    assert all(round_.test_dice is None for round_ in rounds[:-1])
     assert set(rounds[0].seconds) == {"training", "evaluation", "query", "annotation"}
     assert set(last.seconds) == {"training", "evaluation", "test", "annotation"}
 
@@ -143,10 +152,10 @@ def test_validation_and_test_dice_are_eq_4_of_the_live_model(undisturbed):
 def test_arms_of_a_seed_share_the_cold_start_and_the_initial_weights(tmp_path, undisturbed):
     _, rounds = undisturbed
     for strategy in ("random", "entropy", "mc_dropout"):
-        one = first_round(tmp_path / strategy, make_experiment(strategy=strategy))
-        assert one.labelled_ids == rounds[0].labelled_ids
-        assert torch.equal(one.losses, rounds[0].losses)  # the same weights, batches and dropout
-        assert torch.equal(one.val_dice_per_image, rounds[0].val_dice_per_image)
+        round_ = first_round(tmp_path / strategy, make_experiment(strategy=strategy))
+        assert round_.labelled_ids == rounds[0].labelled_ids
+        assert torch.equal(round_.losses, rounds[0].losses)  # the same weights, batches and dropout
+        assert torch.equal(round_.val_dice_per_image, rounds[0].val_dice_per_image)
     other = first_round(tmp_path / "seed", make_experiment(seed=1))
     assert set(other.labelled_ids) != set(rounds[0].labelled_ids) and not torch.equal(other.losses, rounds[0].losses)
 
@@ -206,14 +215,14 @@ def test_fine_tuning_carries_the_weights_over_and_from_scratch_does_not(tmp_path
 
 def test_where_the_pool_ends_the_last_query_is_smaller_and_one_training_follows(tmp_path):
     rounds = run(tmp_path, make_experiment(n_queries=9), make_splits(7))
-    assert [one.n_labelled for one in rounds] == [4, 6, 7]
-    assert [len(one.queries) for one in rounds] == [2, 1, 0]
+    assert [round_.n_labelled for round_ in rounds] == [4, 6, 7]
+    assert [len(round_.queries) for round_ in rounds] == [2, 1, 0]
     assert rounds[-1].test_dice is not None and len(run(tmp_path, make_experiment(n_queries=9), make_splits(7))) == 3
 
 
 def test_without_queries_there_is_one_round(tmp_path):
     rounds = run(tmp_path, make_experiment(n_queries=0))
-    assert [one.n_labelled for one in rounds] == [4] and rounds[0].test_dice is not None
+    assert [round_.n_labelled for round_ in rounds] == [4] and rounds[0].test_dice is not None
 
 
 def test_how_many_images_tied_at_the_cut_is_recorded_and_read_back(tmp_path, monkeypatch):
@@ -223,16 +232,16 @@ def test_how_many_images_tied_at_the_cut_is_recorded_and_read_back(tmp_path, mon
         return torch.zeros(len(images))
 
     rounds = run(tmp_path / "ties", strategy=saturated)
-    assert [one.tied for one in rounds] == [7, 5, 0]
-    assert pd.read_csv(tmp_path / "ties" / "rounds.csv")["tied"].tolist() == [7, 5, 0]
-    assert [one.tied for one in run(tmp_path / "ties", strategy=saturated)] == [7, 5, 0]
+    assert [round_.tied for round_ in rounds] == [7, 5, 0]
+    assert pd.read_json(tmp_path / "ties" / "rounds.jsonl", lines=True)["tied"].tolist() == [7, 5, 0]
+    assert [round_.tied for round_ in run(tmp_path / "ties", strategy=saturated)] == [7, 5, 0]
     first_of_pool = []
     for seed in range(3):
         start = run(tmp_path / f"seed {seed}", make_experiment(seed=seed), strategy=saturated)[0]
         pool = [name for name in make_splits().train.ids if name not in start.labelled_ids]
         first_of_pool.append(start.queries["image_id"].tolist() == pool[: len(start.queries)])
     assert not all(first_of_pool)  # a lot, and not the order of the files
-    assert [one.tied for one in run(tmp_path / "clean")] == [0, 0, 0]
+    assert [round_.tied for round_ in run(tmp_path / "clean")] == [0, 0, 0]
 
 
 def test_the_oracle_reads_the_masks_of_queried_images_only(tmp_path, undisturbed):
@@ -312,11 +321,11 @@ def watched(tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(active_learning, "fit", watched_fit)
             patch.setattr(active_learning, "Oracle", WatchedOracle)
-            for one in run_active_learning(experiment, splits, folder, device="cpu", progress=False):
-                queried = torch.tensor([splits.train.ids.index(name) for name in one.queries["image_id"]]).long()
-                for said, images in ((seen.again, one.labelled[4:]), (seen.new, queried)):
-                    said.append(predict_probabilities(one.model, splits.train.images[images], experiment))
-                seen.rounds.append(one)
+            for round_ in run_active_learning(experiment, splits, folder, device="cpu", progress=False):
+                queried = torch.tensor([splits.train.ids.index(name) for name in round_.queries["image_id"]]).long()
+                for said, images in ((seen.again, round_.labelled[4:]), (seen.new, queried)):
+                    said.append(predict_probabilities(round_.model, splits.train.images[images], experiment))
+                seen.rounds.append(round_)
         return seen
 
     return watch
@@ -336,7 +345,7 @@ def test_the_oracle_is_asked_once_for_each_queried_image_and_for_its_humans_pixe
 @pytest.mark.parametrize("mode", MODES)
 def test_the_annotations_on_disk_are_what_the_oracle_counted(watched, mode):
     seen = watched(mode)
-    table, n_pixels = pd.read_csv(seen.folder / "annotations.csv"), 64 * 64
+    table, n_pixels = run_tables(lines_of(seen.folder))["annotations"], 64 * 64
     assert len(table) == seen.oracle.n_images == 10
     assert table["verify_percent"].sum() * n_pixels / 100 == pytest.approx(seen.oracle.n_pixels, abs=1e-6)
     assert table["positive_percent"].sum() * n_pixels / 100 == pytest.approx(seen.oracle.n_positive, abs=1e-6)
@@ -364,9 +373,9 @@ def test_the_model_learns_the_humans_labels_and_elsewhere_what_a_model_wrote(wat
         expected = seen.truth[labelled].clone()
         expected[4:] = torch.where(seen.human[labelled[4:]], expected[4:], written >= seen.experiment.tau_b)
         assert torch.equal(masks, expected)
-    for one, masks in zip(seen.rounds, seen.masks[1:], strict=False):  # what is shown is what comes next
-        assert torch.equal(one.labels.masks[:], masks)
-        assert torch.equal(one.labels.human[:].bool(), seen.human[one.labels.indices])
+    for round_, masks in zip(seen.rounds, seen.masks[1:], strict=False):  # what is shown is what comes next
+        assert torch.equal(round_.labels.masks[:], masks)
+        assert torch.equal(round_.labels.human[:].bool(), seen.human[round_.labels.indices])
     changed = any(not torch.equal(after[: len(before)], before) for before, after in pairwise(seen.masks))
     assert changed == (mode == "partial-refreshed")
     wrong = (seen.masks[-1] != seen.truth[seen.rounds[-1].labelled]).any()
@@ -376,9 +385,9 @@ def test_the_model_learns_the_humans_labels_and_elsewhere_what_a_model_wrote(wat
 @pytest.mark.parametrize("mode", MODES)
 def test_the_loss_ignores_what_is_not_the_humans_in_human_only_and_nothing_elsewhere(watched, mode):
     seen = watched(mode)
-    for one, annotated in zip(seen.rounds, seen.annotated, strict=True):
+    for round_, annotated in zip(seen.rounds, seen.annotated, strict=True):
         if mode == "human-only":
-            assert torch.equal(annotated, seen.human[one.labelled].to(torch.uint8))
+            assert torch.equal(annotated, seen.human[round_.labelled].to(torch.uint8))
         else:
             assert annotated is None
 
@@ -386,7 +395,7 @@ def test_the_loss_ignores_what_is_not_the_humans_in_human_only_and_nothing_elsew
 @pytest.mark.parametrize("mode", MODES)
 def test_the_audit_counts_what_was_trained_on_by_the_round_that_was_first(watched, mode):
     seen = watched(mode)
-    table = pd.read_csv(seen.folder / "audit.csv")
+    table = run_tables(lines_of(seen.folder))["audit"]
     assert table.columns.tolist() == ["round", "cohort", "images", *NO_AUDIT.columns]
     expected = []
     for k in range(1, 4) if mode in WRITING_MODES else []:
@@ -409,13 +418,13 @@ def test_the_audit_counts_what_was_trained_on_by_the_round_that_was_first(watche
 @pytest.mark.parametrize("mode", MODES)
 def test_only_the_humans_pixels_of_queried_images_have_an_influence(tmp_path, watched, mode):
     """Masks that lie everywhere else give the same run; the audit and the lesion's area look at the truth itself."""
-    seen, names = watched(mode), ("rounds.csv", "annotations.csv", "test_dice.csv")
+    seen, names = watched(mode), [key for key in SAME if key not in ("queries", "audit")]
     splits = make_splits()
     splits.train.masks[~seen.human] = 1 - splits.train.masks[~seen.human]
     rounds = run(tmp_path / "elsewhere", seen.experiment, splits)
     assert contents(tmp_path / "elsewhere", names) == contents(seen.folder, names)
-    for one, other in zip(rounds, seen.rounds, strict=True):
-        assert one.queries[["image_id", "score"]].equals(other.queries[["image_id", "score"]])
+    for round_, other in zip(rounds, seen.rounds, strict=True):
+        assert round_.queries[["image_id", "score"]].equals(other.queries[["image_id", "score"]])
     if mode != "model-only":
         splits = make_splits()
         there = seen.human.clone()
@@ -429,7 +438,7 @@ def test_only_the_humans_pixels_of_queried_images_have_an_influence(tmp_path, wa
 @pytest.mark.parametrize("mode", ["partial", "partial-refreshed", "contour-band"])
 def test_at_tau_u_of_one_half_every_mode_is_full_annotation(tmp_path, watched, mode):
     run(tmp_path, make_partial(mode, tau_u=0.5))
-    names = ("rounds.csv", "queries.csv", "annotations.csv", "test_dice.csv")
+    names = [key for key in SAME if key != "audit"]
     assert contents(tmp_path, names) == contents(watched("full").folder, names)
 
 
@@ -441,7 +450,7 @@ def test_baselines_train_once_for_all_the_steps_of_an_arm(tmp_path, undisturbed)
     done = {}
     for name in BASELINES:
         (done[name],) = run(tmp_path / name, make_experiment(strategy=name, learning_rate=0.001))
-        assert len(done[name].losses) == make_experiment().n_training_steps == sum(len(one.losses) for one in arm)
+        assert len(done[name].losses) == make_experiment().n_training_steps == sum(len(round_.losses) for round_ in arm)
         assert len(done[name].queries) == 0 and done[name].test_dice is not None
     assert sorted(done["full"].labelled_ids) == sorted(make_splits().train.ids)
     assert done["full_cosine"].labelled_ids == done["full"].labelled_ids
@@ -459,7 +468,7 @@ def test_where_the_pool_ends_baselines_take_the_steps_that_an_arm_takes(tmp_path
     arm = run(tmp_path / "random", make_experiment(strategy="random", **changes), splits)
     for name in BASELINES:
         (done,) = run(tmp_path / name, make_experiment(strategy=name, **changes), splits)
-        assert len(done.losses) == sum(len(one.losses) for one in arm) == 1 + 2 + 2
+        assert len(done.losses) == sum(len(round_.losses) for round_ in arm) == 1 + 2 + 2
         assert done.n_labelled == 7
 
 
@@ -471,7 +480,7 @@ def test_a_strategy_of_ones_own_queries_and_is_recorded_by_its_name(tmp_path, mo
 
     train = make_splits().train
     rounds = run(tmp_path, strategy=darkest)
-    queried = [train.ids.index(name) for one in rounds for name in one.queries["image_id"]]
+    queried = [train.ids.index(name) for round_ in rounds for name in round_.queries["image_id"]]
     pool = [i for i in range(11) if i not in rounds[0].labelled.tolist()]
     brightness = train.images.numpy().astype(float).mean((1, 2, 3))
     assert queried == sorted(pool, key=lambda i: brightness[i])[:4]
@@ -593,17 +602,11 @@ def test_a_network_that_was_patched_in_is_recorded_as_what_ran(tmp_path, undistu
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        ("unet", "network: must be a function of the experiment .* got 'unet'"),
-        (lambda experiment: None, "network: '<lambda>' must return a torch.nn.Module with parameters .* got NoneType"),
-        (lambda experiment: nn.ReLU(), "network: '<lambda>' must return a torch.nn.Module with parameters .* got ReLU"),
-        (
-            lambda experiment: nn.Conv2d(3, 2, 1),
-            r"'<lambda>' must return logits .* here \(1, 1, 64, 64\), got \(1, 2, 64",
-        ),
-        (
-            lambda experiment: nn.Conv2d(1, 1, 1),
-            r"network: '<lambda>' cannot predict images of shape \(1, 3, 64, 64\): ",
-        ),
+        ("unet", "network: .* got 'unet'"),
+        (lambda experiment: None, "network: '<lambda>' .* NoneType"),
+        (lambda experiment: nn.Upsample(), "network: '<lambda>' .* parameters .* Upsample"),
+        (lambda experiment: nn.Conv2d(3, 2, 1), r"network: '<lambda>' .* logits .* \(1, 2, 64, 64\)"),
+        (lambda experiment: nn.Conv2d(1, 1, 1), r"network: '<lambda>' .* cannot use images \(1, 3, 64, 64\)"),
     ],
 )
 def test_what_is_no_network_is_refused_at_the_call(tmp_path, network, message):
@@ -694,7 +697,7 @@ def test_empty_splits_unknown_devices_and_names_for_functions_are_refused_at_the
 
 def test_a_folder_of_another_run_is_refused_before_any_work(undisturbed, no_training):
     folder, _ = undisturbed
-    before = contents(folder, [path.name for path in folder.iterdir()])
+    before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(ConfigError) as error:
         run_active_learning(make_experiment(epochs=3, loss="dice"), make_splits(10), folder, device="cpu")
     lines = str(error.value).splitlines()
@@ -712,7 +715,7 @@ def test_a_folder_of_another_run_is_refused_before_any_work(undisturbed, no_trai
     relabelled.train.masks[0, 0, 0, 0] ^= 1
     with pytest.raises(ConfigError, match=r"differ in\n  data.train.checksum: \w{16} there, \w{16} here$"):
         run_active_learning(make_experiment(), relabelled, folder, device="cpu")
-    assert contents(folder, before) == before
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_damaged_and_missing_files_are_named_with_the_remedy(tmp_path):
@@ -729,29 +732,31 @@ def test_damaged_and_missing_files_are_named_with_the_remedy(tmp_path):
 # On disk
 
 
-def test_the_tables_hold_what_the_rounds_say(undisturbed):
+def test_the_records_and_their_tables_hold_what_the_rounds_say(undisturbed):
     folder, rounds = undisturbed
-    table = pd.read_csv(folder / "rounds.csv")
-    assert table["round"].tolist() == [0, 1, 2] and table["n_labelled"].tolist() == [4, 6, 8]
-    assert table["steps"].tolist() == [1, 2, 2]
-    assert table["val_dice"].tolist() == [one.val_dice for one in rounds]
+    table = pd.read_json(folder / "rounds.jsonl", lines=True)
+    assert tuple(table) == KEYS and table["n_labelled"].tolist() == [4, 6, 8] and table["steps"].tolist() == [1, 2, 2]
+    lines = lines_of(folder)
+    assert [line["losses"] for line in lines] == [round_.losses.tolist() for round_ in rounds]
     np.testing.assert_allclose(
-        table["loss"], [one.losses.numpy().mean() for one in rounds], rtol=1e-6
+        table["loss"], [round_.losses.numpy().mean() for round_ in rounds], rtol=1e-6
     )  # one epoch each
-    queries = pd.read_csv(folder / "queries.csv")
+    tables = run_tables(lines)
+    assert list(tables["rounds"]) == ["round", "n_labelled", "steps", "loss", "val_dice", "tied"]
+    assert tables["rounds"]["val_dice"].tolist() == [round_.val_dice for round_ in rounds]
+    queries = tables["queries"]
     assert queries.columns.tolist() == ["round", "image_id", "score", "lesion_area_percent", "rank"]
     assert queries["image_id"].tolist() == list(rounds[-1].labelled_ids[4:])
     assert queries["score"].tolist() == [*rounds[0].queries["score"], *rounds[1].queries["score"]]
-    annotations = pd.read_csv(folder / "annotations.csv")
+    annotations = tables["annotations"]
     assert tuple(annotations["image_id"]) == rounds[-1].labelled_ids
     assert annotations["round"].tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
-    assert annotations["clicks"].tolist() == [clicks for one in rounds for clicks in one.annotations["clicks"]]
-    assert len(pd.read_csv(folder / "audit.csv")) == 0  # the human labels everything
-    dice = pd.read_csv(folder / "test_dice.csv")
+    assert annotations["clicks"].tolist() == [clicks for round_ in rounds for clicks in round_.annotations["clicks"]]
+    assert len(tables["audit"]) == 0  # the human labels everything
+    dice, timing = tables["test_dice"], tables["timing"]
     assert tuple(dice["image_id"]) == make_splits().test.ids
     assert dice["dice"].tolist() == rounds[-1].test_dice_per_image.tolist()
-    timing = pd.read_csv(folder / "timing.csv")
-    assert timing["seconds"].tolist() == [seconds for one in rounds for seconds in one.seconds.values()]
+    assert timing["seconds"].tolist() == [seconds for round_ in rounds for seconds in round_.seconds.values()]
     record = json.loads((folder / "run.json").read_text())
     assert record["status"] == "finished" and record["seconds"] == pytest.approx(timing["seconds"].sum())
     assert Experiment(**{k: tuple(v) if isinstance(v, list) else v for k, v in record["experiment"].items()}) == (
@@ -767,7 +772,7 @@ def test_load_runs_and_load_table_read_what_a_run_wrote(undisturbed):
     assert row["val_dice"] == rounds[-1].val_dice and row["test_dice"] == pytest.approx(rounds[-1].test_dice, abs=1e-15)
     assert row["n_labelled"] == 8 and row["steps"] == 5 and row["device"] == "cpu"
     assert row["decoder_channels"] == (16, 16, 16, 16, 16) and row["seconds"] > 0
-    assert load_table(folder, "rounds")["val_dice"].tolist() == [one.val_dice for one in rounds]
+    assert load_table(folder, "rounds")["val_dice"].tolist() == [round_.val_dice for round_ in rounds]
 
 
 def test_the_same_seed_gives_the_same_files_whatever_the_global_random_state(tmp_path, undisturbed):
@@ -783,12 +788,12 @@ def test_the_same_seed_gives_the_same_files_whatever_the_global_random_state(tmp
 
 
 def assert_same_rounds(some, others):
-    for one, other in zip(some, others, strict=True):
-        assert one.labelled_ids == other.labelled_ids and torch.equal(one.labelled, other.labelled)
-        assert torch.equal(one.losses, other.losses)
-        assert torch.equal(one.val_dice_per_image, other.val_dice_per_image)
+    for round_, other in zip(some, others, strict=True):
+        assert round_.labelled_ids == other.labelled_ids and torch.equal(round_.labelled, other.labelled)
+        assert torch.equal(round_.losses, other.losses)
+        assert torch.equal(round_.val_dice_per_image, other.val_dice_per_image)
         for table in ("queries", "annotations", "audit"):
-            pd.testing.assert_frame_equal(getattr(one, table), getattr(other, table))
+            pd.testing.assert_frame_equal(getattr(round_, table), getattr(other, table))
 
 
 def test_a_finished_run_yields_its_rounds_without_training_or_writing(undisturbed, no_training):
@@ -796,7 +801,9 @@ def test_a_finished_run_yields_its_rounds_without_training_or_writing(undisturbe
     times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     again = run(folder)
     assert_same_rounds(again, rounds)
-    assert [one.model is None for one in again] == [one.labels is None for one in again] == [True, True, False]
+    assert (
+        [round_.model is None for round_ in again] == [round_.labels is None for round_ in again] == [True, True, False]
+    )
     for name in ("masks", "human"):
         assert torch.equal(getattr(again[-1].labels, name)[:], getattr(rounds[-1].labels, name)[:])
     assert torch.equal(again[-1].test_dice_per_image, rounds[-1].test_dice_per_image)
@@ -817,7 +824,7 @@ def test_a_run_stopped_after_any_round_goes_on_as_if_it_had_not_been(tmp_path, u
     for _, _ in zip(range(n_before), run_active_learning(experiment, make_splits(), stopped, **options), strict=False):
         pass
     assert json.loads((stopped / "run.json").read_text())["status"] == "running"
-    assert not (stopped / "test_dice.csv").exists()
+    assert len(lines_of(stopped)) == n_before
     again = run(stopped, experiment)
     assert_same_rounds(again, rounds)
     assert contents(stopped) == contents(folder)
@@ -828,38 +835,46 @@ def test_a_run_stopped_after_every_round_keeps_what_was_written_into_its_masks(t
     seen = watched(mode)
     for n_rounds in range(1, 5):
         lives = run_active_learning(seen.experiment, make_splits(), tmp_path, device="cpu", progress=False)
-        again = [one for _, one in zip(range(n_rounds), lives, strict=False)]
+        again = [round_ for _, round_ in zip(range(n_rounds), lives, strict=False)]
     assert_same_rounds(again, seen.rounds)
     assert contents(tmp_path) == contents(seen.folder)
 
 
 def test_a_run_that_dies_at_any_file_goes_on_as_if_it_had_not(tmp_path, undisturbed, monkeypatch):
-    """Its n-th life ends as it puts its n-th file in place."""
+    """Its n-th life ends as it puts its n-th file in place, or as it syncs a round's line."""
     folder, rounds = undisturbed
-    real_replace, died_at, lives = Path.replace, [], 0
+    real_replace, real_sync, died_at, lives, n_files = Path.replace, os.fsync, [], 0, 0
 
     class Death(BaseException):
         pass
 
-    for life in range(1, 30):
+    def count(name):
+        nonlocal n_files
+        n_files += 1
+        if n_files == lives + 1:
+            died_at.append(name)
+            raise Death
+
+    def replace(self, target):
+        count(Path(target).name)
+        return real_replace(self, target)
+
+    def sync(number):
+        if Path(f"/proc/self/fd/{number}").resolve().name == "rounds.jsonl":
+            count("rounds.jsonl")
+        real_sync(number)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(os, "fsync", sync)
+    while lives < 30:
         n_files = 0
-
-        def replace(self, target, life=life):
-            nonlocal n_files
-            n_files += 1
-            if n_files == life:
-                died_at.append(Path(target).name)
-                raise Death
-            return real_replace(self, target)
-
-        monkeypatch.setattr(Path, "replace", replace)
         try:
             again = run(tmp_path)
         except Death:
             lives += 1
         else:
             break
-    assert set(died_at) >= {"run.json", "state.pt", "rounds.csv", "queries.csv", "annotations.csv", "audit.csv"}
-    assert lives > 6
+    assert set(died_at) >= {"run.json", "state.pt", "rounds.jsonl"}
+    assert lives > 4
     assert_same_rounds(again, rounds)
     assert contents(tmp_path) == contents(folder)

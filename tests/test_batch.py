@@ -15,7 +15,6 @@ from types import SimpleNamespace
 
 import nbformat
 import numpy as np
-import pandas as pd
 import psutil
 import pytest
 import yaml
@@ -23,7 +22,8 @@ from filelock import FileLock
 
 from alutils import Experiment, make_synthetic, run_active_learning
 from alutils.lab.notebook import RUNS_DIR, open_workspace
-from alutils.runs.folder import load_runs
+from alutils.runs.collect import load_runs
+from alutils.runs.folder import read_record, read_rounds
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "workflow"))
@@ -344,8 +344,8 @@ def test_each_round_and_each_job_that_ends_is_told_with_what_is_left(tmp_path, c
         record = {"experiment": batch.experiments["04_image_al"].model_copy(update={"strategy": name[12:-6]})}
         record = {"experiment": record["experiment"].model_dump(mode="json"), "data": {"train": {"images": 60}}}
         (tmp_path / name / "run.json").write_text(json.dumps(record))
-        lines = "".join(f"{k},{n},0.8125\n" for k, n in enumerate(steps))
-        (tmp_path / name / "rounds.csv").write_text("round,steps,val_dice\n" + lines)
+        lines = [json.dumps({"round": k, "steps": n, "val_dice": 0.8125}) + "\n" for k, n in enumerate(steps)]
+        (tmp_path / name / "rounds.jsonl").write_text("".join(lines) + '{"round": 9, "st')  # the next is under way
 
     one, other = "04_image_al/random-seed0", "04_image_al/full-seed0"
     write("01_data", "done.json")
@@ -384,7 +384,7 @@ def test_a_round_is_told_before_a_network_disk_shows_the_run_s_record(tmp_path, 
         folder = tmp_path / "04_image_al" / f"{arm}-seed0"
         folder.mkdir(parents=True)
         (folder / "job.json").write_text(batch.job(f"04_image_al/{arm}-seed0"))
-        (folder / "rounds.csv").write_text("round,steps,val_dice\n0,9,0.5\n")
+        (folder / "rounds.jsonl").write_text('{"round": 0, "steps": 9, "val_dice": 0.5}\n')
     seen.end()
     told = [line.split(";")[0] for line in capsys.readouterr().err.splitlines()]
     rounds = {"entropy": "round 1", "full": "round 1 of 1"}
@@ -421,18 +421,18 @@ def test_a_batch_killed_in_the_middle_goes_on_from_the_last_round(project, tmp_p
     with subprocess.Popen(
         command(target, **config), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as batch:
-        while not (folder / "timing.csv").exists():
+        while not (folder / "state.pt").exists():
             assert batch.poll() is None
             time.sleep(0.005)
         kill_all(psutil.Process(batch.pid))
-    assert not (folder / "test_dice.csv").exists()
-    before = pd.read_csv(folder / "timing.csv")
+    before = read_rounds(folder, read_record(folder))
+    assert before[-1]["test_dice"] is None
 
     status, said = snakemake(tmp_path, target, **config)
     assert status == 0, said
-    after = pd.read_csv(folder / "timing.csv")
+    after = read_rounds(folder, read_record(folder))
     assert len(before) < len(after)
-    pd.testing.assert_frame_equal(after.iloc[: len(before)], before)
+    assert after[0] == before[0]  # with the seconds that it took
 
     experiment = Experiment.from_profile("quick", **tiny, strategy="entropy", seed=3)
     splits = make_synthetic(*experiment.n_synthetic, image_size=experiment.image_size)
@@ -444,8 +444,8 @@ def test_a_batch_killed_in_the_middle_goes_on_from_the_last_round(project, tmp_p
     assert visible[0] == visible[1] | {"job.json", "done.json"}
     assert list((tmp_path / "runs").rglob("run.json")) == [folder / "run.json"]
     assert load_runs(tmp_path / "runs" / "quick")["run"].tolist() == ["04_image_al/entropy-seed3"]
-    for name in ("rounds.csv", "queries.csv", "test_dice.csv"):
-        assert (folder / name).read_bytes() == (undisturbed / name).read_bytes()
+    expected = read_rounds(undisturbed, read_record(undisturbed))
+    assert [{**line, "seconds": 0} for line in after] == [{**line, "seconds": 0} for line in expected]
 
 
 def test_a_job_waits_for_the_same_job_of_a_batch_that_was_killed(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from alutils.loop import run_active_learning
 from alutils.model import UNet, unet_for
 from alutils.queries import STRATEGIES
 from alutils.queries.select import select_queries
+from alutils.samples import mc_dropout_batches, mc_dropout_maps, mc_dropout_std
 from alutils.system.checks import ConfigError
 from alutils.system.device import (
     OutOfMemory,
@@ -33,7 +34,6 @@ from alutils.system.device import (
 )
 from alutils.system.seeding import make_generator
 from alutils.training import fit, predict_probabilities
-from alutils.uncertainty import mc_dropout_batches, mc_dropout_maps, mc_dropout_std
 
 SETTINGS = Experiment(
     image_size=64,

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from test_active_learning import contents, make_experiment, make_partial, make_splits, run
+from test_active_learning import contents, lines_of, make_experiment, make_partial, make_splits, run
 
 from alutils import loop as active_learning
 from alutils import training
@@ -18,7 +18,8 @@ from alutils.lab.drawing import Drawing, drawing_table
 from alutils.lab.human_oracle import HumanOracle
 from alutils.loop import run_active_learning
 from alutils.queries import pixel
-from alutils.runs.folder import RecordsError, load_runs, load_table
+from alutils.runs.collect import load_runs, load_table
+from alutils.runs.folder import RecordsError
 from alutils.system.checks import ConfigError, DataError
 from alutils.training import probability_batches
 
@@ -188,7 +189,7 @@ def test_a_run_learns_what_was_drawn_and_is_measured_with_the_truth(tmp_path):
     labels = rounds[-1].labels
     assert torch.equal(labels.masks[:4], truth[labels.indices[:4]])  # the cold start is the simulated oracle's
     assert torch.equal(labels.masks[4:], 1 - truth[labels.indices[4:]])
-    queries = pd.read_csv(tmp_path / "run" / "queries.csv")
+    queries = pd.concat(one.queries for one in rounds)
     np.testing.assert_allclose(queries["lesion_area_percent"], 100 * truth[labels.indices[4:]].float().mean((1, 2, 3)))
 
 
@@ -229,7 +230,7 @@ def test_a_round_that_waits_is_not_trained_again(tmp_path, monkeypatch):
     rounds, n_stops = run_with_a_person(tmp_path / "run", make_partial("partial", n_queries=2, tau_u=0.1), oracle)
     assert trained == [4, 6, 8] and n_stops == 2
     assert len(drawing_table(tmp_path / "drawings")) == 4
-    assert not (tmp_path / "run" / "trained.pt").exists()
+    assert not (tmp_path / "run" / "waiting.pt").exists()
     assert all(one.seconds["training"] > 0 for one in rounds)
 
 
@@ -259,7 +260,7 @@ def go_on_elsewhere(folder, experiment, oracle, monkeypatch):
     with monkeypatch.context() as elsewhere:
         for module in (active_learning, training, pixel):
             elsewhere.setattr(module, "probability_batches", other_batches)
-        n_done = len(pd.read_csv(folder / "rounds.csv")) if (folder / "rounds.csv").exists() else 0
+        n_done = len(lines_of(folder))
         rounds = run_active_learning(experiment, make_splits(), folder, oracle=oracle, device="cpu", progress=False)
         for _ in range(n_done + 1):
             next(rounds)
@@ -269,8 +270,8 @@ def test_a_damaged_model_of_a_waiting_round_is_named(tmp_path):
     oracle = make_oracle(tmp_path / "drawings")
     with pytest.raises(AnnotationsNeeded):
         run(tmp_path / "run", oracle=oracle)
-    (tmp_path / "run" / "trained.pt").write_bytes(b"half")
-    with pytest.raises(RecordsError, match="trained.pt cannot be read .*; delete it to train this round again"):
+    (tmp_path / "run" / "waiting.pt").write_bytes(b"half")
+    with pytest.raises(RecordsError, match="waiting.pt cannot be read .*; delete it to train this round again"):
         run(tmp_path / "run", oracle=oracle)
 
 

@@ -161,7 +161,7 @@ def test_make_takes_the_variables_that_its_help_lists():
 
 
 TEXTS = (
-    "results/quick/runs.csv",
+    "results/quick/runs.jsonl",
     "results/quick/SHA256SUMS",
     "results/faults.json",
     "alutils/experiment.py",
@@ -171,17 +171,18 @@ TEXTS = (
     "profiles/quick.yaml",
     ".ci/run",
 )
+BINARIES = ("figures/recorded/fig1.png", "results/quick/rounds.jsonl.gz")
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
 def test_a_checkout_has_the_same_bytes_whatever_the_line_ends_of_the_system():
     asked = subprocess.run(
-        ["git", "check-attr", "eol", "text", "--", *TEXTS, "figures/recorded/fig1.png"],
+        ["git", "check-attr", "eol", "text", "--", *TEXTS, *BINARIES],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
     found = dict(line.rsplit(": ", 1) for line in asked)
     assert {name: found[f"{name}: eol"] for name in TEXTS} == dict.fromkeys(TEXTS, "lf")
-    assert found["figures/recorded/fig1.png: text"] == "unset"
+    assert {name: found[f"{name}: text"] for name in BINARIES} == dict.fromkeys(BINARIES, "unset")
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
@@ -189,12 +190,13 @@ def test_recorded_results_pass_their_checksums_in_a_checkout_with_autocrlf(tmp_p
     def git(*arguments, cwd=tmp_path):
         subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e@example.org", *arguments], cwd=cwd, check=True)
 
-    for name in (".gitattributes", "results/quick/runs.csv"):
+    names = ("results/quick/runs.jsonl", "results/quick/rounds.jsonl.gz")
+    for name in (".gitattributes", *names):
         (tmp_path / "one" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "one" / name).write_bytes((ROOT / name).read_bytes())
     git("init", "--quiet", "one")
     git("add", ".", cwd=tmp_path / "one")
     git("commit", "--quiet", "-m", "first", cwd=tmp_path / "one")
     git("clone", "--quiet", "-c", "core.autocrlf=true", "one", "two")
-    name = "results/quick/runs.csv"
-    assert (tmp_path / "two" / name).read_bytes() == (ROOT / name).read_bytes()
+    for name in names:
+        assert (tmp_path / "two" / name).read_bytes() == (ROOT / name).read_bytes()

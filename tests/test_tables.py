@@ -18,8 +18,7 @@ from alutils.report.statistics import (
     images_to_reach,
     paired_difference,
 )
-from alutils.report.tables import PAPER_TABLE_1, PAPER_TABLE_2, ledger, table_1, table_2, table_modes
-from alutils.runs.folder import load_results, write_csv, write_table
+from alutils.report.tables import PAPER_TABLE_1, PAPER_TABLE_2, ledger, table_1, table_2, table_modes, write_table
 
 SETTINGS = {name: str(value) for name, value in Experiment().model_dump().items()}
 
@@ -219,17 +218,6 @@ def test_claims_without_runs_are_left_out_and_one_seed_decides_nothing():
     assert table.index.tolist() == ["Monte Carlo dropout does not outperform random selection."]
     assert table[["verdict", "effect"]].to_numpy().tolist() == [[UNDECIDED, pytest.approx(-10)]]
     assert judge(make_results(make_run("entropy"))).empty
-
-
-def test_recorded_results_read_back_as_they_were_written(tmp_path):
-    results = make_results(make_run(), make_run("full"))
-    results |= {name: pd.DataFrame({"run": ["a"]}) for name in ("queries", "audit", "timing")}
-    for name, table in results.items():
-        write_csv(tmp_path / f"{name}.csv", table)
-    back = load_results(tmp_path)
-    assert back.keys() == results.keys()
-    pd.testing.assert_frame_equal(table_1(back), table_1(results))
-    assert np.isnan(back["runs"]["verify_percent"].iloc[1])
 
 
 def test_a_table_is_written_with_all_digits_and_to_read(tmp_path):

@@ -21,7 +21,7 @@ from alutils.lab.annotator import Annotator
 from alutils.lab.drawing import drawing_table
 from alutils.lab.notebook import copy_figures, open_workspace, refuse_unknown_parameters
 from alutils.model import build_unet
-from alutils.runs.folder import load_results
+from alutils.runs.collect import load_results
 from alutils.system.checks import ConfigError, DataError, expanded
 
 ROOT = Path(__file__).resolve().parent.parent

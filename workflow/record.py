@@ -1,4 +1,4 @@
-"""Run the arms of Table I and the cells of Table II one after the other, and collect their records as CSV files.
+"""Run the arms of Table I and the cells of Table II one after the other, and collect their records.
 
     python workflow/record.py results/quick
     python workflow/record.py results/isic2018-small --profile small --data data/isic2018 --seeds 0 1 \\
@@ -17,7 +17,7 @@ from grid import ARMS, CONTROL_ARMS, GRID, MODE_CELLS, PAPER_ARMS, Cell, distinc
 
 from alutils.lab.notebook import RUNS_DIR, open_workspace
 from alutils.loop import run_active_learning
-from alutils.runs.folder import load_results, write_results
+from alutils.runs.collect import write_results
 from alutils.system.checks import expanded
 
 PARTS = {"modes": [Cell("partial", 0.25, 0.25), *MODE_CELLS], "grid": GRID}
@@ -25,7 +25,7 @@ PARTS = {"modes": [Cell("partial", 0.25, 0.25), *MODE_CELLS], "grid": GRID}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="folder for the CSV files")
+    parser.add_argument("results", type=Path, help="folder for the collected records")
     parser.add_argument("--table", nargs="+", type=int, choices=(1, 2), default=[1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=PAPER_ARMS + CONTROL_ARMS, metavar="ARM",
                         help=f"of Table I: {', '.join(ARMS)}; all but binary_entropy and bald")  # fmt: skip
@@ -51,7 +51,7 @@ def main() -> None:
             folder = runs / f"{name}-seed{seed}"
             *_, last = run_active_learning(experiment, work.splits, folder, device=options.device, progress=False)
             print(f"{folder.name}: validation Dice {last.val_dice:.3f}, test Dice {last.test_dice:.3f}", flush=True)
-    write_results(results, load_results(runs))
+    write_results(results, runs)
 
 
 if __name__ == "__main__":

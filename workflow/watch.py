@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import csv
 import json
 import logging
 import math
@@ -58,11 +57,10 @@ class Watch:
         """Say what is new since the last time."""
         news = []
         for name in [name for name in self.runs if name not in self.done]:
-            rows = self._rounds(name)
-            if len(rows) > len(self.rounds[name]):
-                self.rounds[name] = rows
-                dice = float(rows[-1]["val_dice"])
-                news.append(f"{name}: round {len(rows)}{self._of_rounds(name)}, validation Dice {dice:.3f}")
+            rounds = self._rounds(name)
+            if len(rounds) > len(self.rounds[name]):
+                self.rounds[name], (_, dice) = rounds, rounds[-1]
+                news.append(f"{name}: round {len(rounds)}{self._of_rounds(name)}, validation Dice {dice:.3f}")
         for name in [name for name in self.jobs if name not in self.done]:
             if self._is_done(name) and (name != "06_results" or self._changed(name) != self.summary):
                 self.done.add(name)
@@ -87,11 +85,12 @@ class Watch:
             return (self.folder / name / "done.json").stat().st_mtime
         return 0.0
 
-    def _rounds(self, name: str) -> list[dict[str, str]]:
-        if not self._holds(name, "job.json"):
-            return []
+    def _rounds(self, name: str) -> list[tuple[int, float]]:
+        """Steps and validation Dice of the rounds that are on disk; half a line may follow them."""
         with suppress(OSError):
-            return list(csv.DictReader((self.folder / name / "rounds.csv").read_text(encoding="utf-8").splitlines()))
+            if self._holds(name, "job.json"):
+                whole = (self.folder / name / "rounds.jsonl").read_text(encoding="utf-8").rpartition("\n")[0]
+                return [(line["steps"], line["val_dice"]) for line in map(json.loads, whole.splitlines())]
         return []
 
     def _of_rounds(self, name: str) -> str:
@@ -106,10 +105,8 @@ class Watch:
 
     def _steps(self) -> float:
         """Optimizer steps that the runs have made."""
-        return sum(self._planned(name) if name in self.done else self._made(name) for name in self.runs)
-
-    def _made(self, name: str) -> float:
-        return min(sum(int(row["steps"]) for row in self.rounds[name]), self._planned(name))
+        made = {name: sum(steps for steps, _ in rounds) for name, rounds in self.rounds.items()}
+        return sum(self._planned(name) if name in self.done else min(made[name], self._planned(name)) for name in made)
 
     def _planned(self, name: str) -> int:
         return self.batch.experiments[self.runs[name]].n_training_steps
@@ -124,11 +121,7 @@ class Watch:
 
 
 def say_at_the_end() -> threading.Event:
-    """After Ctrl-C, end with a line that says what comes of it, and without what Snakemake says of the stopped jobs.
-
-    Returns:
-        Set once there was a Ctrl-C.
-    """
+    """After Ctrl-C, which sets the event, end with a line that says what comes of it, without Snakemake's errors."""
     stopped = threading.Event()
 
     def stop(*arguments: Any) -> None:

@@ -24,9 +24,8 @@ from skimage.draw import polygon2mask
 
 from alutils.data.splits import Split
 from alutils.metrics import dice_score
-from alutils.runs.folder import write_text
 from alutils.system.checks import DataError, expanded
-from alutils.system.files import replacing
+from alutils.system.files import replacing, write_text
 
 LONGEST_PAUSE = 30.0
 """Seconds: of a longer time without a stroke, a button or a movement of the mouse only so much counts as work."""

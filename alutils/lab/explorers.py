@@ -23,7 +23,7 @@ from alutils.lab import figures
 from alutils.lab.diagrams import draw_measures
 from alutils.lab.interactive import Explorer, Shown
 from alutils.metrics import dice_score
-from alutils.runs.folder import Round
+from alutils.rounds import Round
 from alutils.uncertainty import binary_entropy, least_confidence, one_sided_entropy
 
 NEAR = 0.025

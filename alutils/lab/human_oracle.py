@@ -13,8 +13,8 @@ import torch
 from alutils.annotation import AnnotationsNeeded, Oracle
 from alutils.data.splits import Split
 from alutils.lab.drawing import Request, file_stem, find_drawing, make_requests, read_mask, write_mask
-from alutils.runs.folder import write_json
 from alutils.system.checks import DataError, expanded
+from alutils.system.files import write_json
 
 
 class HumanOracle(Oracle):

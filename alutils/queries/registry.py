@@ -6,7 +6,6 @@ To add a strategy, put one function with the mark :func:`strategy` into a file o
 from __future__ import annotations
 
 import ast
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -27,11 +26,8 @@ in all as the other arms have annotated at their end.
 def strategy(name: str, /, *, needs_dropout: bool = False) -> Callable[[Strategy], Strategy]:
     """Mark a function as the strategy called ``name``: ``@strategy("bald", needs_dropout=True)``.
 
-    The function may get its images as a :class:`alutils.data.splits.ImageView`, so it must take a batch at a time.
-
-    Args:
-        name: as ``experiment.strategy`` gives it; written out, because files are searched for it before they are run.
-        needs_dropout: the strategy is refused where the network's dropout draws nothing.
+    The name is written out, because it is read from the file's text. The function may get its images as a
+    :class:`alutils.data.splits.ImageView`. With ``needs_dropout`` it is refused if the network's dropout draws nothing.
     """
 
     def mark(function: Strategy) -> Strategy:
@@ -42,34 +38,28 @@ def strategy(name: str, /, *, needs_dropout: bool = False) -> Callable[[Strategy
 
 
 def find_strategies(folder: Path) -> dict[str, tuple[Path, str]]:
-    """Where the strategies of a folder are defined: by name, the file and the function's name in it.
+    """For the name of each strategy in a folder: its file, and the function's name in it.
 
     Raises:
         ValueError: if two strategies have the same name.
-
-    >>> path, function = find_strategies(Path(__file__).parent)["entropy"]
-    >>> path.name, function
-    ('pixel.py', 'score_entropy')
     """
     places: dict[str, tuple[Path, str]] = {}
     for path in sorted(folder.glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             for mark in getattr(node, "decorator_list", ()):
-                if not isinstance(mark, ast.Call) or getattr(mark.func, "id", None) != "strategy":
-                    continue
-                name = ast.literal_eval(mark.args[0])
-                if name in places:
-                    raise ValueError(f"two strategies are called '{name}', in {places[name][0]} and {path}")
-                places[name] = path, node.name
+                if isinstance(mark, ast.Call) and getattr(mark.func, "id", None) == "strategy":
+                    name = ast.literal_eval(mark.args[0])
+                    if name in places:
+                        raise ValueError(f"two strategies are called '{name}', in {places[name][0]} and {path}")
+                    places[name] = path, node.name
     return places
 
 
 class _Strategies(Mapping[str, "Strategy"]):
-    """A file is imported when one of its strategies is asked for."""
+    """Finds all strategies at once, and imports the file of one when it is asked for."""
 
-    @functools.cached_property
-    def _places(self) -> dict[str, tuple[Path, str]]:
-        return find_strategies(Path(__file__).parent)
+    def __init__(self) -> None:
+        self._places = find_strategies(Path(__file__).parent)
 
     def __getitem__(self, name: str) -> Strategy:
         path, function = self._places[name]
@@ -85,7 +75,7 @@ class _Strategies(Mapping[str, "Strategy"]):
         return len(self._places)
 
     def __repr__(self) -> str:
-        return f"<strategies: {', '.join(self)}>"
+        return f"<strategies {', '.join(self)}>"
 
 
 STRATEGIES: Mapping[str, Strategy] = _Strategies()

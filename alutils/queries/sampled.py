@@ -7,7 +7,8 @@ from torch import nn
 
 from alutils.experiment import Experiment
 from alutils.queries.registry import strategy
-from alutils.uncertainty import image_score, mc_dropout_batches
+from alutils.samples import mc_dropout_batches
+from alutils.uncertainty import image_score
 
 
 @strategy("mc_dropout", needs_dropout=True)
@@ -29,7 +30,7 @@ def score_bald(
 def _map_scores(
     model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator, name: str
 ) -> torch.Tensor:
-    """Each image's score by the map of :class:`alutils.uncertainty.DropoutMaps` that is called ``name``."""
+    """Each image's score by the map of :class:`alutils.samples.DropoutMaps` that is called ``name``."""
     reduction, tau_u = experiment.reduction, experiment.tau_u
     batches = mc_dropout_batches(model, images, experiment, generator)
     scores = [image_score(getattr(m, name), reduction, probabilities=m.mean, tau_u=tau_u) for _, m in batches]

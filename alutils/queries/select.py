@@ -11,16 +11,15 @@ from torch import nn
 from alutils.data.splits import ImageView, images_at
 from alutils.experiment import Experiment
 from alutils.queries.registry import STRATEGIES
+from alutils.samples import draws_dropout
 from alutils.system.checks import ConfigError, did_you_mean, function_name
 from alutils.system.device import memory_for
 from alutils.system.tensors import is_number
-from alutils.uncertainty import draws_dropout
 
 Strategy = Callable[[nn.Module, torch.Tensor, Experiment, torch.Generator], torch.Tensor]
 """``strategy(model, images, experiment, generator)`` -> scores (n,); the highest is queried first.
 
-A strategy that scores by dropout has the attribute ``needs_dropout = True``. It is then refused for a model without
-dropout, whose scores would all be equal.
+One with the attribute ``needs_dropout = True`` is refused for a model without dropout, whose scores would all be equal.
 """
 
 
@@ -34,47 +33,32 @@ def select_queries(
     *,
     indices: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ``n`` most informative images of the pool: those with the highest scores; lots decide among equal scores.
+    """The ``n`` images of the pool with the highest scores; equal scores are ordered by lot.
 
-    Lots are drawn after the scores are known, and change nothing if no two scores are equal. If instead the first of
-    equal images were taken, a saturated model, whose scores are all equal, would query by file name. See
-    :func:`tied_at_the_cut`.
-
-    Your own strategy is a function of the model, the pool's images, the experiment and a generator for whatever it
-    draws. The one in the example queries the images with the largest predicted lesions.
+    Without the lot, a saturated model, whose scores are all equal, would query in the order of file names.
 
     Args:
         model: trained so far, on the device where it is to run.
         images: the pool, uint8, (N, 3, H, W).
-        n: images to query; where the pool has fewer, all of it.
-        experiment: the strategy's name, the reduction from pixels to an image, N of eq. 3, batch size and precision.
-        generator: of the CPU; the random strategy, the dropout and the lot among equal scores draw from it.
-        strategy: a function of your own, or None for the one of :data:`alutils.queries.registry.STRATEGIES` that the
-            experiment names.
-        indices: int64 (N,), positions of the pool in ``images``, which then may hold more; None: all are the pool. Our
-            own strategies gather a batch at a time; yours gets a copy of the pool.
+        n: images to query; all of a smaller pool.
+        experiment: the strategy's name and settings, batch size and precision.
+        generator: of the CPU; random scores, the dropout and, last, the lot draw from it.
+        strategy: a function of your own in place of the strategy that the experiment names.
+        indices: int64 (N,), positions of the pool if ``images`` holds more; your own strategy gets a copy of these.
 
     Returns:
-        Positions in the pool, int64 (min(n, N),), the highest score first; and the scores of all, float32 (N,). Both
-        are on the CPU.
+        Positions in the pool, int64 (min(n, N),), the highest score first, and all scores, float32 (N,), on the CPU.
 
     Raises:
+        ConfigError: if there is no such strategy, or it needs dropout and the model has none.
         OutOfMemory: if the device cannot hold a batch, or the pool's copy for a strategy of your own.
-        ConfigError: if there is no strategy of that name, ``strategy`` is not a function, or it needs dropout and the
-            model has none.
-        ValueError: if ``n`` is not a whole number of at least 0, the images are not uint8 of that shape, or the scores
-            are not N finite numbers.
+        ValueError: if ``n`` or ``images`` is not as above, or the scores are not N finite numbers.
 
-    >>> from alutils.model import build_unet
-    >>> from alutils.training import predict_probabilities
-    >>> def largest_lesion(model, images, experiment, generator):
-    ...     return predict_probabilities(model, images, experiment).mean((1, 2, 3))
-    >>> model = build_unet(encoder_weights=None, decoder_channels=(16, 16, 16, 16, 16))
-    >>> pool = torch.arange(0, 250, 50, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 64, 64)
-    >>> generator = torch.Generator().manual_seed(0)
-    >>> chosen, scores = select_queries(model, pool, 2, Experiment(), generator, largest_lesion)
-    >>> torch.equal(scores[chosen], scores.sort(descending=True).values[:2])
-    True
+    >>> def brightest(model, images, experiment, generator):
+    ...     return images.float().mean((1, 2, 3))
+    >>> pool = torch.tensor([10, 200, 90], dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 3, 64, 64)
+    >>> select_queries(nn.Identity(), pool, 2, Experiment(), torch.Generator(), brightest)[0].tolist()
+    [1, 2]
     """
     if not is_number(n, whole=True) or n < 0:
         raise ValueError(f"n must be at least 0, got {n!r}; it is a number of images")
@@ -82,29 +66,44 @@ def select_queries(
         got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
         raise ValueError(f"images must be a uint8 tensor of shape (N, 3, H, W), got {got}; Split.images is one")
     check_strategy(strategy)
-    score = find_strategy(experiment.strategy) if strategy is None else strategy
+    scores = score_pool(model, images, experiment, generator, strategy, indices=indices)
+    return highest_scores(scores, n, generator), scores
+
+
+def score_pool(
+    model: nn.Module,
+    images: torch.Tensor,
+    experiment: Experiment,
+    generator: torch.Generator,
+    strategy: Strategy | None = None,
+    *,
+    indices: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The scores of the pool, float32 (N,), on the CPU: step 1 of Fig. 1. Arguments as for :func:`select_queries`."""
+    score = _named(experiment.strategy) if strategy is None else strategy
     name, pool = strategy_name(experiment, strategy), images_at(images, indices)
-    if not len(pool):
-        return torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+    if len(pool) == 0:
+        return torch.zeros(0)
     check_dropout(score, name, model, images[:1], experiment)
     if isinstance(pool, ImageView) and not getattr(score, "takes_views", False):
         what = f"strategy '{name}': the {len(pool)} images of the pool, copied for it,"
         with memory_for(what, "take a smaller image_size or device='cpu'", pool.device):
             pool = pool[:]
-    scores = _checked(score(model, pool, experiment, generator), len(pool), name)
+    return _checked(score(model, pool, experiment, generator), len(pool), name)
+
+
+def highest_scores(scores: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
+    """Positions of the ``n`` highest of ``scores``, the highest first, lots among equal ones: step 2 of Fig. 1."""
     lot = torch.randperm(len(scores), generator=generator)  # drawn last, so that the scores do not depend on it
-    return lot[scores[lot].argsort(descending=True, stable=True)][:n], scores
+    return lot[scores[lot].argsort(descending=True, stable=True)][:n]
 
 
 def tied_at_the_cut(scores: torch.Tensor, chosen: torch.Tensor) -> int:
-    """How many images of the pool share the lowest score queried, if a lot had to choose among them; else 0.
+    """How many images share the lowest queried score, or 0 if all of them were queried, so that no lot decided.
 
     Args:
-        scores: of the whole pool, (N,).
-        chosen: positions of the queried images, the highest score first; both from :func:`select_queries`.
-
-    Returns:
-        0 where all images with that score were queried.
+        scores: of the whole pool, (N,), from :func:`select_queries`.
+        chosen: positions of the queried images, the highest score first.
 
     >>> scores = torch.tensor([0.2, 0.9, 0.5, 0.5])
     >>> tied_at_the_cut(scores, torch.tensor([1, 3])), tied_at_the_cut(scores, torch.tensor([1, 3, 2]))
@@ -118,15 +117,7 @@ def tied_at_the_cut(scores: torch.Tensor, chosen: torch.Tensor) -> int:
 
 
 def check_strategy(strategy: Strategy | None) -> None:
-    """Refuse what can be neither called nor left to the experiment.
-
-    Raises:
-        ConfigError: if ``strategy`` is neither a function nor None.
-
-    >>> check_strategy("entropy")
-    Traceback (most recent call last):
-    alutils.system.checks.ConfigError: strategy: must be a function or None, got 'entropy'; ...
-    """
+    """Raise ConfigError if ``strategy`` is neither a function nor None."""
     if strategy is not None and not callable(strategy):
         raise ConfigError(f"strategy: must be a function or None, got {strategy!r}; a name goes into the experiment")
 
@@ -134,16 +125,7 @@ def check_strategy(strategy: Strategy | None) -> None:
 def check_dropout(
     strategy: Strategy | None, name: str, model: nn.Module, image: torch.Tensor, experiment: Experiment
 ) -> None:
-    """Refuse a strategy that scores by dropout where the model's dropout draws nothing.
-
-    Args:
-        strategy: the function; None, as of a baseline, needs nothing.
-        name: what to call it.
-        model, image, experiment: as for :func:`alutils.uncertainty.draws_dropout`.
-
-    Raises:
-        ConfigError: if it is so.
-    """
+    """Raise ConfigError if the strategy called ``name`` needs dropout and the model draws none for ``image``."""
     function = strategy.func if isinstance(strategy, functools.partial) else strategy
     if getattr(function, "needs_dropout", False) and not draws_dropout(model, image, experiment):
         raise ConfigError(
@@ -153,32 +135,19 @@ def check_dropout(
         )
 
 
-def find_strategy(name: str) -> Strategy:
-    """The strategy called ``name``.
+def strategy_name(experiment: Experiment, strategy: Strategy | None = None) -> str:
+    """The name of ``strategy``, or the experiment's strategy if it is None."""
+    return experiment.strategy if strategy is None else function_name(strategy)
 
-    Raises:
-        ConfigError: if there is none; the nearest name is suggested.
 
-    >>> find_strategy("least_confidance")
-    Traceback (most recent call last):
-    alutils.system.checks.ConfigError: strategy: there is no 'least_confidance'; did you mean 'least_confidence'?
-    """
+def _named(name: str) -> Strategy:
     if name not in STRATEGIES:
         raise ConfigError(f"strategy: there is no '{name}'; {did_you_mean(name, list(STRATEGIES))}")
     return STRATEGIES[name]
 
 
-def strategy_name(experiment: Experiment, strategy: Strategy | None = None) -> str:
-    """The name of the strategy that is used: the function's own where one is given, else the experiment's.
-
-    >>> strategy_name(Experiment()), strategy_name(Experiment(), max)
-    ('least_confidence', 'max')
-    """
-    return experiment.strategy if strategy is None else function_name(strategy)
-
-
 def _checked(scores: object, n: int, name: str) -> torch.Tensor:
-    """What a strategy returned as float32 (n,) on the CPU, or an error that says what is wrong with it."""
+    """What the strategy called ``name`` returned, as float32 (n,) on the CPU."""
     try:
         scores = torch.as_tensor(scores).detach().to("cpu", torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:

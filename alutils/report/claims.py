@@ -25,7 +25,7 @@ def judge(results: Results) -> pd.DataFrame:
     *undecided at this scale*; one seed decides nothing.
 
     Args:
-        results: from :func:`alutils.runs.folder.load_results`.
+        results: from :func:`alutils.runs.collect.load_results`.
 
     Returns:
         A row a claim that there are runs for: ``where`` (in the paper), ``measured`` (what the effect is), ``effect``,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from alutils.experiment import TAU_B, TAU_U, same_run
 from alutils.report.statistics import area_under_curve, bootstrap_interval, images_to_reach
+from alutils.system.files import write_csv, write_text
 
 PAPER_TABLE_1 = pd.DataFrame(
     {
@@ -41,7 +43,7 @@ def table_1(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Table I: how the images were chosen, the paper's Dice beside that of the runs.
 
     Args:
-        results: from :func:`alutils.runs.folder.load_results`.
+        results: from :func:`alutils.runs.collect.load_results`.
 
     Returns:
         A row an arm, those of the paper first; Dice in %: ``paper_val``, ``paper_test``, ``val`` and ``test`` (means
@@ -83,7 +85,7 @@ def table_2(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     (:func:`alutils.experiment.same_run`) show its numbers, whichever was made.
 
     Args:
-        results: from :func:`alutils.runs.folder.load_results`.
+        results: from :func:`alutils.runs.collect.load_results`.
 
     Returns:
         A row a cell, all in %: ``paper_dice``, ``paper_positive``, ``paper_verify``, ``dice`` (test, mean over seeds),
@@ -149,7 +151,7 @@ def ledger(runs: pd.DataFrame) -> pd.DataFrame:
     """What the paper leaves open, and what the runs did: written from their settings.
 
     Args:
-        runs: from :func:`alutils.runs.folder.load_results`.
+        runs: from :func:`alutils.runs.collect.load_results`.
 
     Returns:
         Columns ``detail``, ``the paper``, ``these runs``; where runs differ, all values stand there.
@@ -161,6 +163,23 @@ def ledger(runs: pd.DataFrame) -> pd.DataFrame:
     settings.setdefault("network", "unet_for")  # what runs had before they could have another
     rows = [(detail, paper, ours.format_map(settings)) for detail, paper, ours in READINGS]
     return pd.DataFrame(rows, columns=["detail", "the paper", "these runs"])
+
+
+def write_table(stem: str | Path, table: pd.DataFrame) -> None:
+    """Write ``table`` with its index as ``stem.csv`` (all digits) and ``stem.md`` (one decimal).
+
+    >>> import tempfile
+    >>> stem = Path(tempfile.mkdtemp()) / "dice"
+    >>> write_table(stem, pd.DataFrame({"test": [86.25]}, pd.Index(["full"], name="arm")))
+    >>> print(Path(f"{stem}.md").read_text())
+    | arm   | test   |
+    |:------|:-------|
+    | full  | 86.2   |
+    """
+    write_csv(f"{stem}.csv", table.reset_index())
+    shown = table.map(lambda value: "" if pd.isna(value) else f"{value:.1f}" if isinstance(value, float) else value)
+    markdown = shown.rename(index=str).reset_index().to_markdown(index=False, disable_numparse=True)
+    write_text(f"{stem}.md", markdown + "\n")
 
 
 READINGS = (

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class CannotWrite(OSError):
@@ -76,6 +81,63 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
         leftover.unlink(missing_ok=True)
 
 
+class AppendedLines:
+    """A file of one JSON value per line, to which lines are only appended.
+
+    The lines that count are the first bytes of the file, as many as ``checksum`` says; what follows them is what a
+    stopped process left.
+
+    >>> import tempfile
+    >>> lines = AppendedLines(Path(tempfile.mkdtemp()) / "lines.jsonl")
+    >>> lines.append({"third": 1 / 3})
+    >>> lines.read(**lines.checksum)
+    [{'third': 0.3333333333333333}]
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._n_bytes, self._sum = path, 0, hashlib.sha256()
+
+    @property
+    def checksum(self) -> dict[str, Any]:
+        """How many "bytes" count, and their "sha256"."""
+        return {"bytes": self._n_bytes, "sha256": self._sum.hexdigest()}
+
+    def read(self, bytes: int, sha256: str) -> list[Any]:
+        """The lines of an earlier :attr:`checksum`, which are from now on the ones that count.
+
+        Raises:
+            ValueError: if they were changed; OSError, if the file cannot be read.
+        """
+        with self.path.open("rb") as file:
+            content = file.read(bytes)
+        self._n_bytes, self._sum = len(content), hashlib.sha256(content)
+        if self.checksum != {"bytes": bytes, "sha256": sha256}:
+            raise ValueError(f"{self.path} was changed since then")
+        return [json.loads(line) for line in content.splitlines()]
+
+    def append(self, value: Any) -> None:
+        """Write and sync one line; CannotWrite if that fails, with the file as it was."""
+        content = json.dumps(value, allow_nan=False).encode() + b"\n"
+        try:
+            with self.path.open("ab") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException as error:
+            with suppress(OSError):
+                self.cut()
+            if isinstance(error, OSError):
+                raise CannotWrite(self.path, error) from None
+            raise
+        self._n_bytes += len(content)
+        self._sum.update(content)
+
+    def cut(self) -> None:
+        """Cut off what does not count."""
+        if self.path.exists() and self.path.stat().st_size != self._n_bytes:
+            os.truncate(self.path, self._n_bytes)
+
+
 def sha256(content: bytes) -> str:
     """SHA-256 in hexadecimal digits, as ``sha256sum`` prints it.
 
@@ -83,3 +145,41 @@ def sha256(content: bytes) -> str:
     'e3b0c442'
     """
     return hashlib.sha256(content).hexdigest()
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` to ``path``, whole or not at all.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "summary.md"
+    >>> write_text(path, "# Results")
+    >>> path.read_text()
+    '# Results'
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write ``content`` to ``path``, whole or not at all; numbers read back exactly equal.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "numbers.json"
+    >>> write_json(path, {"third": 1 / 3})
+    >>> json.loads(path.read_text())["third"] == 1 / 3
+    True
+    """
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: str | Path, table: pd.DataFrame) -> None:
+    """Write ``table`` without its index to ``path``, whole or not at all; numbers read back exactly equal.
+
+    >>> import tempfile
+    >>> import pandas as pd
+    >>> path = Path(tempfile.mkdtemp()) / "numbers.csv"
+    >>> write_csv(path, pd.DataFrame({"third": [1 / 3]}))
+    >>> bool(pd.read_csv(path)["third"][0] == 1 / 3)
+    True
+    """
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))

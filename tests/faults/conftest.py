@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from alutils.runs.folder import provenance
+from alutils.runs.provenance import provenance
 
 BAD_INPUT = ("tests/test_bad_pictures.py", "tests/test_bad_settings.py")  # a test there is a case
 FULL = os.environ.get("ALUTILS_FAULTS") == "full"

@@ -91,7 +91,7 @@ def test_a_run_killed_at_random_moments_goes_on_as_if_it_had_not_been(tmp_path, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_killed_with_half_a_file_written_goes_on_as_if_it_had_not_been(tmp_path, undisturbed, times, tally, kind):
     n_kills, usual, rng = times(1, 5), undisturbed(kind), random.Random(kind)
-    assert usual.n_changes > 50  # the hook sees the files
+    assert usual.n_changes > 15  # the hook sees the files
 
     def kill_in_a_save(folder):
         child = start(folder, kind, rng.randint(1, usual.n_changes))

@@ -13,16 +13,19 @@ import pandas as pd
 import pytest
 import torch
 from small_disk import remount, small_disk
+from test_active_learning import contents, lines_of
 
 from alutils.data.synthetic import make_synthetic
 from alutils.experiment import Experiment
 from alutils.lab.diagrams import draw_loop
 from alutils.lab.figures import show_figure
 from alutils.loop import run_active_learning
-from alutils.runs.folder import TABLES, RecordsError, load_results, write_results, write_table, write_text
-from alutils.system.files import CannotWrite
+from alutils.report.tables import write_table
+from alutils.runs.collect import load_diverged, load_results, load_runs, write_results
+from alutils.runs.folder import RecordsError, read_record, read_rounds
+from alutils.system.files import CannotWrite, write_text
 
-TABLE_FILES = [f"{name}.csv" for name in TABLES if name != "timing"]  # the others do not depend on the clock
+RECORDED = Path(__file__).resolve().parent.parent.parent / "results" / "quick"
 EXPERIMENT = Experiment(
     image_size=64, encoder_weights=None, decoder_channels=(16, 16, 16, 16, 16), batch_size=4, epochs=1, cold_start=4,
     query_size=2, n_queries=2, annotation="partial-refreshed", tau_u=0.025, tau_b=0.46, precision="float32",
@@ -35,10 +38,6 @@ def run(folder, n_rounds=None):
         EXPERIMENT, make_synthetic(10, 3, 3, image_size=64), folder, device="cpu", progress=False
     )
     return list(rounds) if n_rounds is None else [next(rounds) for _ in range(n_rounds)]
-
-
-def tables(folder):
-    return {name: (folder / name).read_bytes() for name in TABLE_FILES}
 
 
 def flip_a_bit(path, rng, content):
@@ -76,7 +75,8 @@ def test_a_flipped_bit_in_a_state_never_gives_another_number(stopped, tmp_path, 
 
     rng, n = random.Random(0), times(60, 300)
     content, path = (stopped / "state.pt").read_bytes(), tmp_path / "state.pt"
-    expected = parameters(torch.load(stopped / "state.pt", weights_only=True))
+    whole = torch.load(stopped / "state.pt", weights_only=True)
+    expected, expected_rounds = parameters(whole), whole["rounds"]
     n_noticed = 0
     for _ in range(n):
         flip_a_bit(path, rng, content)
@@ -86,42 +86,85 @@ def test_a_flipped_bit_in_a_state_never_gives_another_number(stopped, tmp_path, 
             n_noticed += 1
         else:
             assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in zip(parameters(found), expected, strict=True))
-            assert len(found["rounds"]) == 2
+            assert found["rounds"] == expected_rounds
     assert n_noticed > 0.9 * n  # the file is nearly all weights
     tally("bit flipped in a state file", n)
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "zeros", "gone"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "zeros", "gone", "a line flipped", "a line gone"])
 def test_a_damaged_state_is_named_and_the_round_before_is_used(damage, stopped, finished, tmp_path, tally):
     folder = shutil.copytree(stopped, tmp_path / "run")
-    state = folder / "state.pt"
-    content = state.read_bytes()
-    changed = {
-        "flip": content[:200_000] + bytes([content[200_000] ^ 1]) + content[200_001:],
-        "cut": content[: len(content) // 2],
-        "empty": b"",
-        "zeros": bytes(len(content)),
+    state, lines = folder / "state.pt", folder / "rounds.jsonl"
+    content, said = state.read_bytes(), lines.read_bytes()
+    last = said.index(b"\n") + 1
+    changes = {
+        "flip": (state, content[:200_000] + bytes([content[200_000] ^ 1]) + content[200_001:]),
+        "cut": (state, content[: len(content) // 2]),
+        "empty": (state, b""),
+        "zeros": (state, bytes(len(content))),
+        "a line flipped": (lines, said[: last + 50] + bytes([said[last + 50] ^ 1]) + said[last + 51 :]),
+        "a line gone": (lines, said[:last]),
     }
     if damage == "gone":  # a power cut between two renames
         state.unlink()
         rounds = run(folder)
     else:
-        state.write_bytes(changed[damage])
-        with pytest.warns(
-            UserWarning, match=r"state.pt cannot be read .*: going on from round 0, in .*state.previous.pt"
-        ):
+        path, changed = changes[damage]
+        path.write_bytes(changed)
+        with pytest.warns(UserWarning, match=rf"{path}.*: going on from round 0, in .*state.previous.pt"):
             rounds = run(folder)
-    assert [one.number for one in rounds] == [0, 1, 2] and tables(folder) == tables(finished)
+    assert [one.number for one in rounds] == [0, 1, 2] and contents(folder) == contents(finished)
     tally("state file damaged, cut or gone", 1)
+
+
+@pytest.mark.parametrize("n_bytes", [1, 100, -1])
+def test_what_lies_beyond_the_last_state_is_cut_off(n_bytes, stopped, finished, tmp_path, tally):
+    """A power cut came after a part of the next line, or all of it, and before the state."""
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    line = (finished / "rounds.jsonl").read_bytes().splitlines(keepends=True)[2]
+    with (folder / "rounds.jsonl").open("ab") as file:
+        file.write(line[:n_bytes] if n_bytes > 0 else line)
+    assert len(read_rounds(folder, read_record(folder))) == (2 if n_bytes > 0 else 3)
+    assert len(run(folder)) == 3 and contents(folder) == contents(finished)
+    tally("SIGKILL in the middle of a save", 1)
+
+
+def test_what_a_save_writes_does_not_grow_with_the_rounds(tmp_path, monkeypatch):
+    """Only the labelled set in the state does, by a query's masks."""
+    written, real_open = [], Path.open
+
+    def watched(path, mode="r", *arguments, **options):
+        if "w" in mode or "a" in mode:
+            written.append(path.name)
+        return real_open(path, mode, *arguments, **options)
+
+    rounds = run_active_learning(
+        EXPERIMENT, make_synthetic(10, 3, 3, image_size=64), tmp_path, device="cpu", progress=False
+    )
+    next(rounds)
+    first = (tmp_path / "rounds.jsonl").read_bytes()
+    monkeypatch.setattr(Path, "open", watched)
+    next(rounds)
+    assert sorted(name.split(".")[1] for name in written if ".tmp" in name) == ["state"]
+    assert [name for name in written if ".tmp" not in name] == ["rounds.jsonl"]
+    second = (tmp_path / "rounds.jsonl").read_bytes()
+    assert second.startswith(first) and len(second) < 2.5 * len(first)
+
+
+def test_a_folder_of_an_earlier_version_is_refused_with_a_remedy(stopped, tmp_path):
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    (folder / "rounds.csv").touch()
+    with pytest.raises(RecordsError, match="earlier version .*delete"):
+        run(folder)
 
 
 def test_a_finished_run_keeps_one_state_and_without_it_its_tables_are_still_read(finished, tmp_path, tally):
     folder = shutil.copytree(finished, tmp_path / "run")
     assert [path.name for path in folder.glob("*.pt")] == ["state.pt"]
     (folder / "state.pt").write_bytes(b"")
-    with pytest.raises(RecordsError, match=r"state.pt cannot be read .* tables can still be read .*; delete .*run"):
+    with pytest.raises(RecordsError, match=r"state.pt cannot be read .* can still be read .*; delete .*run"):
         run(folder)
-    assert tables(folder) == tables(finished)
+    assert contents(folder) == contents(finished)
     assert all(table.equals(other) for table, other in zip(*map(results_of, (folder, finished)), strict=True))
     tally("state file damaged, cut or gone", 1)
 
@@ -132,7 +175,8 @@ def results_of(folder):
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_kill_between_the_last_state_and_the_clearing_away_costs_nothing(damaged, finished, stopped, tmp_path, tally):
-    folder = shutil.copytree(finished, tmp_path / "run")
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    run(folder)
     shutil.copy(stopped / "state.pt", folder / "state.previous.pt")
     if damaged:
         (folder / "state.pt").write_bytes(b"")
@@ -141,7 +185,7 @@ def test_a_kill_between_the_last_state_and_the_clearing_away_costs_nothing(damag
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(run(folder)) == 3
-    assert tables(folder) == tables(finished) and [path.name for path in folder.glob("*.pt")] == ["state.pt"]
+    assert contents(folder) == contents(finished) and [path.name for path in folder.glob("*.pt")] == ["state.pt"]
     tally("state file damaged, cut or gone", 1)
 
 
@@ -160,7 +204,7 @@ def test_a_flipped_bit_in_a_result_file_is_named(finished, tmp_path, times, tall
     rng, n = random.Random(1), times(40, 600)
     folder = shutil.copytree(finished, tmp_path / "run")
     before = load_results(folder)
-    files = [folder / name for name in (*TABLE_FILES, "timing.csv", "run.json")]
+    files = [folder / name for name in ("rounds.jsonl", "run.json")]
     for i in range(n):
         path = files[i % len(files)]
         content = path.read_bytes()
@@ -175,15 +219,13 @@ def test_a_flipped_bit_in_a_result_file_is_named(finished, tmp_path, times, tall
     tally("bit flipped in a result file", n)
 
 
-def test_a_changed_number_in_collected_tables_is_named(tmp_path, finished, tally):
-    from alutils.runs.folder import write_results
-
-    write_results(tmp_path, load_results(finished))
+@pytest.mark.parametrize("name", ["runs.jsonl", "rounds.jsonl.gz"])
+def test_a_flipped_bit_in_collected_results_is_named(name, tmp_path, finished, tally):
+    write_results(tmp_path, finished)
     sums = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=tmp_path, capture_output=True, text=True)
-    assert sums.returncode == 0 and sums.stdout.count(": OK") == len(TABLES) + 1
-    path = tmp_path / "test_dice.csv"
-    path.write_text(path.read_text().replace("0.", "0.9", 1))
-    with pytest.raises(RecordsError, match=r"test_dice.csv cannot be read \(it was changed since it was written\)"):
+    assert sums.returncode == 0 and sums.stdout.count(": OK") == 2
+    flip_a_bit(tmp_path / name, random.Random(0), (tmp_path / name).read_bytes())
+    with pytest.raises(RecordsError, match=f"{name} cannot be read"):
         load_results(tmp_path)
     tally("bit flipped in a result file", 1)
 
@@ -205,7 +247,7 @@ def test_a_disk_that_is_full_at_any_file_stops_the_run_and_more_room_lets_it_go_
                     "No space left on device" in str(error) and str(folder) in str(error) and "make room" in str(error)
                 )
             remount(disk, f"size={3 * size}")
-            assert len(run(folder)) == 3 and tables(folder) == tables(finished)
+            assert len(run(folder)) == 3 and contents(folder) == contents(finished)
             assert not list(folder.glob(".*.tmp"))
     assert n_full > n // 2
     tally("disk full while a run writes", n_full)
@@ -235,8 +277,7 @@ def write_a_summary(folder):
 
 
 def collect(folder):
-    noise = torch.rand(2000, generator=torch.Generator().manual_seed(0))
-    write_results(folder, {"test_dice": pd.DataFrame({"dice": noise})})
+    write_results(folder, RECORDED)
 
 
 @pytest.mark.parametrize("write", [write_a_figure, write_a_table, write_a_summary, collect])
@@ -261,8 +302,8 @@ def test_a_full_or_read_only_disk_leaves_figures_and_results_as_they_were(tmp_pa
 HOLDER = textwrap.dedent(
     """
     import sys
-    sys.path.insert(0, sys.argv[1])
     from pathlib import Path
+    sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
     import test_run_folder
     from alutils.loop import run_active_learning
     from alutils.data.synthetic import make_synthetic
@@ -288,7 +329,7 @@ def test_of_two_processes_on_one_folder_one_works_and_the_other_is_told_who(fini
             run(folder)
         print(file=holder.stdin, flush=True)
         assert holder.stdout.readline() == "2\n"
-    assert len(run(folder)) == 3 and tables(folder) == tables(finished)
+    assert len(run(folder)) == 3 and contents(folder) == contents(finished)
     tally("two processes on one run folder", 1)
 
 
@@ -299,7 +340,7 @@ def test_a_killed_process_leaves_its_folder_to_the_next(finished, tmp_path, tall
         holder.stdout.readline()
         holder.kill()
     (folder / f".state.pt.{holder.pid}.tmp").write_bytes(b"half")
-    assert len(run(folder)) == 3 and tables(folder) == tables(finished)
+    assert len(run(folder)) == 3 and contents(folder) == contents(finished)
     assert not list(folder.glob(".*.tmp"))
     tally("two processes on one run folder", 1)
 
@@ -309,7 +350,7 @@ def test_the_same_process_may_start_again_what_it_left_in_the_middle(finished, t
         EXPERIMENT, make_synthetic(10, 3, 3, image_size=64), tmp_path, device="cpu", progress=False
     )
     next(rounds)
-    assert len(run(tmp_path)) == 3 and tables(tmp_path) == tables(finished)
+    assert len(run(tmp_path)) == 3 and contents(tmp_path) == contents(finished)
     rounds.close()
 
 
@@ -318,7 +359,6 @@ def test_the_same_process_may_start_again_what_it_left_in_the_middle(finished, t
 
 def test_a_run_that_diverges_says_so_in_its_record_and_is_not_trained_again(tmp_path, monkeypatch, tally):
     from alutils import loop as active_learning
-    from alutils.runs.folder import load_diverged, load_runs
     from alutils.training import TrainingDiverged, fit
 
     def diverging(model, *arguments, **more):
@@ -339,5 +379,5 @@ def test_a_run_that_diverges_says_so_in_its_record_and_is_not_trained_again(tmp_
         load_runs(tmp_path)
     row = load_diverged(tmp_path).iloc[0]
     assert (row["run"], row["round"], row["seed"]) == ("bad", 1, 0) and "the loss was nan" in row["message"]
-    assert len(pd.read_csv(tmp_path / "bad" / "rounds.csv")) == 1  # the round before it is kept
+    assert len(lines_of(tmp_path / "bad")) == 1  # the round before it is kept
     tally("training diverged", 1)

@@ -1,52 +1,65 @@
-"""The files of a run: numbers come back exactly, files are whole or absent, and finished runs are found and read."""
+"""Finished runs are found, their tables are derived from their lines, and only what belongs together is pooled."""
 
+import gzip
 import hashlib
 import json
 import subprocess
-from datetime import UTC, datetime, timedelta
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from alutils.report.statistics import paired_difference
 from alutils.report.tables import table_1, table_2
-from alutils.runs.folder import (
-    RecordsError,
-    _git_state,
-    load_diverged,
-    load_results,
-    load_runs,
-    load_table,
-    provenance,
-    write_csv,
-    write_json,
-    write_results,
-)
+from alutils.runs.collect import TABLES, load_diverged, load_results, load_runs, load_table, write_results
+from alutils.runs.folder import RecordsError
 from alutils.system.checks import ConfigError
 
+RECORDED = Path(__file__).resolve().parent.parent / "results"
 NUMBERS = np.concatenate(
     [
-        np.random.default_rng(0).random(2000) * 10.0 ** np.random.default_rng(1).integers(-300, 300, 2000),
+        np.random.default_rng(0).random(500) * 10.0 ** np.random.default_rng(1).integers(-300, 300, 500),
         np.random.default_rng(2).random(500).astype(np.float32).astype(np.float64),
-        [0.1 + 0.2, 5e-324, 1.7976931348623157e308, -0.0, 1 / 3],
+        [0.1 + 0.2, 5e-324, 8.9e307, 1 / 3],
     ]
 )
 
+# Of two rounds: images and the two percentages of Table II
+ANNOTATIONS = ((("007", 100.0, 30.0), ("NA", 100.0, 50.0)), (("x", 12.5, 2.0), ("y", 37.5, 5.0)))
 
-# round, image, and the two percentages of Table II
-ANNOTATIONS = ("0,007,100.0,30.0", "0,NA,100.0,50.0", "1,x,12.5,2.0", "2,y,37.5,5.0")
+
+def make_lines(val=(0.5, 0.75), test=(0.25, 0.5), annotations=ANNOTATIONS):
+    """What a run of as many rounds as there are validation Dice writes, without the code that writes it."""
+    lines = []
+    for k, dice in enumerate(val):
+        last = k == len(val) - 1
+        rows = annotations[k] if k < len(annotations) else ()
+        names = ("image_id", "verify_percent", "positive_percent")
+        costs = {name: [row[i] for row in rows] for i, name in enumerate(names)}
+        others = {"boundary_px": 14.5, "regions": 1, "vertices": 8, "clicks": 9}
+        audit = {"cohort": 1, "images": 2, "wrong_pixels": 12, "mask_dice": 0.75}
+        queries = {"image_id": "b", "score": 1.5, "lesion_area_percent": 20.0}
+        lines.append(
+            {
+                "round": k, "n_labelled": 4 + 2 * k, "steps": k + 1, "loss": 0.5, "losses": [0.5] * (k + 1),
+                "val_dice": dice, "val_dice_per_image": [dice],
+                "test_dice": sum(test) / len(test) if last else None,
+                "test_dice_per_image": {"image_id": ["007", "NA"], "dice": list(test)} if last else None,
+                "tied": 0, "seconds": {"training": 2.5 + k},
+                "annotations": costs | {name: [value] * len(rows) for name, value in others.items()},
+                "queries": {name: [] if last else [value] for name, value in queries.items()},
+                "audit": {name: [value] if last else [] for name, value in audit.items()},
+            }
+        )  # fmt: skip
+    return lines
 
 
-def make_run(
-    folder, *, strategy="random", seed=0, status="finished", val=(0.5, 0.75), test=(0.25, 0.5),
-    annotations=ANNOTATIONS, settings=None, data=None, others=None,
-):  # fmt: skip
-    """A run's files as text, without the code that writes them."""
+def make_run(folder, *, strategy="random", seed=0, status="finished", settings=None, data=None, others=None, **rounds):
+    """A run's files, without the code that writes them."""
     folder.mkdir(parents=True)
+    content = "".join(json.dumps(line) + "\n" for line in make_lines(**rounds)).encode()
+    (folder / "rounds.jsonl").write_bytes(content)
     record = {
         "status": status,
         "experiment": {"strategy": strategy, "seed": seed, "decoder_channels": [16, 8], **(settings or {})},
@@ -55,81 +68,16 @@ def make_run(
         "seconds": 12.5,
         "provenance": [{"device": "first"}, {"device": "second", "cpu": "x", "torch": "2", "git_commit": None}],
     }
-    rounds = "".join(f"{k},{4 + 2 * k},{k + 1},0.5,{dice}\n" for k, dice in enumerate(val))
-    (folder / "rounds.csv").write_text("round,n_labelled,steps,loss,val_dice\n" + rounds)
-    dice = "".join(f"{name},{value}\n" for name, value in zip(("007", "NA"), test, strict=True))
-    (folder / "test_dice.csv").write_text("image_id,dice\n" + dice)
-    (folder / "queries.csv").write_text("round,image_id,score,lesion_area_percent,rank\n0,007,1.5,20.0,1\n")
-    columns = "round,image_id,verify_percent,positive_percent,boundary_px,regions,vertices,clicks\n"
-    (folder / "annotations.csv").write_text(columns + "".join(f"{line},14.5,1,8,9\n" for line in annotations))
-    (folder / "audit.csv").write_text("round,cohort,images,wrong_pixels,mask_dice\n1,1,2,12,0.75\n")
-    (folder / "timing.csv").write_text("round,phase,seconds\n0,training,2.5\n1,training,10.0\n")
-    record["sha256"] = {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.csv")}
+    if status == "finished":
+        record["rounds"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     checksum = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
     (folder / "run.json").write_text(json.dumps({**record, "checksum": checksum}))
 
 
-def test_csv_numbers_read_back_exactly_in_one_line(tmp_path):
-    write_csv(tmp_path / "a.csv", pd.DataFrame({"x": NUMBERS, "n": range(len(NUMBERS))}))
-    back = pd.read_csv(tmp_path / "a.csv")
-    assert back["x"].to_numpy().tobytes() == NUMBERS.tobytes()
-    assert list(back.columns) == ["x", "n"] and back["n"].dtype == np.int64
-
-
-def test_json_numbers_read_back_exactly(tmp_path):
-    write_json(tmp_path / "a.json", {"x": NUMBERS.tolist()})
-    assert np.array(json.loads((tmp_path / "a.json").read_text())["x"]).tobytes() == NUMBERS.tobytes()
-
-
-def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
-    write_json(tmp_path / "a.json", {"x": 1})
-    with pytest.raises(ValueError):
-        write_json(tmp_path / "a.json", {"x": float("nan")})  # not JSON
-
-    def broken(path, *_, **__):
-        path.write_bytes(b"x\n1")
-        raise OSError("disk full")
-
-    write_csv(tmp_path / "a.csv", pd.DataFrame({"x": [1]}))
-    monkeypatch.setattr(Path, "write_text", broken)
-    with pytest.raises(OSError, match="disk full"):
-        write_csv(tmp_path / "a.csv", pd.DataFrame({"x": [2]}))
-    monkeypatch.undo()
-    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
-    assert (tmp_path / "a.csv").read_bytes() == b"x\n1\n"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.json"]
-
-
-def test_provenance_says_what_made_a_run_and_is_json():
-    found = json.loads(json.dumps(provenance("cpu")))
-    for package in ("torch", "torchvision", "segmentation_models_pytorch", "numpy", "alutils"):
-        assert found[package].startswith(metadata.version(package))
-    assert found["device"] == "cpu" and found["cpu"] and found["threads"] == torch.get_num_threads()
-    assert abs(datetime.now(UTC) - datetime.fromisoformat(found["time"])) < timedelta(minutes=1)
-    assert set(found) >= {"python", "platform", "git_commit", "git_dirty"}
-
-
-def test_the_commit_is_gits_and_null_outside_a_checkout(tmp_path):
-    def git(*arguments):
-        settings = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
-        done = subprocess.run(["git", *settings, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    assert _git_state(tmp_path) == (None, None)
-    git("init")
-    assert _git_state(tmp_path) == (None, None)  # nothing committed yet
-    result = tmp_path / "results" / "bench" / "one.json"
-    result.parent.mkdir(parents=True)
-    for file in (tmp_path / "file", result):
-        file.write_text("1")
-    git("add", ".")
-    git("commit", "-m", "first")
-    result.write_text("2")
-    assert _git_state(tmp_path) == (git("rev-parse", "HEAD"), False)
-    (tmp_path / "file").write_text("2")
-    assert _git_state(tmp_path) == (git("rev-parse", "HEAD"), True)
-    (tmp_path / "below").mkdir()
-    assert _git_state(tmp_path / "below") == (None, None)
+def make_arm(folder, strategy="random", seed=0, annotation="full", tau_u=0.25, tau_b=0.25, *, epochs=9, **more):
+    """A run as :func:`make_run` writes it, with the settings that tell arms apart."""
+    settings = {"annotation": annotation, "tau_u": tau_u, "tau_b": tau_b, "epochs": epochs, **more.pop("settings", {})}
+    make_run(folder, strategy=strategy, seed=seed, settings=settings, **more)
 
 
 def test_load_runs_has_a_row_for_each_finished_run(tmp_path):
@@ -154,7 +102,7 @@ def test_load_runs_has_a_row_for_each_finished_run(tmp_path):
 
 
 def test_a_run_without_queries_has_no_percentages_of_table_ii(tmp_path):
-    make_run(tmp_path / "a", strategy="full", annotations=ANNOTATIONS[:2])
+    make_run(tmp_path / "a", strategy="full", annotations=ANNOTATIONS[:1])
     make_run(tmp_path / "b")
     runs = load_runs(tmp_path)
     for name, of_queries in {"verify_percent": 25.0, "positive_percent": 3.5}.items():
@@ -173,13 +121,77 @@ def test_load_table_joins_the_runs_and_keeps_ids_as_text(tmp_path):
         "random": 0.75,
     }
     assert load_table(tmp_path, "queries")["score"].tolist() == [1.5, 1.5]
-    assert load_table(tmp_path, "timing")["seconds"].sum() == 25
+    assert load_table(tmp_path, "timing")["seconds"].sum() == 12
     annotations = load_table(tmp_path, "annotations")
     assert annotations["image_id"].tolist() == ["007", "NA", "x", "y"] * 2 and annotations["clicks"].sum() == 72
     assert load_table(tmp_path, "audit")["wrong_pixels"].tolist() == [12, 12]
     names = "rounds, queries, annotations, audit, test_dice, timing"
     with pytest.raises(ValueError, match=f"name must be one of {names}, got 'round'"):
         load_table(tmp_path, "round")
+
+
+def test_every_digit_comes_back_and_collected_runs_give_the_same_tables(tmp_path):
+    images = [(str(i), value, value) for i, value in enumerate(NUMBERS.tolist())]
+    make_arm(tmp_path / "runs" / "a", val=NUMBERS.tolist(), test=(0.1 + 0.2, 1 / 3), annotations=[(), images])
+    make_arm(tmp_path / "runs" / "b", "entropy", annotations=ANNOTATIONS[:1], test=(5e-324, 1e300))
+    found = load_results(tmp_path / "runs")
+    assert list(found) == ["runs", *TABLES]
+    a = {name: table[table["run"] == "a"] for name, table in found.items()}
+    assert a["rounds"]["val_dice"].to_numpy().tobytes() == NUMBERS.tobytes()
+    assert a["annotations"]["verify_percent"].to_numpy().tobytes() == NUMBERS.tobytes()
+    write_results(tmp_path / "collected", tmp_path / "runs")
+    collected = load_results(tmp_path / "collected")
+    for name, table in found.items():
+        pd.testing.assert_frame_equal(collected[name], table, check_exact=True)
+    types = {name: str(dtype) for name, dtype in found["queries"].dtypes.items()}
+    assert types == {
+        "run": "str", "strategy": "str", "seed": "int64", "round": "int64", "image_id": "str", "score": "float64",
+        "lesion_area_percent": "float64", "rank": "int64",
+    }  # fmt: skip
+
+
+def test_collected_runs_are_the_same_bytes_whenever_they_are_collected(tmp_path):
+    make_arm(tmp_path / "runs" / "a")
+    make_arm(tmp_path / "runs" / "b", seed=1)
+    for source, folder in (("runs", "one"), ("runs", "other"), ("one", "of collected ones")):
+        write_results(tmp_path / folder, tmp_path / source)
+    written = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    assert set(written) == {"runs.jsonl", "rounds.jsonl.gz", "SHA256SUMS"}
+    for folder in ("other", "of collected ones"):
+        assert {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()} == written
+    assert written["rounds.jsonl.gz"][3:8] == bytes(5)  # neither a file's name nor a time
+    first = json.loads(gzip.decompress(written["rounds.jsonl.gz"]).splitlines()[0])
+    assert list(first)[:2] == ["run", "round"] and not {"losses", "val_dice_per_image"} & set(first)
+    subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=tmp_path / "one", check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("name", ["quick", "isic2018-small"])
+def test_recorded_results_are_read_by_one_line_of_pandas(name):
+    rounds = pd.read_json(RECORDED / name / "rounds.jsonl.gz", lines=True, precise_float=True)
+    expected = load_results(RECORDED / name)["rounds"]
+    pd.testing.assert_frame_equal(rounds[["run", "round", "val_dice"]], expected[["run", "round", "val_dice"]])
+    assert 'pd.read_json("results/quick/rounds.jsonl.gz", lines=True)' in (RECORDED / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["runs.jsonl", "rounds.jsonl.gz", "SHA256SUMS"])
+def test_collected_results_that_were_changed_are_named(tmp_path, name):
+    make_arm(tmp_path / "runs" / "a")
+    write_results(tmp_path / "collected", tmp_path / "runs")
+    path = tmp_path / "collected" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RecordsError, match=r"collected/r.* cannot be read \(it was changed.*\); restore it"):
+        load_results(tmp_path / "collected")
+    path.unlink()
+    with pytest.raises(RecordsError, match="no finished run" if name == "runs.jsonl" else "No such file"):
+        load_results(tmp_path / "collected")
+
+
+def test_results_that_an_earlier_version_collected_are_refused_in_one_sentence(tmp_path):
+    (tmp_path / "runs.csv").write_text("run,strategy\na,random\n")
+    with pytest.raises(RecordsError, match="an earlier version collected as CSV files; read them with that version"):
+        load_results(tmp_path)
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
@@ -189,29 +201,15 @@ def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(RecordsError, match="no finished run below .*; 1 are unfinished"):
         load_table(tmp_path, "rounds")
     make_run(tmp_path / "b")
-    (tmp_path / "b" / "test_dice.csv").unlink()
-    with pytest.raises(RecordsError, match=r"b/test_dice.csv cannot be read .*; restore it, or delete .*b to run it"):
+    (tmp_path / "b" / "rounds.jsonl").unlink()
+    with pytest.raises(RecordsError, match=r"b/rounds.jsonl cannot be read .*; restore it, or delete .*b to run it"):
         load_runs(tmp_path)
     (tmp_path / "a" / "run.json").write_text('{"status": "fini')
-    with pytest.raises(RecordsError, match=r"a/run.json cannot be read"):
-        load_runs(tmp_path)
-    (tmp_path / "a" / "run.json").write_text('{"status": "finished"}')
-    with pytest.raises(
-        RecordsError, match=r"a/run.json is not the record of a run: it lacks checksum, data, experiment"
-    ):
-        load_runs(tmp_path)
-    (tmp_path / "a" / "run.json").write_text("3")
     with pytest.raises(RecordsError, match=r"a/run.json cannot be read"):
         load_runs(tmp_path)
 
 
 # What is pooled
-
-
-def make_arm(folder, strategy="random", seed=0, annotation="full", tau_u=0.25, tau_b=0.25, *, epochs=9, **more):
-    """A run as :func:`make_run` writes it, with the settings that tell arms apart."""
-    settings = {"annotation": annotation, "tau_u": tau_u, "tau_b": tau_b, "epochs": epochs, **more.pop("settings", {})}
-    make_run(folder, strategy=strategy, seed=seed, settings=settings, **more)
 
 
 def test_a_run_that_is_there_twice_is_refused_with_both_places(tmp_path):
@@ -314,16 +312,21 @@ def test_what_belongs_to_an_arm_may_differ_between_arms_alone(tmp_path):
         load_results(tmp_path)
 
 
-def test_collected_tables_are_held_to_the_same_and_a_long_list_is_cut(tmp_path):
+def test_collected_runs_are_held_to_the_same_and_a_long_list_is_cut(tmp_path):
     for seed in range(30):
         make_arm(tmp_path / "runs" / f"{seed:02d}", seed=seed)
-    results = load_results(tmp_path / "runs")
-    results["runs"]["epochs"] = range(30)
-    results["runs"]["seed"] = 0
-    write_results(tmp_path / "collected", results)
+    write_results(tmp_path, tmp_path / "runs")
+    records = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    for k, record in enumerate(records):
+        record["experiment"] |= {"epochs": k, "seed": 0}
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    sums = "".join(
+        f"{hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()}  {name}\n"
+        for name in ("runs.jsonl", "rounds.jsonl.gz")
+    )
+    (tmp_path / "SHA256SUMS").write_text(sums)
     with pytest.raises(RecordsError) as error:
-        load_results(tmp_path / "collected")
+        load_results(tmp_path)
     assert "epochs: 0 in 00; 1 in 01;" in str(error.value) and "(30 in all)" in str(error.value)
     assert len(str(error.value)) < 1500
-    only = load_results(tmp_path / "collected", only={"epochs": 3, "decoder_channels": [16, 8]})
-    assert only["runs"]["run"].tolist() == ["03"]
+    assert load_results(tmp_path, only={"epochs": 3, "decoder_channels": (16, 8)})["runs"]["run"].tolist() == ["03"]

@@ -1,0 +1,192 @@
+"""What a run is to be, checked before any work: its trainings, its network, and what makes it another run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from alutils.annotation import Oracle
+from alutils.augment import normalize
+from alutils.data.splits import Split, Splits, picture_sums
+from alutils.experiment import Experiment
+from alutils.model import unet_for
+from alutils.queries.registry import BASELINES, STRATEGIES
+from alutils.queries.select import Strategy, check_dropout, check_strategy, strategy_name
+from alutils.rounds import COLD_START
+from alutils.runs.own_code import code_checksum
+from alutils.system.checks import ConfigError, did_you_mean, function_name
+from alutils.system.files import sha256
+from alutils.system.seeding import make_generator, seeded
+from alutils.training import leaves_one_pixel
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The trainings of a run: of how many images each (the first ones are given), and of how many optimizer steps.
+
+    Where ``n_steps`` is None, the experiment's epochs decide.
+    """
+
+    experiment: Experiment
+    first: torch.Tensor
+    sizes: tuple[int, ...]
+    n_steps: int | None
+
+
+def make_plan(experiment: Experiment, strategy: Strategy | None, splits: Splits) -> Plan:
+    """The plan of a run; ConfigError if the strategy or the splits are such that a training could not work."""
+    _check_strategy(experiment, strategy)
+    _check_splits(experiment, splits)
+    # All arms of a seed take their first images from the start of one random order
+    order = torch.randperm(len(splits.train), generator=make_generator(experiment.seed, COLD_START))
+    sizes, n_steps = experiment.labelled_among(len(order)), None
+    if is_baseline(experiment, strategy):
+        n_steps = sum(map(experiment.steps_for, sizes))
+        sizes = (sizes[-1] if experiment.strategy == "random_at_once" else len(order),)
+        if experiment.strategy == "full_cosine":
+            experiment = experiment.model_copy(update={"schedule": "cosine"})
+    for k, n in enumerate(sizes):
+        if leaves_one_pixel(n, experiment.image_size, experiment.batch_size):
+            raise ConfigError(
+                f"batch_size: {experiment.batch_size} leaves a batch of one image in round {k}, which trains on {n} of "
+                "32 x 32: its bottleneck is a single pixel, which batch norm cannot use; choose another batch_size, "
+                "cold_start or query_size, or a larger image_size"
+            )
+    return Plan(experiment, order[: sizes[0]], sizes, n_steps)
+
+
+def is_baseline(experiment: Experiment, strategy: Strategy | None) -> bool:
+    """Whether the run trains once and queries nothing."""
+    return strategy is None and experiment.strategy in BASELINES
+
+
+def check_oracle(oracle: Oracle, experiment: Experiment, strategy: Strategy | None, masks: torch.Tensor) -> None:
+    """ConfigError for an oracle over other images, and for a person who would have nothing to draw."""
+    if oracle.shape != masks.shape:
+        raise ConfigError(
+            f"oracle: it knows masks of shape {tuple(oracle.shape)}, the training split has {tuple(masks.shape)}; make "
+            "it from that split"
+        )
+    if oracle.name != Oracle.name and is_baseline(experiment, strategy):
+        raise ConfigError(
+            f"oracle: strategy '{experiment.strategy}' queries no images, so that a person has nothing to draw; take "
+            "another strategy, or leave the oracle out"
+        )
+
+
+def build_network(
+    network: Callable[[Experiment], nn.Module], experiment: Experiment, strategy: Strategy | None
+) -> nn.Module:
+    """The network with its initial weights, on the CPU; ConfigError if the loop or the strategy cannot use it."""
+    if not callable(network):
+        raise ConfigError(f"network: must be a function of the experiment, got {network!r}")
+    image = torch.zeros(1, 3, experiment.image_size, experiment.image_size, dtype=torch.uint8)
+    with seeded(make_generator(experiment.seed)):
+        model = network(experiment)
+    if network is not unet_for:
+        _check_logits(function_name(network), model, image, experiment)
+    check_dropout(_scorer(experiment, strategy), strategy_name(experiment, strategy), model, image, experiment)
+    return model
+
+
+def _check_logits(name: str, model: nn.Module, image: torch.Tensor, experiment: Experiment) -> None:
+    try:
+        next(model.cpu().parameters())
+        with torch.inference_mode(), seeded(make_generator(experiment.seed)):
+            shape = tuple(model.eval()(normalize(image, experiment)).shape)
+        if shape != (1, 1, *image.shape[2:]):
+            raise ValueError(f"got {shape}")
+    except Exception as error:
+        raise ConfigError(
+            f"network: '{name}' must return a torch.nn.Module with parameters that makes logits (N, 1, H, W) of images "
+            f"(N, 3, H, W), but its {type(model).__name__} cannot use images {tuple(image.shape)}: {error!r}"
+        ) from error
+
+
+def run_identity(
+    experiment: Experiment,
+    splits: Splits,
+    strategy: Strategy | None,
+    network: Callable[[Experiment], nn.Module],
+    model: nn.Module,
+    oracle: Oracle | None,
+) -> dict[str, Any]:
+    """Plain values that tell this run from others: settings, pictures, code of the user's own, network, annotator.
+
+    ConfigError if the source of a function cannot be had.
+    """
+    score = _scorer(experiment, strategy)
+    settings = {**experiment.model_dump(mode="json"), "strategy": strategy_name(experiment, strategy)}
+    del settings["degenerate_masks"]  # what is said about masks while they are loaded changes nothing
+    data: dict[str, Any] = {name: _pictures(getattr(splits, name)) for name in ("train", "val", "test")}
+    if oracle is not None and oracle.name != Oracle.name:  # the records of simulated runs do not say
+        data["oracle"] = oracle.name
+    return {
+        "experiment": settings,
+        "data": data,
+        "strategy_code": None if score is None else code_checksum("strategy", score),
+        "oracle": None if oracle is None else _annotator(oracle, splits.train.masks),
+        "network": {
+            "name": function_name(network),
+            "code": code_checksum("network", network, *{type(layer): None for layer in model.modules()}),
+            "class": f"{type(model).__module__}.{type(model).__qualname__}",
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "structure": sha256(repr([(k, tuple(v.shape)) for k, v in model.state_dict().items()]).encode())[:16],
+        },
+    }
+
+
+def _scorer(experiment: Experiment, strategy: Strategy | None) -> Strategy | None:
+    """The function that scores; None for a baseline."""
+    return STRATEGIES.get(experiment.strategy) if strategy is None else strategy
+
+
+def _pictures(split: Split) -> dict[str, Any]:
+    """Only the checksum tells the synthetic pictures of two seeds apart."""
+    height, width = split.images.shape[2:]
+    return {"images": len(split), "height": height, "width": width, "checksum": split.checksum}
+
+
+def _annotator(oracle: Oracle, masks: torch.Tensor) -> dict[str, Any] | None:
+    """Who annotates; None for the simulated oracle on the training split's own masks."""
+    shown = picture_sums(oracle.truth(torch.arange(len(masks)))).cpu()
+    same = torch.equal(shown, picture_sums(masks).cpu())
+    found = {
+        "code": code_checksum("oracle", type(oracle)),
+        "masks": None if same else sha256(str(shown.tolist()).encode())[:16],
+        **oracle.settings,
+    }
+    return found if oracle.name != Oracle.name or any(value is not None for value in found.values()) else None
+
+
+def _check_strategy(experiment: Experiment, strategy: Strategy | None) -> None:
+    check_strategy(strategy)
+    name, names = experiment.strategy, [*STRATEGIES, *BASELINES]
+    if strategy is None and name not in names:
+        raise ConfigError(f"strategy: there is no '{name}'; {did_you_mean(name, names)}")
+    if is_baseline(experiment, strategy) and experiment.annotation != "full":
+        raise ConfigError(
+            f"annotation: '{experiment.annotation}' is about queried images, and strategy '{name}' queries none; take "
+            "annotation 'full' or another strategy"
+        )
+
+
+def _check_splits(experiment: Experiment, splits: Splits) -> None:
+    for name in ("train", "val", "test"):
+        split: Split = getattr(splits, name)
+        height, width = split.images.shape[2:]
+        if len(split) == 0:
+            raise ConfigError(f"splits: the {name} split has no images")
+        if not height == width == experiment.image_size:
+            raise ConfigError(
+                f"image_size: {experiment.image_size} in the experiment, but the {name} images are {height} x {width}; "
+                "load them at the experiment's size"
+            )
+    if experiment.cold_start > len(splits.train):
+        raise ConfigError(
+            f"cold_start: {experiment.cold_start} images, but the training set has only {len(splits.train)}"
+        )
