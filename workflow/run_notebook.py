@@ -31,8 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 KERNEL_START = "import atexit, gc; gc.set_threshold(100_000, 100); atexit.register(gc.freeze); del atexit, gc"
 """What a kernel does before the first cell.
 
-A search for garbage goes through the libraries, which stay to the end: many times while they are imported, and once more
-when the process ends. Together that takes a second or more (benchmarks/startup.py).
+Python looks for garbage among all that the libraries are made of, which stays to the end: many times while they are
+imported, and once more when the process ends. That takes a second or more (benchmarks/startup.py).
 """
 
 
