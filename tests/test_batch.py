@@ -347,28 +347,28 @@ def test_each_round_and_each_job_that_ends_is_told_with_what_is_left(tmp_path, c
         lines = [json.dumps({"round": k, "steps": n, "val_dice": 0.8125}) + "\n" for k, n in enumerate(steps)]
         (tmp_path / name / "rounds.jsonl").write_text("".join(lines) + '{"round": 9, "st')  # the next is under way
 
-    one, other = "04_image_al/random-seed0", "04_image_al/full-seed0"
+    first, second = "04_image_al/random-seed0", "04_image_al/full-seed0"
     write("01_data", "done.json")
-    write(one, "job.json")
-    rounds(one, 9)  # a batch that goes on
-    write(other, "job.json", code="older")
-    write(other, "done.json", code="older")
-    rounds(other, 324)
+    write(first, "job.json")
+    rounds(first, 9)  # a batch that goes on
+    write(second, "job.json", code="older")
+    write(second, "done.json", code="older")
+    rounds(second, 324)
     seen = watch.Watch(batch)
     seen.look()
     assert capsys.readouterr().err == ""
-    rounds(one, 9, 18, 54)
+    rounds(first, 9, 18, 54)
     seen.look()
     assert (
-        capsys.readouterr().err == f"{one}: round 3 of 8, validation Dice 0.812; 1 of 7 jobs done, about 2.1 h left\n"
+        capsys.readouterr().err == f"{first}: round 3 of 8, validation Dice 0.812; 1 of 7 jobs done, about 2.1 h left\n"
     )
-    write(other, "job.json")
-    rounds(other, 324)
+    write(second, "job.json")
+    rounds(second, 324)
     write("02_model", "done.json")
     seen.look()
     told = capsys.readouterr().err.splitlines()
     assert [line.split(";")[0] for line in told] == [
-        f"{other}: round 1 of 1, validation Dice 0.812", "02_model: done"
+        f"{second}: round 1 of 1, validation Dice 0.812", "02_model: done"
     ]  # fmt: skip
     for name in batch.names:
         write(name, "done.json", outcome="finished")
@@ -394,10 +394,10 @@ def test_a_round_is_told_before_a_network_disk_shows_the_run_s_record(tmp_path, 
 def kill_all(process):
     """SIGKILL for a process and all that it started, as at a power cut."""
     family = [process, *process.children(recursive=True)]
-    for one in family:
-        one.send_signal(signal.SIGSTOP)
-    for one in family:
-        one.kill()
+    for member in family:
+        member.send_signal(signal.SIGSTOP)
+    for member in family:
+        member.kill()
     psutil.wait_procs(family[1:], timeout=10)
 
 

@@ -92,7 +92,7 @@ class Course:
             config.ExecutePreprocessor.timeout_func = seconds_for
         if not in_kernel:
             usual = Autograde.autograde_preprocessors.default()
-            config.Autograde.autograde_preprocessors = [ExecuteHere if one is Execute else one for one in usual]
+            config.Autograde.autograde_preprocessors = [ExecuteHere if step is Execute else step for step in usual]
         done = getattr(NbGraderAPI(config=config), name)(*arguments)
         assert done["success"], done.get("error") or done["log"]
         return done["log"]

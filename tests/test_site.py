@@ -65,7 +65,9 @@ def test_the_front_page_is_the_readme_and_every_notebook_has_a_page(site, pages)
 
 
 def test_every_link_and_anchor_within_the_site_resolves(pages):
-    links = [(page, link) for page, its in pages.items() for link in its.links + its.loaded if not leaves(link)]
+    links = [
+        (page, link) for page, content in pages.items() for link in content.links + content.loaded if not leaves(link)
+    ]
     assert len(links) > 1000
     assert [(page.name, link) for page, link in links if broken(page, link, pages)] == []
 
@@ -89,7 +91,7 @@ def test_links_to_folders_lead_to_the_pages_about_them(site, pages):
 
 
 def test_scripts_styles_pictures_and_fonts_come_from_the_site_itself(site, pages):
-    loaded = [link for its in pages.values() for link in its.loaded]
+    loaded = [link for content in pages.values() for link in content.loaded]
     assert [link for link in loaded if leaves(link) and not link.startswith("data:")] == []
     for style in site.rglob("*.css"):
         used = re.findall(r"url\(\s*['\"]?([^'\")]+)|@import\s+['\"]([^'\"]+)", style.read_text(encoding="utf-8"))
@@ -115,13 +117,15 @@ def test_every_picture_of_a_notebook_has_its_alternative_text(site, pages):
 
 
 def test_every_picture_of_any_page_is_described_in_words(pages):
-    alts = [(page.name, image.get("alt") or "") for page, its in pages.items() for image in its.images]
+    alts = [(page.name, image.get("alt") or "") for page, content in pages.items() for image in content.images]
     assert len(alts) > 20
     assert [(name, alt) for name, alt in alts if len(alt.split()) < 4] == []
 
 
 def test_every_public_name_has_an_api_entry(site, pages):
-    anchors = set().union(*(its.anchors for page, its in pages.items() if page.parent == site / "website" / "api"))
+    anchors = set().union(
+        *(content.anchors for page, content in pages.items() if page.parent == site / "website" / "api")
+    )
     for name in set(alutils.__all__) - {"STRATEGIES"}:
         assert f"{getattr(alutils, name).__module__}.{name}" in anchors
     assert "alutils.queries.registry.STRATEGIES" in anchors
@@ -149,9 +153,9 @@ def test_the_map_has_each_equation_table_figure_and_section_of_the_paper(site, p
     items = [f"Eq. {n}," for n in range(1, 5)] + [f"Fig. {n}," for n in range(1, 6)] + ["Table I,", "Table II,"]
     items += ["III-A,", "III-B,", "IV-A,", "IV-B,", "IV-C,", "IV-D,", "IV-E,", "V-A,", "V-B,", "VI,", "VII,"]
     for item in items:
-        its = [row for name, row in rows.items() if name.startswith(item)]
-        assert its, item
-        assert all("/notebooks/0" in row and "#alutils." in row for row in its), item
+        found = [row for name, row in rows.items() if name.startswith(item)]
+        assert found, item
+        assert all("/notebooks/0" in row and "#alutils." in row for row in found), item
 
 
 def test_the_map_names_no_function_or_setting_that_does_not_exist(site):

@@ -78,7 +78,7 @@ html_math_renderer = "mathml"
 
 
 def mathml(latex, display):
-    """An equation that a browser shows by itself; a bar is a bracket here, not an operator with space around it."""
+    """An equation as MathML, which a browser shows by itself; bars are brackets, without an operator's space around."""
     bar = '<mo stretchy="false">&#x0007C;</mo>'
     return convert(latex, display=display).replace(bar, bar.replace("<mo", '<mo lspace="0" rspace="0"'))
 
@@ -94,14 +94,14 @@ def render_display_math(translator, node):
 
 
 def render_image(self, data, render=NbElementRenderer.render_image):
-    """A notebook's picture, with the alternative text that its output carries."""
+    """A notebook's picture with the alternative text of its output."""
     (image,) = render(self, data)
     image["alt"] = data.output_metadata.get(data.mime_type, {}).get("alt", "")
     return [image]
 
 
 def render_widget_view(self, data):
-    """What stands for a slider, which needs a running notebook."""
+    """A sentence in place of a slider, which needs a running notebook."""
     return [nodes.paragraph("", "", nodes.emphasis(text="Run the notebook to use the controls of this cell."))]
 
 
@@ -110,7 +110,7 @@ NbElementRenderer.render_widget_view = render_widget_view
 
 
 def modules_of(page):
-    """The modules that a page of the API is about, without their package's name.
+    """The modules that a page of the API is about, without the leading ``alutils``.
 
     The paper's page has the flat files, in the order of the floors of pyproject.toml, from the lowest up. Each other
     page has the files of the room of its name.
@@ -125,7 +125,7 @@ def modules_of(page):
 
 
 def complete_source(app, docname, source):
-    """Each page of the API with its modules, the front page with the contents, and one title for the tables' titles."""
+    """Add the modules to a page of the API, the contents to the front page, and one title to the page of tables."""
     folder, _, page = docname.rpartition("/")
     if folder == "website/api" and page != "index":
         for name in modules_of(page):
@@ -138,17 +138,17 @@ def complete_source(app, docname, source):
 
 
 def skip_plain_fields(app, what, name, obj, skip, options):
-    """A named tuple's fields say no more than its own docstring."""
+    """Leave out a named tuple's fields, which say no more than its own docstring."""
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
 def shorten_signature(app, what, name, obj, options, signature, returns):
-    """An experiment's settings are listed one by one below."""
+    """Leave out the settings in the signature of an experiment: they are listed below it."""
     return ("(**settings)", None) if name == "alutils.experiment.Experiment" else None
 
 
 def list_settings(app, what, name, obj, options, lines):
-    """Each setting of an experiment as an attribute: its default and description."""
+    """List each setting of an experiment as an attribute with its default and description."""
     if name == "alutils.experiment.Experiment":
         for setting, field in obj.model_fields.items():
             description = (field.description or "").replace("|", r"\|")
@@ -156,7 +156,7 @@ def list_settings(app, what, name, obj, options, lines):
 
 
 def api_name(env, text):
-    """The full name of what ``text`` names, such as ``alutils.fit``, ``fit()`` or ``tau_u``; None: nothing."""
+    """The full name of what ``text`` names, such as ``alutils.fit``, ``fit()`` or ``tau_u``, or None."""
     documented = env.domains.python_domain.objects
     name = text.split("(")[0].removeprefix("alutils.")
     if name in alutils.Experiment.model_fields:
@@ -173,7 +173,7 @@ def api_name(env, text):
 
 
 def link_to_api(app, env, node, content):
-    """Where a name is documented under the module that defines it, not under ``alutils``."""
+    """Link a name of ``alutils`` to the module that defines it, where it is documented."""
     name = api_name(env, node["reftarget"]) if node.get("refdomain") == "py" else None
     if name is not None:
         entry = env.domains.python_domain.objects[name]
@@ -187,7 +187,7 @@ def outer_nodes(node):
 
 
 class LinkedCode(SphinxPostTransform):
-    """Inline code that names something of alutils becomes a link to it; docstrings have links of their own."""
+    """Makes a link of inline code that names something of alutils; docstrings have links of their own."""
 
     default_priority = 5
     left_alone = (nodes.title, nodes.reference, addnodes.pending_xref, addnodes.desc_content)
@@ -202,7 +202,7 @@ class LinkedCode(SphinxPostTransform):
 
 
 class LinkedFolders(SphinxPostTransform):
-    """A link to a folder leads to the page about it: its README, or a page here of its name, or its parent's."""
+    """Leads a link to a folder to the page about it: its README, or a page here of its name, or its parent's."""
 
     default_priority = 5
 
@@ -218,7 +218,7 @@ class LinkedFolders(SphinxPostTransform):
 
 
 def add_front_page(app, exception):
-    """Readers and servers open ``index.html`` first."""
+    """Copy the front page to ``index.html``, which readers and servers open first."""
     if exception is None:
         shutil.copyfile(app.outdir / f"{root_doc}.html", app.outdir / "index.html")
 

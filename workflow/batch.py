@@ -1,4 +1,4 @@
-"""What the batch runs: its configuration, checked, and what each notebook is given."""
+"""What the batch runs: the check of its configuration, and the parameters of each notebook."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Batch:
 
     @property
     def runs_of(self) -> dict[str, list[str]]:
-        """The runs whose records notebook 06 reads, by notebook: names such as "entropy-seed0"."""
+        """The names of the runs whose records notebook 06 reads, by notebook, such as "entropy-seed0"."""
         return {
             "04_image_al": [f"{arm}-seed{seed}" for arm, seed in product(self.arms, self.seeds)],
             "05_partial_annotation": [f"{cell}-seed{seed}" for cell, seed in product(self.cells, self.table2_seeds)],
@@ -103,13 +103,13 @@ class Batch:
 
     @property
     def names(self) -> list[str]:
-        """All jobs: the notebook's name, and for 04 and 05 the run's after a slash."""
+        """The names of all jobs: the notebook's, followed in 04 and 05 by a slash and the run's."""
         runs = [f"{notebook}/{run}" for notebook, runs in self.runs_of.items() for run in runs]
         return [*SINGLE, *runs, "06_results"]
 
     @property
     def plan(self) -> str:
-        """The configuration, and how many runs of each notebook that makes."""
+        """The configuration as text, and how many runs of each notebook it makes."""
         about = {
             "profile": self.profile,
             "data": self.data or "synthetic images",
@@ -136,13 +136,13 @@ class Batch:
 
     @property
     def unfinished(self) -> str:
-        """What began and did not end, with the executed notebooks to look at."""
+        """The executed notebooks of the jobs that began and did not end, as text."""
         began = [name for name in self.names if Path(self.runs, name, "job.json").exists()]
         failed = [name for name in began if not Path(self.runs, name, "done.json").exists()]
         return "\n".join(["not finished, see:", *(f"  {self.runs}/{name}.ipynb" for name in failed)])
 
     def job(self, name: str) -> str:
-        """A job as ``run_notebook.py`` takes it, JSON; where it differs from the last time, the job is run again.
+        """A job as JSON, which ``run_notebook.py`` takes. The job is run again if this text differs from the last time.
 
         Args:
             name: one of :attr:`names`, such as "04_image_al/entropy-seed0".
@@ -166,7 +166,7 @@ class Batch:
 
 @functools.cache
 def code_hash(notebook: str, profile: str, arm: str | None) -> str:
-    """What a job's results depend on besides its parameters; comments, documentation and prose do not change it.
+    """The hash of what a job's results depend on besides its parameters: code and settings, never prose or comments.
 
     Args:
         notebook: its name.
@@ -183,7 +183,7 @@ def code_hash(notebook: str, profile: str, arm: str | None) -> str:
 
 
 def as_typed(config: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
-    """A configuration with its texts as they stand on the command line, where Snakemake makes 7 of 007.
+    """The configuration with its texts as they were typed: Snakemake reads 007 as the number 7.
 
     Args:
         config: as Snakemake read it.
@@ -200,8 +200,8 @@ def as_typed(config: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, A
 def check_for_cluster(entries: Sequence[str]) -> None:
     """Refuse settings that a cluster's jobs would not get as they were typed.
 
-    Snakemake hands the texts of its ``--config`` on to each job through several shells, within Python's quotes: these
-    keep numbers (007), spaces and quotes of one kind, and change what is refused here, or run it as a command.
+    Snakemake hands the texts of its ``--config`` on to each job through several shells, within Python's quotes. Numbers
+    (007), spaces and quotes of one kind arrive as they are. What is refused here would be changed, or run as a command.
 
     Args:
         entries: such as "data=/data/isic2018".
@@ -219,7 +219,7 @@ def check_for_cluster(entries: Sequence[str]) -> None:
 
 
 def _typed(value: Any) -> Any:
-    """Numbers and truth values of a command line, where Snakemake leaves them as text within lists and mappings."""
+    """The value with its numbers and truth values: Snakemake leaves them as text within lists and mappings."""
     if isinstance(value, Mapping):
         return {key: _typed(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -234,7 +234,7 @@ def _typed(value: Any) -> Any:
 
 
 def _listed(value: Any) -> list[Any]:
-    """A list, or text such as "0 1 2" or "0,1,2", or a single value."""
+    """The value as a list; it may be one, a text such as "0 1 2" or "0,1,2", or a single item."""
     if isinstance(value, str):
         return [_typed(item) for item in re.split(r"[\s,]+", value.strip())]
     return list(value) if isinstance(value, list | tuple) else [value]
@@ -275,12 +275,12 @@ def _cells(value: Any) -> list[Cell]:
 
 
 def _yaml(changes: Mapping[str, Any]) -> str:
-    """On one line, as the notebooks take it; empty for none."""
+    """The changes as YAML on one line, as the notebooks take them; an empty text if there are none."""
     return yaml.safe_dump(dict(changes), default_flow_style=True, width=float("inf")).strip() if changes else ""
 
 
 def _text(key: str, value: Any) -> str:
-    """A name or a path; from the home folder where it begins with ``~``."""
+    """A name or a path as text; a ``~`` at its beginning is the home folder."""
     if not isinstance(value, str | Path):
         raise ConfigError(
             f"{key}: must be text, but {value!r} was read, which may not be what was written (007 is read as 7); in a "
@@ -293,7 +293,7 @@ def _text(key: str, value: Any) -> str:
 
 
 def _profile(value: str) -> str:
-    """The name of a shipped profile, however it is written; of another file its path."""
+    """The name of a shipped profile, however it was written, or the path of another file."""
     path = Path(value)
     is_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
     return path.stem if is_path and path.resolve() == _shipped(path.stem).resolve() else value
@@ -304,7 +304,7 @@ def _shipped(name: str) -> Path:
 
 
 def _folder(key: str, value: str) -> str:
-    """Where Snakemake puts files: it reads braces as wildcards and takes spaces at the ends and slashes for its own."""
+    """A folder that Snakemake reads as it was written: to it braces are wildcards, and it cuts spaces at the ends."""
     if set(value) & set("{}"):
         raise ConfigError(f"{key}: must not contain braces, got {value}")
     if value != value.strip() or not value.rstrip("/"):

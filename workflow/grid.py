@@ -51,7 +51,7 @@ MODE_CELLS = [Cell(mode, 0.25, 0.25) for mode in ANNOTATION_MODES if mode not in
 
 
 def distinct(cells: list[Cell]) -> dict[str, Cell]:
-    """The runs that the cells need, by name: one where several cells are the same run.
+    """The runs that the cells need, by name; cells with the same run need it once.
 
     >>> list(distinct(GRID))[-2:]
     ['partial-0.25-0.5', 'partial-0.375-0.5']
