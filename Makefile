@@ -56,7 +56,7 @@ test: .venv/installed
 	ALUTILS_RUNS=$$(mktemp -d) ALUTILS_FIGURES=$$(mktemp -d) OMP_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -n $(CORES) --dist loadfile --nbval-lax --nbval-current-env $(NOTEBOOKS)
 
-# The longest test comes first, for one core has it nearly to the end
+# The longest test comes first: one core is busy with it nearly to the end
 test-faults: .venv/installed
 	ALUTILS_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal --durations 10 \
 	  tests/faults/test_soak.py \
@@ -77,8 +77,8 @@ lab/%.ipynb: | notebooks/%.ipynb
 
 bench: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[bench]'
-	for one in allocator annotation augment batch_overhead explorers mc_dropout round_overhead scoring startup; do \
-	  $(BIN)/python benchmarks/$$one.py || exit 1; done
+	for name in allocator annotation augment batch_overhead explorers mc_dropout round_overhead scoring startup; do \
+	  $(BIN)/python benchmarks/$$name.py || exit 1; done
 	$(BIN)/python benchmarks/training.py $(if $(DATA),--data "$(DATA)")
 	$(if $(DATA),$(BIN)/python benchmarks/open_data.py --data "$(DATA)",@echo "open_data.py needs a folder: make bench DATA=...")
 

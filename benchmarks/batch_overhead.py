@@ -26,7 +26,7 @@ N_RUNS = 20  # notebooks 01 to 03 and 06, 15 of 04, one of 05
 
 
 def make_project(folder: Path) -> None:
-    """The batch, with notebooks that only write the summary that is asked of the last one."""
+    """A copy of the batch whose notebooks do no more than write a summary, which notebook 06 must leave."""
     for name in ("workflow", "alutils", "profiles", "notebooks"):
         shutil.copytree(ROOT / name, folder / name)
     shutil.copy(ROOT / "Snakefile", folder)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from itertools import product
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,11 +28,10 @@ from alutils.runs.folder import read_record, read_rounds
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "workflow"))
 
-import devices  # noqa: E402
 import run_notebook  # noqa: E402
 import watch  # noqa: E402
-from batch import ARMS, GRID, Batch, Cell, ConfigError, check_for_cluster, code_hash  # noqa: E402
-from code_hash import code_of_notebook, code_of_run, run_modules, significant  # noqa: E402
+from batch import Batch, ConfigError, as_typed, check_for_cluster  # noqa: E402
+from grid import GRID, Cell  # noqa: E402
 
 ONE_OF_EACH = {"seeds": 0, "strategies": "random", "cells": "[[partial, 0.25, 0.25]]"}
 NAMES = ["01_data", "02_model", "03_uncertainty", "04_image_al", "05_partial_annotation", "06_results"]
@@ -54,10 +53,8 @@ def snakemake(cwd, *arguments, project=ROOT, cores=1, env=None, **config):
     return done.returncode, done.stdout
 
 
-def jobs_to_run(cwd, project=ROOT, **config):
-    """What a dry run announces: {notebook: number of jobs}."""
-    status, said = snakemake(cwd, "--dry-run", "--quiet", "rules", "host", project=project, **config)
-    assert status == 0, said
+def announced(said):
+    """The jobs of a dry run: {notebook: number of jobs}."""
     table = re.search(r"Job stats:\njob .*\n[- ]+\n((?:.+\n)+)", said)
     counts = {} if table is None else {name: int(n) for name, n in re.findall(r"^(\S+) +(\d+)$", table[1], re.M)}
     return {name: n for name, n in counts.items() if name not in ("all", "total")}
@@ -77,8 +74,9 @@ def project(tmp_path):
         parameters = next(cell for cell in original.cells if "parameters" in cell.metadata.get("tags", []))
         summary = "\nPath(output_dir, 'summary.md').write_text('# Results')" if name == "06_results" else ""
         code = (
-            "import json, os\nfrom pathlib import Path\n\nPath(output_dir).mkdir(parents=True, exist_ok=True)\n"
+            "import gc, json, os\nfrom pathlib import Path\n\nPath(output_dir).mkdir(parents=True, exist_ok=True)\n"
             "given = [globals().get('overrides'), os.environ['OMP_NUM_THREADS'], os.environ['CUDA_VISIBLE_DEVICES']]\n"
+            "given += [gc.get_threshold()[0]]\n"
             "Path(output_dir, 'given.json').write_text(json.dumps(given))" + summary
         )
         original.cells = [nbformat.v4.new_markdown_cell("prose"), parameters, nbformat.v4.new_code_cell(code)]
@@ -105,17 +103,28 @@ def edit(project, name, kind, source):
         ({"profile": "paper", "seeds": [7], "table2_seeds": "1,2", "strategies": "random entropy"}, 2, 2 * (5 + 4)),
     ],
 )
-def test_a_dry_run_announces_a_job_a_run(config, n_table1, n_table2, tmp_path):
-    expected = dict.fromkeys(NAMES, 1) | {"04_image_al": n_table1, "05_partial_annotation": n_table2}
-    assert jobs_to_run(tmp_path, **config) == expected
-    assert len(Batch(config).names) == sum(expected.values())
+def test_it_has_a_job_for_each_run(config, n_table1, n_table2):
+    runs = Batch(config).runs_of
+    assert (len(runs["04_image_al"]), len(runs["05_partial_annotation"])) == (n_table1, n_table2)
+
+
+def test_a_dry_run_announces_the_jobs_and_names_a_folder_as_it_was_typed(tmp_path):
+    status, said = snakemake(tmp_path, "--dry-run", "--quiet", "rules", "host", runs="007")
+    assert status == 0 and re.search(r"^runs +007$", said, re.M)
+    assert announced(said) == dict.fromkeys(NAMES, 1) | {"04_image_al": 5 * 2, "05_partial_annotation": 5}
+
+
+@pytest.mark.parametrize("arguments", [["-C", "runs=2024_05_01"], ["--config=runs=1e5"], ["--config", "runs='0o17'"]])
+def test_a_folder_is_named_as_it_was_typed(arguments):
+    typed = arguments[-1].rpartition("runs=")[2].strip("'")
+    assert as_typed({"runs": 7, "seeds": 7}, ["snakemake", *arguments]) == {"runs": typed, "seeds": 7}
 
 
 def test_cells_that_stand_for_one_another_give_the_same_labels_and_others_do_not():
     p = np.linspace(0, 1, 10_001)
     written = {cell: np.where(abs(0.5 - p) <= cell.tau_u, -1, p >= cell.tau_b) for cell in GRID}  # -1: the human's
-    for one, other in product(GRID, GRID):
-        assert np.array_equal(written[one], written[other]) == (one.distinct == other.distinct), (one, other)
+    for cell, other in combinations(GRID, 2):
+        assert np.array_equal(written[cell], written[other]) == (cell.distinct == other.distinct), (cell, other)
     assert {str(cell.distinct) for cell in GRID} == {
         "partial-0.125-0.25", "partial-0.125-0.5", "partial-0.125-0.75", "partial-0.25-0.5", "partial-0.375-0.5",
     }  # fmt: skip
@@ -163,22 +172,6 @@ def test_a_profile_elsewhere_does_not_share_the_folders_of_a_shipped_one(tmp_pat
     assert Batch({"profile": tmp_path / "quick.yaml", "runs": "mine", "figures": "drawn"}).runs == "mine"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "runs"),
-    [
-        (["--config", "profile=paper", "runs=007"], "007"),
-        (["-C", "runs=2024_05_01"], "2024_05_01"),
-        (["--config=runs=1e5"], "1e5"),
-        (["--config", "runs='0o17'"], "0o17"),
-    ],
-)
-def test_a_folder_is_named_as_it_was_typed(arguments, runs, tmp_path):
-    options = ["--dry-run", "--quiet", "rules", "host", "--profile", ROOT / "workflow/local", "--snakefile"]
-    program = [sys.executable, "-m", "snakemake", *options, ROOT / "Snakefile", *arguments]
-    done = subprocess.run([*map(str, program)], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and re.search(r"^runs +(.*)$", done.stderr, re.M)[1] == runs
-
-
 @pytest.mark.parametrize("text", ["$(touch made)", "`x`", "C:\\isic", 'it\'s "mine"', "two\nrows"])
 def test_what_a_cluster_s_jobs_would_get_otherwise_is_refused(text):
     check_for_cluster(["runs=2024_05_01", "data=it's here", 'overrides={loss: "dice"}'])
@@ -186,22 +179,19 @@ def test_what_a_cluster_s_jobs_would_get_otherwise_is_refused(text):
         check_for_cluster(["runs=2024_05_01", f"data={text}"])
 
 
-def test_only_a_cluster_is_refused_what_its_shells_would_change(tmp_path):
-    snakefile = ["--snakefile", ROOT / "Snakefile", "--dry-run"]
+def test_a_cluster_is_refused_what_its_shells_would_change(tmp_path):
     odd = ["--config", 'overrides={encoder_weights: "$HOME.pth"}']
-    status, said = snakemake(tmp_path, "--dry-run", overrides='{encoder_weights: "$HOME.pth"}')
-    assert status == 0, said
-    program = [sys.executable, "-m", "snakemake", "--executor", "slurm", "--jobs", "2", *snakefile, *odd]
-    done = subprocess.run([*map(str, program)], cwd=tmp_path, capture_output=True, text=True)
+    program = [sys.executable, "-m", "snakemake", "--executor", "slurm", "--jobs", "2", "--dry-run", "--snakefile"]
+    done = subprocess.run([*program, ROOT / "Snakefile", *odd], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and "error: overrides: a cluster's jobs would not get" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
-def test_a_number_in_a_file_of_settings_is_refused_with_the_way_to_write_it(tmp_path):
+def test_a_number_in_a_file_of_settings_is_refused_before_anything_starts(tmp_path):
     (tmp_path / "mine.yaml").write_text("runs: 2024_05_01")
-    status, said = snakemake(tmp_path, "--dry-run", "--configfile", "mine.yaml")
+    status, said = snakemake(tmp_path, "--configfile", "mine.yaml")
     assert status == 1 and "runs: must be text, but 20240501 was read" in said and "put it into quotes" in said
-    (tmp_path / "mine.yaml").write_text("runs: '2024_05_01'")
-    assert snakemake(tmp_path, "--dry-run", "--configfile", "mine.yaml")[0] == 0
+    assert "Traceback" not in said and not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("value", ["0 3", "0,3", [0, 3], ["0", "3", "0"]])
@@ -234,12 +224,6 @@ def test_a_configuration_that_cannot_be_used_is_refused_by_name(config, message)
         Batch(config)
 
 
-def test_it_is_refused_before_anything_starts(tmp_path):
-    status, said = snakemake(tmp_path, overrides="{epoch: 1}")
-    assert status == 1 and "epoch: there is no such setting; did you mean 'epochs'?" in said
-    assert "Traceback" not in said and not (tmp_path / "runs").exists()
-
-
 def test_a_notebook_run_by_hand_writes_where_no_batch_reads():
     parameters = {"overrides": "{n_synthetic: [4, 2, 2]}", "device": "cpu"}
     folder = open_workspace("04_image_al", **parameters).output_dir.relative_to(RUNS_DIR)
@@ -255,110 +239,19 @@ def test_only_what_changed_is_run_again(project):
     fake += "pathlib.Path(sys.argv[2], name, 'done.json').write_text(sys.argv[1])\n"
     fake += "name == '06_results' and pathlib.Path('figures/quick/summary.md').write_text('')\n"
     (project / "workflow" / "run_notebook.py").write_text(fake)
+    status, said = snakemake(project, project=project, **ONE_OF_EACH)
+    assert status == 0, said
 
     def stale():
-        return sorted(jobs_to_run(project, project=project, **ONE_OF_EACH))
-
-    def run():
-        status, said = snakemake(project, project=project, **ONE_OF_EACH)
+        status, said = snakemake(project, "--dry-run", "--quiet", "rules", "host", project=project, **ONE_OF_EACH)
         assert status == 0, said
+        return sorted(announced(said))
 
-    assert stale() == NAMES
-    run()
-    assert stale() == []
     edit(project, "04_image_al", "markdown", "better prose")
-    edit(project, "06_results", "markdown", "better prose")
     assert stale() == []
-    edit(project, "04_image_al", "code", "better = 'picture'")
-    assert stale() == []  # what runs make are their records
     edit(project, "02_model", "code", "better = 'code'")
-    assert stale() == ["02_model"]
-    metrics, figures = (project / "alutils" / f"{name}.py" for name in ("metrics", "figures"))
-    metrics.write_text("# a comment\n\n" + metrics.read_text().replace("eq. 4", "equation 4"))
-    assert stale() == ["02_model"]
-    figures.write_text(figures.read_text() + "SIZE = 7\n")
-    assert stale() == ["01_data", "02_model", "03_uncertainty", "06_results"]
-    run()
     (project / "runs/quick/05_partial_annotation/partial-0.25-0.5-seed0/done.json").unlink()
-    assert stale() == ["05_partial_annotation", "06_results"]
-    run()
-    profile = project / "profiles" / "quick.yaml"
-    profile.write_text(profile.read_text() + "# a comment\n")
-    assert stale() == []
-    profile.write_text(profile.read_text() + "momentum: 0.8\n")
-    assert stale() == NAMES
-    run()
-    metrics.write_text(metrics.read_text() + "SMALL = 1e-9\n")
-    assert stale() == NAMES
-
-
-def test_the_code_hash_is_of_code_cells_and_nothing_else_of_a_notebook(tmp_path):
-    def hash_of(*cells):
-        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.ipynb"
-        nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
-        return code_of_notebook(ROOT, path, "settings")
-
-    code, prose = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell
-    first = hash_of(prose("a"), code("x = 1"))
-    assert re.fullmatch("[0-9a-f]{12}", first)
-    assert hash_of(code("x = 1", outputs=[nbformat.v4.new_output("stream", text="1")]), prose("b")) == first
-    assert hash_of(code("x = 1  # why")) == first
-    assert len({first, hash_of(code("x = 2")), hash_of(code("x"), code(" = 1")), hash_of()}) == 4
-    assert hash_of(code("%time x")) != hash_of(code("%time y")) and hash_of(code("'shown'")) != hash_of(code("'other'"))
-
-
-ODD = (
-    '"""Doc"""  # and comment\n# é\nX = f"""\n  # not a comment   \n{1 + 1!r:>{10}}\n\n  """ + f\'é {"#"}\'; "é"  # c\n'
-    'def g(x, y="é"):\n    """é doc\n\n    # inside\n    """\n\n    s = ("a"  # one\n         f"b {x}"   \n\n'
-    '         "c")\n'
-    '    "bare"\n    return s + """keep   \n\nblank"""  \n'
-)
-
-
-def test_what_counts_of_code_is_the_same_on_every_version_of_python():
-    expected = (
-        'X = f"""\n  # not a comment   \n{1 + 1!r:>{10}}\n\n  """ + f\'é {"#"}\';\n'
-        'def g(x, y="é"):\n    s = ("a"\n         f"b {x}"\n         "c")\n    return s + """keep   \n\nblank"""'
-    )
-    assert significant(ODD) == expected
-    changes = {"1 + 1": "1 + 2", "é {": "e {", "keep   ": "keep ", 'y="é"': 'y="e"'}  # code, f-strings, long texts
-    assert all(significant(ODD.replace(old, new)) != expected for old, new in changes.items())
-
-
-FILES = {
-    "__init__": "from alutils.lab.figures import draw",
-    "loop": "from alutils import seeds\nfrom alutils.queries.registry import STRATEGIES\nimport alutils.models.unet",
-    "seeds": "", "figures": "import alutils.loop", "common": "", "tables": "",
-    "models/__init__": "from .unet import UNet", "models/unet": "from ..metrics import dice\nclass UNet: pass",
-    "models/other": "", "metrics": "def dice():\n    from alutils import common",
-    "queries/__init__": "", "queries/registry": "def strategy(name, **options): pass", "queries/helpers": "",
-    "queries/maps": "from alutils.queries import helpers\n@strategy('entropy')\ndef score_entropy(): pass",
-    "queries/dropout": "@strategy('mc_dropout', needs_dropout=True)\ndef a(): pass\n@strategy('bald')\ndef b(): pass",
-    "queries/sampling": "@strategy('random')\ndef score_at_random(): 0",
-}  # fmt: skip
-
-
-def test_a_run_depends_on_what_the_loop_imports_and_on_its_own_strategy_s_file(tmp_path):
-    for name, text in FILES.items():
-        path = tmp_path / "alutils" / f"{name}.py"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    always = {"loop", "seeds", "models", "models.unet", "metrics", "common", "queries", "queries.registry"}
-    for arm, own in {
-        "entropy": {"queries.maps", "queries.helpers"}, "bald": {"queries.dropout"},
-        "random": {"queries.sampling"}, "full_cosine": set(),
-    }.items():  # fmt: skip
-        assert {name.removeprefix("alutils.") for name in run_modules(tmp_path, arm)} == always | own, arm
-
-
-def test_today_s_run_depends_on_training_and_not_on_pictures_or_tables():
-    found = {name.removeprefix("alutils.") for name in run_modules(ROOT, "entropy")}
-    assert found >= {"loop", "training", "uncertainty", "queries.registry", "queries.pixel", "system.seeding"}
-    assert not found & {"queries.baseline", "queries.sampled"}
-    assert not [name for name in found if name.startswith(("lab", "report", "alutils"))]
-    hashes = {arm: code_of_run(ROOT, arm, "settings") for arm in ARMS}
-    assert all(re.fullmatch("[0-9a-f]{12}", one) for one in hashes.values())
-    assert code_hash("04_image_al", "quick", "bald") != code_hash("04_image_al", "paper", "bald")
+    assert stale() == ["02_model", "05_partial_annotation", "06_results"]
 
 
 def test_a_folder_of_other_code_is_put_aside_and_a_job_s_own_is_kept(tmp_path, capsys):
@@ -380,55 +273,45 @@ def test_a_folder_of_other_code_is_put_aside_and_a_job_s_own_is_kept(tmp_path, c
 # When something fails
 
 
-def test_a_failing_notebook_leaves_its_traceback_and_the_others_finish(project):
-    edit(project, "03_uncertainty", "code", "raise RuntimeError('as expected')")
-    # What a shell, Snakemake or YAML could stumble over
-    odd = 'it\'s $(touch made) "{x}" {params.job}; `touch made` *.pth'
-    overrides = {"encoder_weights": odd}
-    config = {**ONE_OF_EACH, "overrides": json.dumps(overrides), "runs": "my runs", "figures": "my figures"}
-    env = {"CUDA_VISIBLE_DEVICES": "5,6", "TMPDIR": str(project)}
-    status, said = snakemake(project, project=project, cores=2, env=env, **config)
-    assert status == 1
-    assert "FAILED 03_uncertainty: RuntimeError: as expected\n  the traceback is in my runs/03" in said
-    assert "not finished, see:\n  my runs/03_uncertainty.ipynb\n" in said[said.rindex(" steps") :]
-
-    runs = project / "my runs"
-    failed = nbformat.read(runs / "03_uncertainty.ipynb", as_version=4)
-    errors = [out.ename for cell in failed.cells for out in cell.get("outputs", []) if out.output_type == "error"]
-    assert errors == ["RuntimeError"]
-    done = {str(path.parent.relative_to(runs)) for path in runs.rglob("done.json")}
-    assert done == {
-        "01_data", "02_model", "04_image_al/random-seed0", "05_partial_annotation/partial-0.25-0.5-seed0", "06_results",
-    }  # fmt: skip
-    assert (project / "my figures" / "summary.md").exists() and not list(project.glob("**/made"))
-
-    used = {name: json.loads((runs / name / "given.json").read_text()) for name in done - {"06_results"}}
-    for given, threads, device in used.values():
-        assert yaml.safe_load(given) == overrides and threads == "1" and device in ("5", "6")
-    assert json.loads((project / "my figures" / "given.json").read_text())[1:] == ["1", ""]
-
-    edit(project, "03_uncertainty", "code", "pass")
-    assert jobs_to_run(project, project=project, **config) == {"03_uncertainty": 1}
-
-
-def test_a_training_that_diverges_is_an_outcome_and_the_results_follow(project):
-    code = """
+DIVERGES = """
 from pathlib import Path
 class TrainingDiverged(RuntimeError): pass
 Path(output_dir, 'run').mkdir(parents=True)
 Path(output_dir, 'run', 'run.json').write_text('{"status": "diverged"}')
 raise TrainingDiverged('the loss was nan')
 """
-    edit(project, "04_image_al", "code", code)
+
+
+def test_a_failing_notebook_leaves_its_traceback_a_training_may_diverge_and_the_others_finish(project):
+    edit(project, "03_uncertainty", "code", "raise RuntimeError('as expected')")
+    edit(project, "04_image_al", "code", DIVERGES)
+    config = {**ONE_OF_EACH, "overrides": "{epochs: 2}", "runs": "my runs", "figures": "my figures"}
     env = {"CUDA_VISIBLE_DEVICES": "5,6", "TMPDIR": str(project)}
-    config = {**ONE_OF_EACH, "runs": "runs", "figures": "figures"}
     status, said = snakemake(project, project=project, cores=2, env=env, **config)
-    assert status == 0, said
+    assert status == 1
+    assert "FAILED 03_uncertainty: RuntimeError: as expected\n  the traceback is in my runs/03" in said
     assert "DIVERGED 04_image_al/random-seed0: TrainingDiverged: the loss was nan" in said
-    done = json.loads((project / "runs" / "04_image_al" / "random-seed0" / "done.json").read_text())
-    assert done["outcome"] == "diverged"
-    assert json.loads((project / "runs" / "01_data" / "done.json").read_text())["outcome"] == "finished"
-    assert (project / "figures" / "summary.md").exists()
+    assert "not finished, see:\n  my runs/03_uncertainty.ipynb\n" in said[said.rindex(" steps") :]
+
+    runs = project / "my runs"
+    failed = nbformat.read(runs / "03_uncertainty.ipynb", as_version=4)
+    errors = [out.ename for cell in failed.cells for out in cell.get("outputs", []) if out.output_type == "error"]
+    assert errors == ["RuntimeError"]
+    done = {str(path.parent.relative_to(runs)): json.loads(path.read_text()) for path in runs.rglob("done.json")}
+    arm, cell = "04_image_al/random-seed0", "05_partial_annotation/partial-0.25-0.5-seed0"
+    assert {name: mark["outcome"] for name, mark in done.items()} == {
+        arm: "diverged", **dict.fromkeys(["01_data", "02_model", cell, "06_results"], "finished")
+    }  # fmt: skip
+    assert (project / "my figures" / "summary.md").exists()
+
+    for name in ("01_data", "02_model", cell):
+        given, threads, device, threshold = json.loads((runs / name / "given.json").read_text())
+        assert yaml.safe_load(given) == {"epochs": 2} and threads == "1" and device in ("5", "6")
+        assert threshold > 10_000  # a batch's kernel does not look for garbage among what it imports
+    assert json.loads((project / "my figures" / "given.json").read_text())[1:3] == ["1", ""]
+    executed = nbformat.read(runs / "01_data.ipynb", as_version=4)
+    assert not [cell.source for cell in executed.cells if "set_threshold" in cell.source]
+    assert [cell.execution_count for cell in executed.cells if cell.cell_type == "code"] == [1, 2, 3]
 
 
 def test_ctrl_c_ends_with_what_comes_of_it_and_without_tracebacks(project):
@@ -464,28 +347,28 @@ def test_each_round_and_each_job_that_ends_is_told_with_what_is_left(tmp_path, c
         lines = [json.dumps({"round": k, "steps": n, "val_dice": 0.8125}) + "\n" for k, n in enumerate(steps)]
         (tmp_path / name / "rounds.jsonl").write_text("".join(lines) + '{"round": 9, "st')  # the next is under way
 
-    one, other = "04_image_al/random-seed0", "04_image_al/full-seed0"
+    first, second = "04_image_al/random-seed0", "04_image_al/full-seed0"
     write("01_data", "done.json")
-    write(one, "job.json")
-    rounds(one, 9)  # a batch that goes on
-    write(other, "job.json", code="older")
-    write(other, "done.json", code="older")
-    rounds(other, 324)
+    write(first, "job.json")
+    rounds(first, 9)  # a batch that goes on
+    write(second, "job.json", code="older")
+    write(second, "done.json", code="older")
+    rounds(second, 324)
     seen = watch.Watch(batch)
     seen.look()
     assert capsys.readouterr().err == ""
-    rounds(one, 9, 18, 54)
+    rounds(first, 9, 18, 54)
     seen.look()
     assert (
-        capsys.readouterr().err == f"{one}: round 3 of 8, validation Dice 0.812; 1 of 7 jobs done, about 2.1 h left\n"
+        capsys.readouterr().err == f"{first}: round 3 of 8, validation Dice 0.812; 1 of 7 jobs done, about 2.1 h left\n"
     )
-    write(other, "job.json")
-    rounds(other, 324)
+    write(second, "job.json")
+    rounds(second, 324)
     write("02_model", "done.json")
     seen.look()
     told = capsys.readouterr().err.splitlines()
     assert [line.split(";")[0] for line in told] == [
-        f"{other}: round 1 of 1, validation Dice 0.812", "02_model: done"
+        f"{second}: round 1 of 1, validation Dice 0.812", "02_model: done"
     ]  # fmt: skip
     for name in batch.names:
         write(name, "done.json", outcome="finished")
@@ -511,16 +394,28 @@ def test_a_round_is_told_before_a_network_disk_shows_the_run_s_record(tmp_path, 
 def kill_all(process):
     """SIGKILL for a process and all that it started, as at a power cut."""
     family = [process, *process.children(recursive=True)]
-    for one in family:
-        one.send_signal(signal.SIGSTOP)
-    for one in family:
-        one.kill()
+    for member in family:
+        member.send_signal(signal.SIGSTOP)
+    for member in family:
+        member.kill()
     psutil.wait_procs(family[1:], timeout=10)
 
 
-def test_a_batch_killed_in_the_middle_goes_on_from_the_last_round(tmp_path):
+ARM = """
+import alutils
+from alutils.lab.notebook import open_workspace
+
+parameters = {"profile": profile, "data_root": data_root, "device": device, "overrides": overrides}
+work = open_workspace("04_image_al", output_dir=output_dir, seed=seed, strategy=strategy, **parameters)
+folder, device = work.output_dir, str(work.device)
+_ = list(alutils.run_active_learning(work.experiment, work.splits, folder, device=device, progress=False))
+"""
+
+
+def test_a_batch_killed_in_the_middle_goes_on_from_the_last_round(project, tmp_path):
+    edit(project, "04_image_al", "code", ARM)
     tiny = {"n_synthetic": [24, 8, 8], "cold_start": 8, "query_size": 2, "n_queries": 7, "epochs": 1}
-    config = {"overrides": json.dumps(tiny), "strategies": "entropy", "seeds": 3}
+    config = {"project": project, "overrides": json.dumps(tiny), "strategies": "entropy", "seeds": 3}
     target = "runs/quick/04_image_al/entropy-seed3/done.json"
     folder = tmp_path / "runs" / "quick" / "04_image_al" / "entropy-seed3"
     with subprocess.Popen(
@@ -543,11 +438,10 @@ def test_a_batch_killed_in_the_middle_goes_on_from_the_last_round(tmp_path):
     splits = make_synthetic(*experiment.n_synthetic, image_size=experiment.image_size)
     undisturbed = tmp_path / "undisturbed"
     list(run_active_learning(experiment, splits, undisturbed, device="cpu", progress=False))
-    visible = [{path.name for path in one.glob("[!.]*")} for one in (folder, undisturbed)]  # half a file may be left
-    assert {name for name in visible[0] if not name.endswith((".png", ".svg"))} == visible[1] | {
-        "job.json",
-        "done.json",
-    }
+    visible = [
+        {path.name for path in place.glob("[!.]*")} for place in (folder, undisturbed)
+    ]  # half a file may be left
+    assert visible[0] == visible[1] | {"job.json", "done.json"}
     assert list((tmp_path / "runs").rglob("run.json")) == [folder / "run.json"]
     assert load_runs(tmp_path / "runs" / "quick")["run"].tolist() == ["04_image_al/entropy-seed3"]
     expected = read_rounds(undisturbed, read_record(undisturbed))
@@ -567,116 +461,3 @@ def test_a_job_waits_for_the_same_job_of_a_batch_that_was_killed(tmp_path, monke
         order.append("the other")
     waiting.join()
     assert order == ["the other", "the job"] and (tmp_path / "01_data" / "done.json").exists()
-
-
-# Which GPU
-
-
-@pytest.fixture
-def places(tmp_path, monkeypatch):
-    monkeypatch.setattr(devices.tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(devices, "POLL_SECONDS", 0.01)
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))  # without this machine's own nvidia-smi
-    return monkeypatch
-
-
-def hold(held, runs_per_gpu):
-    place = devices.one_device(runs_per_gpu)
-    held.append((place.__enter__()["CUDA_VISIBLE_DEVICES"], place))
-
-
-def test_jobs_spread_over_the_gpus_then_share_them_and_then_wait(places):
-    places.setenv("CUDA_VISIBLE_DEVICES", "GPU-3, GPU-ab/1")
-    held = []
-    for _ in range(4):
-        hold(held, runs_per_gpu=2)
-    assert [device for device, _ in held] == ["GPU-3", "GPU-ab/1", "GPU-3", "GPU-ab/1"]
-    fifth = threading.Thread(target=hold, args=(held, 2))
-    fifth.start()
-    fifth.join(0.1)
-    assert len(held) == 4
-    held[1][1].__exit__(None, None, None)
-    fifth.join()
-    assert held[4][0] == "GPU-ab/1"
-    for i in (0, 2, 3, 4):
-        held[i][1].__exit__(None, None, None)
-
-
-def test_a_killed_job_gives_its_gpu_back(places, tmp_path):
-    places.setenv("CUDA_VISIBLE_DEVICES", "0")
-    code = "import devices\nwith devices.one_device(1):\n    print('held', flush=True)\n    input()"
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "workflow"), "TMPDIR": str(tmp_path)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", code], env=env, text=True, **pipes) as other:
-        assert other.stdout.readline() == "held\n"
-        held = []
-        waiting = threading.Thread(target=hold, args=(held, 1))
-        waiting.start()
-        waiting.join(0.1)
-        assert held == []
-        other.kill()
-        waiting.join()
-    assert held[0][0] == "0"
-
-
-def test_each_slurm_allocation_has_devices_of_its_own(places):
-    places.setenv("CUDA_VISIBLE_DEVICES", "0")
-    held = []
-    for job in ("17", "18"):
-        places.setenv("SLURM_JOB_ID", job)
-        hold(held, 1)
-    assert [device for device, _ in held] == ["0", "0"]
-
-
-@pytest.mark.parametrize(
-    ("listed", "expected"),
-    [
-        ("", []),
-        ("-1", []),
-        ("NoDevFiles", []),
-        ("1,-1,0", ["1"]),
-        ("0,none,1", ["0"]),
-        (" 1, 0", ["1", "0"]),
-        ("1st", ["1"]),
-        ("0,1,0", []),
-        ("GPU-ab, GPU-cd", ["GPU-ab", "GPU-cd"]),
-        ("GPU-ab,1", ["GPU-ab"]),
-        ("1,GPU-ab", ["1"]),
-        ("GPU-ab,GPU-ab", []),
-        ("MIG-ab/1/0", ["MIG-ab/1/0"]),
-    ],
-)
-def test_the_visible_devices_are_cuda_s(listed, expected, places, tmp_path):
-    """With nvidia-smi to ask, and without."""
-    places.setenv("CUDA_VISIBLE_DEVICES", listed)
-    assert devices.visible_devices() == expected
-    install_nvidia_smi(tmp_path, "0, GPU-ab01\\n1, GPU-cd02\\n")
-    assert devices.visible_devices() == expected
-
-
-@pytest.mark.parametrize("listed", ["2", "GPU-ff", "GPU-", "7,0"])
-def test_a_device_that_is_not_there_is_none(listed, places, tmp_path):
-    places.setenv("CUDA_VISIBLE_DEVICES", listed)
-    install_nvidia_smi(tmp_path, "0, GPU-ab01\\n1, GPU-cd02\\n")
-    with devices.one_device(1) as environment:
-        assert environment == {}
-
-
-def install_nvidia_smi(folder, says):
-    program = folder / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\nprintf '{says}'\n")
-    program.chmod(0o755)
-    return program
-
-
-def test_without_a_list_nvidia_smi_is_asked(places, tmp_path):
-    program = install_nvidia_smi(tmp_path, "0, GPU-ab01\\n1, GPU-cd02\\n")
-    assert devices.visible_devices() == ["0", "1"]
-    with devices.one_device(1) as environment:
-        assert environment == {"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    program.write_text("#!/bin/sh\necho no devices were found\nexit 6\n")
-    assert devices.visible_devices() == []
-    with devices.one_device(1) as environment:
-        assert environment == {}

@@ -12,30 +12,14 @@ import torch
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
-PEAKS = """
-import operator
-import sys
-sys.path.insert(0, {!r})
-import frame
-if __name__ == "__main__":
-    print(*(frame.peak_mib(operator.mul, b"x", n * 2**20) for n in (1, 400)))
-"""
-
-
-APART = """
-import json
-import multiprocessing
-import os
-import sys
-import time
+SCRIPT = """
+import json, multiprocessing, operator, os, sys, time
 import torch
 sys.path.insert(0, {!r})
 import frame
 
-def note(folder, name, fails=False):
+def note(folder, name):
     kept = bytearray(300 * 2**20 if name == "b" else 1)
-    if fails:
-        raise KeyError("no such thing")
 
     def work():
         child = multiprocessing.get_context("fork").Process(target=time.time)
@@ -45,12 +29,27 @@ def note(folder, name, fails=False):
             print(name, os.getpid(), torch.get_num_threads(), child.exitcode, len(kept) > 0, file=file)
     return work
 
+def fail():
+    raise KeyError("no such thing")
+
 if __name__ == "__main__":
-    folder, *fails = sys.argv[1:]
-    makers = {{name: (note, folder, name, bool(fails)) for name in "ab"}}
-    times, peaks = frame.apart_in_turns(makers, 2, threads=1, device=torch.device("cpu"))
-    print(json.dumps([{{name: len(taken) for name, taken in times.items()}}, peaks, os.getpid()]))
+    cpu = torch.device("cpu")
+    small, large = (frame.peak_mib(operator.mul, b"x", n * 2**20) for n in (1, 400))
+    makers = {{name: (note, sys.argv[1], name) for name in "ab"}}
+    times, peaks = frame.apart_in_turns(makers, 2, threads=1, device=cpu)
+    counts = {{name: len(taken) for name, taken in times.items()}}
+    print(json.dumps([large - small, counts, peaks, os.getpid()]), flush=True)
+    frame.apart_in_turns({{"a": (fail,)}}, 1, threads=1, device=cpu)
 """
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The script's folder and what it said: in a process of its own, as this one may have held more than the work."""
+    folder = tmp_path_factory.mktemp("apart")
+    (folder / "script.py").write_text(SCRIPT.format(str(BENCHMARKS)))
+    command = [sys.executable, folder / "script.py", folder]
+    return folder, subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
 @pytest.fixture
@@ -67,16 +66,10 @@ def test_contenders_go_in_turns_and_the_warm_up_does_not_count(frame):
     assert {name: len(taken) for name, taken in times.items()} == {"a": 2, "b": 2}
 
 
-def run_apart(folder, *arguments):
-    script = folder / "apart.py"
-    script.write_text(APART.format(str(BENCHMARKS)))
-    return subprocess.run([sys.executable, script, folder, *arguments], capture_output=True, text=True, timeout=120)
-
-
-def test_contenders_apart_work_in_turns_each_in_a_process_of_its_own_that_may_have_children(tmp_path):
-    done = run_apart(tmp_path)
-    counts, peaks, parent = json.loads(done.stdout)
-    calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+def test_contenders_apart_work_in_turns_each_in_a_process_of_its_own_that_may_have_children(done):
+    folder, finished = done
+    _, counts, peaks, parent = json.loads(finished.stdout)
+    calls = [line.split() for line in (folder / "calls").read_text().splitlines()]
     assert [name for name, *_ in calls] == ["a", "b"] * 3
     assert counts == {"a": 2, "b": 2}
     processes = {(name, process) for name, process, *_ in calls}
@@ -85,21 +78,18 @@ def test_contenders_apart_work_in_turns_each_in_a_process_of_its_own_that_may_ha
     assert 250 < peaks["b"] - peaks["a"] < 350
 
 
-def test_a_contender_that_cannot_be_made_ends_the_benchmark_with_its_error(tmp_path):
-    done = run_apart(tmp_path, "fails")
-    assert done.returncode != 0 and "no such thing" in done.stderr and "process ended" in done.stderr
+def test_a_contender_that_cannot_be_made_ends_the_benchmark_with_its_error(done):
+    _, finished = done
+    assert finished.returncode != 0 and "no such thing" in finished.stderr and "process ended" in finished.stderr
+
+
+def test_peak_memory_is_that_of_the_work(done):
+    assert 350 < json.loads(done[1].stdout)[0] < 450
 
 
 def test_the_ratio_is_the_median_of_the_turns_and_not_that_of_the_medians(frame):
     times = {"a": [1.0, 9.0, 4.0], "b": [1.0, 3.0, 8.0]}  # ratios 1, 3 and 0.5; the medians are 4 and 3
     assert frame.median_ratio(times, "a", "b") == 1.0
-
-
-def test_peak_memory_is_that_of_the_work(tmp_path):
-    script = tmp_path / "peaks.py"  # in a process of its own, as this one may have held more than the work needs
-    script.write_text(PEAKS.format(str(BENCHMARKS)))
-    small, large = map(float, subprocess.run([sys.executable, script], capture_output=True, check=True).stdout.split())
-    assert 350 < large - small < 450
 
 
 def test_a_report_is_written_with_the_machine(frame, tmp_path, capsys):

@@ -1,10 +1,13 @@
 """The files around the code say the same as each other."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,48 @@ def test_every_range_has_a_lower_bound_and_the_next_major_release_as_the_upper_o
 def test_environment_yml_says_what_every_package_is_for():
     lines = re.findall(r"^  - .*$", (ROOT / "environment.yml").read_text().split("dependencies:")[1], re.MULTILINE)
     assert [line for line in lines if "#" not in line] == ["  - python >=3.11"]
+
+
+def test_imports_within_alutils_go_downwards_only():
+    program = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+WORKS = """
+import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+import alutils
+print(alutils.__file__, alutils.Experiment.from_profile("quick").image_size)
+"""
+
+
+def test_a_wheel_has_all_modules_and_profiles_and_works_without_the_project(tmp_path):
+    source, installed = tmp_path / "source", tmp_path / "installed"
+    for name in ("alutils", "profiles"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = "from setuptools.build_meta import build_wheel; build_wheel('..')"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+    code = [path.relative_to(ROOT) for path in (ROOT / "alutils").rglob("*.py*") if path.suffix in (".py", ".pyi")]
+    profiles = [Path("alutils", "profiles", path.name) for path in (ROOT / "profiles").glob("*.yaml")]
+    assert [path for path in (*code, *profiles) if not (installed / path).is_file()] == []
+
+    shutil.rmtree(source)
+    modules = [".".join(path.with_suffix("").parts) for path in code if path.suffix == ".py"]
+    modules = [name.removesuffix(".__init__") for name in modules]
+    env = {**os.environ, "PYTHONPATH": str(installed)}
+    done = subprocess.run(
+        [sys.executable, "-c", WORKS, *modules], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(installed / "alutils" / "__init__.py"), "64"]
 
 
 def test_citation_names_the_project_and_the_paper():

@@ -1,9 +1,11 @@
 """The website, built by ``make site``: README, notebooks as executed, API. It reads nothing from another host."""
 
 import inspect
+import pkgutil
 import re
 import shutil
-from pathlib import PurePosixPath
+import tomllib
+from pathlib import Path, PurePosixPath
 
 from docutils import nodes
 from latex2mathml.converter import convert
@@ -76,7 +78,7 @@ html_math_renderer = "mathml"
 
 
 def mathml(latex, display):
-    """An equation that a browser shows by itself; a bar is a bracket here, not an operator with space around it."""
+    """An equation as MathML, which a browser shows by itself; bars are brackets, without an operator's space around."""
     bar = '<mo stretchy="false">&#x0007C;</mo>'
     return convert(latex, display=display).replace(bar, bar.replace("<mo", '<mo lspace="0" rspace="0"'))
 
@@ -92,14 +94,14 @@ def render_display_math(translator, node):
 
 
 def render_image(self, data, render=NbElementRenderer.render_image):
-    """A notebook's picture, with the alternative text that its output carries."""
+    """A notebook's picture with the alternative text of its output."""
     (image,) = render(self, data)
     image["alt"] = data.output_metadata.get(data.mime_type, {}).get("alt", "")
     return [image]
 
 
 def render_widget_view(self, data):
-    """What stands for a slider, which needs a running notebook."""
+    """A sentence in place of a slider, which needs a running notebook."""
     return [nodes.paragraph("", "", nodes.emphasis(text="Run the notebook to use the controls of this cell."))]
 
 
@@ -107,8 +109,28 @@ NbElementRenderer.render_image = render_image
 NbElementRenderer.render_widget_view = render_widget_view
 
 
+def modules_of(page):
+    """The modules that a page of the API is about, without the leading ``alutils``.
+
+    The paper's page has the flat files, in the order of the floors of pyproject.toml, from the lowest up. Each other
+    page has the files of the room of its name.
+    """
+    if page != "paper":
+        return [f"{page}.{found.name}" for found in pkgutil.iter_modules([str(Path(alutils.__path__[0], page))])]
+    settings = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    floors = [floor.split(" | ") for floor in settings["tool"]["importlinter"]["contracts"][0]["layers"]]
+    order = [name for floor in reversed(floors) for name in floor]
+    flat = [found.name for found in pkgutil.iter_modules(alutils.__path__) if not found.ispkg]
+    return sorted(flat, key=order.index)
+
+
 def complete_source(app, docname, source):
-    """The table of contents for the front page, and one title for the tables, a file of several titles."""
+    """Add the modules to a page of the API, the contents to the front page, and one title to the page of tables."""
+    folder, _, page = docname.rpartition("/")
+    if folder == "website/api" and page != "index":
+        for name in modules_of(page):
+            directive = f".. automodule:: alutils.{name}\n   :members:"
+            source[0] += f"\n## {name.rpartition('.')[2]}\n\n```{{eval-rst}}\n{directive}\n```\n"
     if docname == root_doc:
         source[0] += CONTENTS
     if docname == "figures/recorded/summary":
@@ -116,17 +138,17 @@ def complete_source(app, docname, source):
 
 
 def skip_plain_fields(app, what, name, obj, skip, options):
-    """A named tuple's fields say no more than its own docstring."""
+    """Leave out a named tuple's fields, which say no more than its own docstring."""
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
 def shorten_signature(app, what, name, obj, options, signature, returns):
-    """An experiment's settings are listed one by one below."""
+    """Leave out the settings in the signature of an experiment: they are listed below it."""
     return ("(**settings)", None) if name == "alutils.experiment.Experiment" else None
 
 
 def list_settings(app, what, name, obj, options, lines):
-    """Each setting of an experiment as an attribute: its default and description."""
+    """List each setting of an experiment as an attribute with its default and description."""
     if name == "alutils.experiment.Experiment":
         for setting, field in obj.model_fields.items():
             description = (field.description or "").replace("|", r"\|")
@@ -134,7 +156,7 @@ def list_settings(app, what, name, obj, options, lines):
 
 
 def api_name(env, text):
-    """The full name of what ``text`` names, such as ``alutils.fit``, ``fit()`` or ``tau_u``; None: nothing."""
+    """The full name of what ``text`` names, such as ``alutils.fit``, ``fit()`` or ``tau_u``, or None."""
     documented = env.domains.python_domain.objects
     name = text.split("(")[0].removeprefix("alutils.")
     if name in alutils.Experiment.model_fields:
@@ -145,12 +167,13 @@ def api_name(env, text):
         name = ".".join([exported.__module__.removeprefix("alutils."), exported.__qualname__, *rest])
     if f"alutils.{name}" in documented and (rest or text.startswith("alutils.") or exported):
         return f"alutils.{name}"
-    defined = [full for full in documented if full.count(".") == 2 and full.endswith(f".{name}")]
+    inner = ("attribute", "method", "property", "module")
+    defined = [full for full, entry in documented.items() if full.endswith(f".{name}") and entry.objtype not in inner]
     return defined[0] if len(defined) == 1 else None
 
 
 def link_to_api(app, env, node, content):
-    """Where a name is documented under the module that defines it, not under ``alutils``."""
+    """Link a name of ``alutils`` to the module that defines it, where it is documented."""
     name = api_name(env, node["reftarget"]) if node.get("refdomain") == "py" else None
     if name is not None:
         entry = env.domains.python_domain.objects[name]
@@ -164,7 +187,7 @@ def outer_nodes(node):
 
 
 class LinkedCode(SphinxPostTransform):
-    """Inline code that names something of alutils becomes a link to it; docstrings have links of their own."""
+    """Makes a link of inline code that names something of alutils; docstrings have links of their own."""
 
     default_priority = 5
     left_alone = (nodes.title, nodes.reference, addnodes.pending_xref, addnodes.desc_content)
@@ -179,7 +202,7 @@ class LinkedCode(SphinxPostTransform):
 
 
 class LinkedFolders(SphinxPostTransform):
-    """A link to a folder leads to the page about it: its README, or a page here of its name, or its parent's."""
+    """Leads a link to a folder to the page about it: its README, or a page here of its name, or its parent's."""
 
     default_priority = 5
 
@@ -195,7 +218,7 @@ class LinkedFolders(SphinxPostTransform):
 
 
 def add_front_page(app, exception):
-    """Readers and servers open ``index.html`` first."""
+    """Copy the front page to ``index.html``, which readers and servers open first."""
     if exception is None:
         shutil.copyfile(app.outdir / f"{root_doc}.html", app.outdir / "index.html")
 

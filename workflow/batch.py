@@ -1,4 +1,4 @@
-"""What the batch runs: its configuration, checked, and what each notebook is given."""
+"""What the batch runs: the check of its configuration, and the parameters of each notebook."""
 
 from __future__ import annotations
 
@@ -6,29 +6,20 @@ import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
 from code_hash import code_of_notebook, code_of_run
+from grid import ARMS, CONTROL_ARMS, GRID, MODE_CELLS, PAPER_ARMS, Cell, distinct
 
-from alutils.experiment import ANNOTATION_MODES, PROFILES_DIR, TAU_B, TAU_U, Experiment, same_run
-from alutils.queries.registry import BASELINES, STRATEGIES
+from alutils.experiment import ANNOTATION_MODES, PROFILES_DIR, Experiment
 from alutils.system.checks import ConfigError, did_you_mean, expanded
 from alutils.system.settings import parse_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
-ARMS = (*STRATEGIES, *BASELINES)
-"""What Table I may compare."""
-
-PAPER_ARMS = ("random", "least_confidence", "entropy", "mc_dropout", "full")
-CONTROL_ARMS = ("full_cosine", "random_at_once")
-"""Baselines that tell selection from curriculum."""
-
-MODES = ANNOTATION_MODES
 SINGLE = ("01_data", "02_model", "03_uncertainty")
 KEYS = {
     "profile": "a file in profiles/, or a path; quick",
@@ -46,31 +37,6 @@ KEYS = {
 """What ``snakemake --config`` takes."""
 
 TEXTS = ("profile", "data", "runs", "figures")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell of Table II."""
-
-    annotation: str
-    tau_u: float
-    tau_b: float
-
-    def __str__(self) -> str:
-        return f"{self.annotation}-{self.tau_u}-{self.tau_b}"
-
-    @property
-    def distinct(self) -> Cell:
-        """The cell that stands for all that give the same run, see ``alutils.experiment.same_run``.
-
-        >>> str(Cell("partial", 0.25, 0.75).distinct)
-        'partial-0.25-0.5'
-        """
-        return Cell("partial", *same_run(self.tau_u, self.tau_b)) if self.annotation == "partial" else self
-
-
-GRID = [Cell("partial", tau_u, tau_b) for tau_u, tau_b in product(TAU_U, TAU_B)]
-MODE_CELLS = [Cell(mode, 0.25, 0.25) for mode in MODES if mode not in ("full", "partial")]
 
 
 class Batch:
@@ -114,7 +80,7 @@ class Batch:
                 f"profile: {self.profile} has the name of {_shipped(name)}, so that both would write to the same "
                 "folders; give the file another name, or folders of its own (runs=... figures=...)"
             )
-        self.cells = {str(cell): cell for cell in _cells(given.get("cells", GRID if quick else GRID + MODE_CELLS))}
+        self.cells = distinct(_cells(given.get("cells", GRID if quick else GRID + MODE_CELLS)))
         self.runs = _folder("runs", given.get("runs", f"runs/{name}"))
         self.figures = _folder("figures", given.get("figures", f"figures/{name}"))
         self.runs_per_gpu = given.get("runs_per_gpu", 1)
@@ -129,7 +95,7 @@ class Batch:
 
     @property
     def runs_of(self) -> dict[str, list[str]]:
-        """The runs whose records notebook 06 reads, by notebook: names such as "entropy-seed0"."""
+        """The names of the runs whose records notebook 06 reads, by notebook, such as "entropy-seed0"."""
         return {
             "04_image_al": [f"{arm}-seed{seed}" for arm, seed in product(self.arms, self.seeds)],
             "05_partial_annotation": [f"{cell}-seed{seed}" for cell, seed in product(self.cells, self.table2_seeds)],
@@ -137,13 +103,13 @@ class Batch:
 
     @property
     def names(self) -> list[str]:
-        """All jobs: the notebook's name, and for 04 and 05 the run's after a slash."""
+        """The names of all jobs: the notebook's, followed in 04 and 05 by a slash and the run's."""
         runs = [f"{notebook}/{run}" for notebook, runs in self.runs_of.items() for run in runs]
         return [*SINGLE, *runs, "06_results"]
 
     @property
     def plan(self) -> str:
-        """The configuration, and how many runs of each notebook that makes."""
+        """The configuration as text, and how many runs of each notebook it makes."""
         about = {
             "profile": self.profile,
             "data": self.data or "synthetic images",
@@ -170,13 +136,13 @@ class Batch:
 
     @property
     def unfinished(self) -> str:
-        """What began and did not end, with the executed notebooks to look at."""
+        """The executed notebooks of the jobs that began and did not end, as text."""
         began = [name for name in self.names if Path(self.runs, name, "job.json").exists()]
         failed = [name for name in began if not Path(self.runs, name, "done.json").exists()]
         return "\n".join(["not finished, see:", *(f"  {self.runs}/{name}.ipynb" for name in failed)])
 
     def job(self, name: str) -> str:
-        """A job as ``run_notebook.py`` takes it, JSON; where it differs from the last time, the job is run again.
+        """A job as JSON, which ``run_notebook.py`` takes. The job is run again if this text differs from the last time.
 
         Args:
             name: one of :attr:`names`, such as "04_image_al/entropy-seed0".
@@ -200,7 +166,7 @@ class Batch:
 
 @functools.cache
 def code_hash(notebook: str, profile: str, arm: str | None) -> str:
-    """What a job's results depend on besides its parameters; comments, documentation and prose do not change it.
+    """The hash of what a job's results depend on besides its parameters: code and settings, never prose or comments.
 
     Args:
         notebook: its name.
@@ -217,7 +183,7 @@ def code_hash(notebook: str, profile: str, arm: str | None) -> str:
 
 
 def as_typed(config: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
-    """A configuration with its texts as they stand on the command line, where Snakemake makes 7 of 007.
+    """The configuration with its texts as they were typed: Snakemake reads 007 as the number 7.
 
     Args:
         config: as Snakemake read it.
@@ -234,8 +200,8 @@ def as_typed(config: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, A
 def check_for_cluster(entries: Sequence[str]) -> None:
     """Refuse settings that a cluster's jobs would not get as they were typed.
 
-    Snakemake hands the texts of its ``--config`` on to each job through several shells, within Python's quotes: these
-    keep numbers (007), spaces and quotes of one kind, and change what is refused here, or run it as a command.
+    Snakemake hands the texts of its ``--config`` on to each job through several shells, within Python's quotes. Numbers
+    (007), spaces and quotes of one kind arrive as they are. What is refused here would be changed, or run as a command.
 
     Args:
         entries: such as "data=/data/isic2018".
@@ -253,7 +219,7 @@ def check_for_cluster(entries: Sequence[str]) -> None:
 
 
 def _typed(value: Any) -> Any:
-    """Numbers and truth values of a command line, where Snakemake leaves them as text within lists and mappings."""
+    """The value with its numbers and truth values: Snakemake leaves them as text within lists and mappings."""
     if isinstance(value, Mapping):
         return {key: _typed(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -268,7 +234,7 @@ def _typed(value: Any) -> Any:
 
 
 def _listed(value: Any) -> list[Any]:
-    """A list, or text such as "0 1 2" or "0,1,2", or a single value."""
+    """The value as a list; it may be one, a text such as "0 1 2" or "0,1,2", or a single item."""
     if isinstance(value, str):
         return [_typed(item) for item in re.split(r"[\s,]+", value.strip())]
     return list(value) if isinstance(value, list | tuple) else [value]
@@ -295,8 +261,8 @@ def _cells(value: Any) -> list[Cell]:
         if not isinstance(given, Cell) and not (isinstance(given, list) and len(given) == 3):
             raise ConfigError(f"cells: each must be [annotation, tau_u, tau_b], e.g. [partial, 0.25, 0.5], got {given}")
         cell = given if isinstance(given, Cell) else Cell(*given)
-        if cell.annotation not in MODES:
-            hint = did_you_mean(str(cell.annotation), list(MODES))
+        if cell.annotation not in ANNOTATION_MODES:
+            hint = did_you_mean(str(cell.annotation), list(ANNOTATION_MODES))
             raise ConfigError(f"cells: there is no annotation '{cell.annotation}'; {hint}")
         if cell.annotation == "full":
             raise ConfigError("cells: full annotation is the arm least_confidence of Table I; leave it out here")
@@ -304,17 +270,17 @@ def _cells(value: Any) -> list[Cell]:
             tested = Experiment(annotation=cell.annotation, tau_u=cell.tau_u, tau_b=cell.tau_b)
         except ConfigError as error:
             raise ConfigError(f"cells: {cell}: {error}") from None
-        cells.append(Cell(tested.annotation, tested.tau_u, tested.tau_b).distinct)
+        cells.append(Cell(tested.annotation, tested.tau_u, tested.tau_b))
     return cells
 
 
 def _yaml(changes: Mapping[str, Any]) -> str:
-    """On one line, as the notebooks take it; empty for none."""
+    """The changes as YAML on one line, as the notebooks take them; an empty text if there are none."""
     return yaml.safe_dump(dict(changes), default_flow_style=True, width=float("inf")).strip() if changes else ""
 
 
 def _text(key: str, value: Any) -> str:
-    """A name or a path; from the home folder where it begins with ``~``."""
+    """A name or a path as text; a ``~`` at its beginning is the home folder."""
     if not isinstance(value, str | Path):
         raise ConfigError(
             f"{key}: must be text, but {value!r} was read, which may not be what was written (007 is read as 7); in a "
@@ -327,7 +293,7 @@ def _text(key: str, value: Any) -> str:
 
 
 def _profile(value: str) -> str:
-    """The name of a shipped profile, however it is written; of another file its path."""
+    """The name of a shipped profile, however it was written, or the path of another file."""
     path = Path(value)
     is_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
     return path.stem if is_path and path.resolve() == _shipped(path.stem).resolve() else value
@@ -338,7 +304,7 @@ def _shipped(name: str) -> Path:
 
 
 def _folder(key: str, value: str) -> str:
-    """Where Snakemake puts files: it reads braces as wildcards and takes spaces at the ends and slashes for its own."""
+    """A folder that Snakemake reads as it was written: to it braces are wildcards, and it cuts spaces at the ends."""
     if set(value) & set("{}"):
         raise ConfigError(f"{key}: must not contain braces, got {value}")
     if value != value.strip() or not value.rstrip("/"):

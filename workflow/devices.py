@@ -1,4 +1,4 @@
-"""Which GPU a job computes on: the first with a free place, held by a file lock for as long as the job runs."""
+"""Which GPU a job computes on: the first with a free place. A file lock holds the place while the job runs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def visible_devices() -> list[str]:
 
 
 def _devices_there() -> list[tuple[str, str]] | None:
-    """Number and identifier of each GPU of this machine; None where there is no nvidia-smi to ask."""
+    """Number and identifier of each GPU of this machine; None if there is no nvidia-smi to ask."""
     query = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
     try:
         lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -59,11 +59,10 @@ def _devices_there() -> list[tuple[str, str]] | None:
 
 @contextmanager
 def one_device(runs_per_gpu: int) -> Iterator[Mapping[str, str]]:
-    """Wait for a place on a GPU and hold it; nothing is waited for where there is no GPU.
+    """Wait for a place on a GPU and hold it; without a GPU, go on at once.
 
     The places are files in the system's temporary folder, so that all batches of a user on a machine share them. They
-    are given back when the process ends, however that is. Within a Slurm allocation, whose devices are its own, the
-    places are the allocation's.
+    are given back when the process ends, however it ends. Each Slurm allocation has devices and so places of its own.
 
     Args:
         runs_per_gpu: places on each GPU, at least 1.

@@ -28,6 +28,13 @@ from alutils.system.files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
 
+KERNEL_START = "import atexit, gc; gc.set_threshold(100_000, 100); atexit.register(gc.freeze); del atexit, gc"
+"""What a kernel does before the first cell.
+
+Python looks for garbage among all that the libraries are made of, which stays to the end: many times while they are
+imported, and once more when the process ends. That takes a second or more (benchmarks/startup.py).
+"""
+
 
 def main() -> None:
     job, runs, places = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -65,9 +72,9 @@ def execute(job: dict[str, Any], folder: Path) -> str:
     notebook, executed = ROOT / "notebooks" / f"{job['notebook']}.ipynb", f"{folder}.ipynb"
     parameters = {"output_dir": str(folder), **job["parameters"]}
     # A kernel is interrupted before it is told to end; now and then it notes that as an error
-    quiet = ["--IPKernelApp.log_level=CRITICAL"]
+    options = ["--IPKernelApp.log_level=CRITICAL", f"--IPKernelApp.exec_lines={KERNEL_START}"]
     try:
-        papermill.execute_notebook(notebook, executed, parameters, progress_bar=False, extra_arguments=quiet)
+        papermill.execute_notebook(notebook, executed, parameters, progress_bar=False, extra_arguments=options)
     except Exception as error:  # a failing cell, a dead kernel, a notebook that cannot be read or written
         found = f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else f"{type(error).__name__}: {error}"
         if any(

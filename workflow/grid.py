@@ -1,0 +1,59 @@
+"""What Tables I and II compare: the arms and the cells, for the batch and for the recorded runs alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+from alutils.experiment import ANNOTATION_MODES, TAU_B, TAU_U, same_run
+from alutils.queries.registry import BASELINES, STRATEGIES
+
+ARMS = (*STRATEGIES, *BASELINES)
+"""What Table I may compare."""
+
+PAPER_ARMS = ("random", "least_confidence", "entropy", "mc_dropout", "full")
+"""Table I's."""
+
+CONTROL_ARMS = ("full_cosine", "random_at_once")
+"""Baselines that tell selection from curriculum."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of Table II: who annotates which pixels of the queried images.
+
+    >>> str(Cell("partial", 0.125, 0.75))
+    'partial-0.125-0.75'
+    """
+
+    annotation: str
+    tau_u: float
+    tau_b: float
+
+    def __str__(self) -> str:
+        return f"{self.annotation}-{self.tau_u}-{self.tau_b}"
+
+    @property
+    def distinct(self) -> Cell:
+        """The cell that stands for all cells with the same run, see :func:`alutils.experiment.same_run`.
+
+        >>> str(Cell("partial", 0.25, 0.75).distinct)
+        'partial-0.25-0.5'
+        """
+        return Cell("partial", *same_run(self.tau_u, self.tau_b)) if self.annotation == "partial" else self
+
+
+GRID = [Cell("partial", tau_u, tau_b) for tau_u, tau_b in product(TAU_U, TAU_B)]
+"""The paper's Table II."""
+
+MODE_CELLS = [Cell(mode, 0.25, 0.25) for mode in ANNOTATION_MODES if mode not in ("full", "partial")]
+"""The other modes at one pair of thresholds. Mode full is the arm least_confidence of Table I."""
+
+
+def distinct(cells: list[Cell]) -> dict[str, Cell]:
+    """The runs that the cells need, by name; cells with the same run need it once.
+
+    >>> list(distinct(GRID))[-2:]
+    ['partial-0.25-0.5', 'partial-0.375-0.5']
+    """
+    return {str(cell.distinct): cell.distinct for cell in cells}
