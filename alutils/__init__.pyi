@@ -1,7 +1,8 @@
 from .annotation import AnnotationsNeeded, Oracle, merge_annotations
 from .cost import annotation_cost, average_cost
+from .data.cache import sweep_caches
 from .data.download import download_isic2018
-from .data.isic2018 import isic2018_report, load_isic2018, sweep_caches
+from .data.isic2018 import isic2018_report, load_isic2018
 from .data.splits import Split, Splits, identical_pictures
 from .data.synthetic import LesionFactors, make_synthetic, render_lesion
 from .experiment import Experiment
