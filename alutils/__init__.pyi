@@ -1,8 +1,9 @@
 from . import annotation, augment, cost, experiment, loop, metrics, model, rounds, samples, training, uncertainty
 from .annotation import AnnotationsNeeded, Oracle, merge_annotations
 from .cost import annotation_cost, average_cost
+from .data.cache import sweep_caches
 from .data.download import download_isic2018
-from .data.isic2018 import isic2018_report, load_isic2018, sweep_caches
+from .data.isic2018 import isic2018_report, load_isic2018
 from .data.rendering import LesionFactors, render_lesion
 from .data.splits import Split, Splits, identical_pictures
 from .data.synthetic import make_synthetic

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from alutils.data import isic2018
-from alutils.data.isic2018 import FOLDERS, OFFICIAL_COUNTS, isic2018_report, load_isic2018, sweep_caches
+from alutils.data import cache, folders, pairs
+from alutils.data.cache import sweep_caches
+from alutils.data.isic2018 import FOLDERS, OFFICIAL_COUNTS, isic2018_report, load_isic2018
 from alutils.data.splits import Split, Splits
 from alutils.lab.notebook import open_workspace
 from alutils.system.checks import DataError
@@ -106,7 +107,7 @@ def test_large_jpegs_stay_within_one_grey_level_on_average_of_antialiasing_all_t
 
     full = torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1)[None].float()
     oracle = F.interpolate(full, (128, 128), mode="bicubic", antialias=True)[0].clamp(0, 255)
-    ours, native, _ = isic2018._decode_image(path, 128)
+    ours, native, _ = pairs._decode_image(path, 128)
     difference = (torch.tensor(ours).float() - oracle).abs()
     assert native == (1600, 1200)
     assert difference.mean() < 0.7 and difference.max() < 8  # half of the margin before the filter: 0.85 on average
@@ -421,7 +422,7 @@ def test_one_cache_serves_all_that_can_be_done_with_degenerate_masks(root, monke
         error_of(root)
     else:
         load_isic2018(root, 32, degenerate_masks=first) if first == "keep" else sayings(root)
-    monkeypatch.setattr(isic2018, "_decode_pair", explode)
+    monkeypatch.setattr(pairs, "_decode_pair", explode)
     splits, said = sayings(root)  # "warn" is the default
     assert splits.train.lesion_area.tolist() == [0, 1]
     assert len(said) == 2
@@ -491,7 +492,7 @@ def explode(*args):
 
 def test_the_second_call_decodes_nothing_and_returns_the_same(root, monkeypatch):
     first = load_isic2018(root, 32)
-    monkeypatch.setattr(isic2018, "_decode_pair", explode)
+    monkeypatch.setattr(pairs, "_decode_pair", explode)
     second = load_isic2018(root, 32)
     assert torch.equal(first.train.images, second.train.images) and torch.equal(first.test.masks, second.test.masks)
     with pytest.raises(AssertionError, match="decoded again"):  # so the explosion would have been seen
@@ -523,7 +524,7 @@ def test_a_file_whose_first_or_last_byte_changes_is_decoded_anew_at_any_size_and
         content[end] = value
         path.write_bytes(content)
         os.utime(path, ns=(1, 1))
-        hashes.add(isic2018._hash_of_ends(path, n))
+        hashes.add(folders._size_and_ends(path))
     assert len(hashes) == 2
 
 
@@ -542,7 +543,7 @@ def test_a_copy_of_the_data_finds_the_same_cache(root, tmp_path, monkeypatch):
     first = load_isic2018(root, 32)
     copy = tmp_path / "scratch" / "job"
     shutil.copytree(root, copy, copy_function=shutil.copyfile)  # other times of change
-    monkeypatch.setattr(isic2018, "_decode_pair", explode)
+    monkeypatch.setattr(pairs, "_decode_pair", explode)
     assert load_isic2018(copy, 32).train.checksum == first.train.checksum
 
 
@@ -611,18 +612,18 @@ def test_the_cache_goes_to_the_argument_before_the_environment(root, tmp_path):
 
 def test_without_argument_and_environment_the_users_cache_folder_is_taken(root, tmp_path, monkeypatch):
     monkeypatch.delenv("ALUTILS_CACHE")
-    monkeypatch.setattr(isic2018.platformdirs, "user_cache_dir", lambda name: tmp_path / "user" / name)
+    monkeypatch.setattr(cache.platformdirs, "user_cache_dir", lambda name: tmp_path / "user" / name)
     load_isic2018(root, 32)
     assert len(list((tmp_path / "user" / "alutils").glob("*.npy"))) == 1
 
 
 def test_an_unusable_cache_folder_and_a_full_disk_are_named_before_anything_is_decoded(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(isic2018, "_decode_pair", explode)
+    monkeypatch.setattr(pairs, "_decode_pair", explode)
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"file/sub cannot be written \(Not a directory\).*ALUTILS_CACHE"):
         load_isic2018(root, 32, cache_dir=tmp_path / "file" / "sub")
     usage = type("Usage", (), {"free": 4 * 4 * 32**2 - 1})
-    monkeypatch.setattr(isic2018.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(DataError, match=r"needs 0\.0 GB.*make room"):
         load_isic2018(root, 32)
 
@@ -631,7 +632,7 @@ def test_a_disk_that_fills_up_while_decoding_leaves_nothing_behind(root, monkeyp
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(isic2018, "_decode_pair", full)  # stands for the write that follows it in the worker
+    monkeypatch.setattr(pairs, "_decode_pair", full)  # stands for the write that follows it in the worker
     with pytest.raises(DataError, match="No space left on device"):
         load_isic2018(root, 32)
     assert cached(root) == []
@@ -642,7 +643,7 @@ def test_an_interrupt_leaves_nothing_behind_and_the_next_call_works(root, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(isic2018, "_decode_pair", interrupt)
+        patch.setattr(pairs, "_decode_pair", interrupt)
         with pytest.raises(KeyboardInterrupt):
             load_isic2018(root, 32)
     assert cached(root) == []

@@ -13,7 +13,7 @@ from PIL import Image
 from small_disk import remount, small_disk
 from tiny import CONTEXT
 
-from alutils.data import isic2018
+from alutils.data import cache, pairs
 from alutils.data.isic2018 import FOLDERS, load_isic2018
 from alutils.system.checks import DataError
 
@@ -51,7 +51,7 @@ def the_cache(folder):
     return path
 
 
-def assert_survived(root, folder, expected):
+def survived(root, folder, expected):
     """The right pixels; whatever was wrong with the cache is warned of by its name, and put right."""
     path = the_cache(folder)
     with warnings.catch_warnings(record=True) as caught:
@@ -59,6 +59,7 @@ def assert_survived(root, folder, expected):
         found = pixels(load_isic2018(root, 32, cache_dir=folder))
     assert torch.equal(found, expected)
     assert len(caught) <= 1 and all(f"{path} is damaged and is made anew" in str(w.message) for w in caught)
+    assert all(w.filename == __file__ for w in caught)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_isic2018(root, 32, cache_dir=folder)
@@ -68,27 +69,33 @@ def assert_survived(root, folder, expected):
 def test_a_flipped_bit_in_the_cache_never_changes_a_pixel(root, expected, tmp_path, times, tally):
     n = times(20, 200)
     load_isic2018(root, 32, cache_dir=tmp_path)
-    path = the_cache(tmp_path)
-    sound = path.read_bytes()
+    array = the_cache(tmp_path)
+    record = array.with_suffix(".json")
+    sound = {path: path.read_bytes() for path in (array, record)}
     draw = random.Random(0)
     for i in range(n):
-        begin, end = ((0, 128), (len(sound) - 32, len(sound)), (0, len(sound)), (0, len(sound)))[i % 4]
-        data = bytearray(sound)
-        data[draw.randrange(begin, end)] ^= 1 << draw.randrange(8)
+        path, begin, end = ((array, 0, 64), (record, 0, None), (array, 128, None), (array, 128, None))[i % 4]
+        data = bytearray(sound[path])
+        data[draw.randrange(begin, end or len(data))] ^= 1 << draw.randrange(8)
         path.write_bytes(data)
-        assert assert_survived(root, tmp_path, expected) == 1
-        assert path.read_bytes() == sound
+        assert survived(root, tmp_path, expected) == 1
+        assert {path: path.read_bytes() for path in sound} == sound
     tally("flipped bit in the decode cache", n)
 
 
-def test_a_truncated_cache_is_made_anew(root, expected, tmp_path, times, tally):
+def test_a_truncated_or_half_written_cache_is_made_anew(root, expected, tmp_path, times, tally):
     n = times(10, 100)
     load_isic2018(root, 32, cache_dir=tmp_path)
-    path = the_cache(tmp_path)
-    size, draw = path.stat().st_size, random.Random(1)
-    for length in [0, 1, 127, 128, size - 33, size - 32, size - 1, *(draw.randrange(size) for _ in range(n - 7))]:
+    path, draw = the_cache(tmp_path), random.Random(1)
+    record = path.with_suffix(".json")
+    size = path.stat().st_size
+    for length in [0, 1, 127, 128, size - 1, *(draw.randrange(size) for _ in range(n - 7))]:
         os.truncate(path, length)
-        assert assert_survived(root, tmp_path, expected) == 1
+        assert survived(root, tmp_path, expected) == 1
+    os.truncate(record, record.stat().st_size - 1)
+    assert survived(root, tmp_path, expected) == 1
+    record.unlink()  # as after a kill between the two files
+    assert survived(root, tmp_path, expected) == 1
     tally("truncated decode cache", n)
 
 
@@ -96,17 +103,21 @@ def test_a_truncated_cache_is_made_anew(root, expected, tmp_path, times, tally):
 
 
 def leftovers(folder):
-    return [path.name for path in folder.iterdir() if path.suffix != ".lock"]
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
+
+
+def both_files(folder):
+    return [the_cache(folder).with_suffix(suffix).name for suffix in (".json", ".npy")]
 
 
 @pytest.mark.parametrize("filled_before", [True, False], ids=["before", "while decoding"])
 def test_a_full_disk_is_one_error_and_leaves_nothing(root, expected, tmp_path, tally, monkeypatch, filled_before):
     if not filled_before:  # another process fills the disk after we looked
-        monkeypatch.setattr(isic2018.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**12}))
+        monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**12}))
     with small_disk(tmp_path / "disk", "16k") as folder:  # the cache takes 24 kB
         with pytest.raises(DataError, match="make room" if filled_before else "cannot be written.*cache_dir") as caught:
             load_isic2018(root, 32, cache_dir=folder)
-        assert str(folder) in str(caught.value) and caught.value.__suppress_context__ is not filled_before
+        assert str(folder) in str(caught.value) and caught.value.__suppress_context__
         assert leftovers(folder) == []
         remount(folder, "size=1m")
         assert torch.equal(pixels(load_isic2018(root, 32, cache_dir=folder)), expected)
@@ -130,7 +141,7 @@ def test_a_read_only_disk_is_one_error_and_a_sound_cache_on_it_is_read(root, exp
 
 def decode_and_report(root, folder, pipe):
     """Sends the number of each pair before it is decoded and waits for the answer; then sends the pixels' checksums."""
-    decode_pair, count = isic2018._decode_pair, 0
+    decode_pair, count = pairs._decode_pair, 0
 
     def reporting(*args):
         nonlocal count
@@ -139,7 +150,7 @@ def decode_and_report(root, folder, pipe):
         pipe.recv()
         return decode_pair(*args)
 
-    isic2018._decode_pair = reporting
+    pairs._decode_pair = reporting
     splits = load_isic2018(root, 32, cache_dir=folder, n_workers=1)
     pipe.send([splits.train.checksum, splits.val.checksum, splits.test.checksum])
 
@@ -161,7 +172,7 @@ def test_a_process_killed_while_it_decodes_costs_nothing(root, expected, tmp_pat
         process.join(60)
         assert process.exitcode in (-signal.SIGKILL, 0)
         assert torch.equal(pixels(load_isic2018(root, 32, cache_dir=folder)), expected)
-        assert leftovers(folder) == [the_cache(folder).name]
+        assert leftovers(folder) == both_files(folder)
     tally("SIGKILL while the decode cache is written", n)
 
 
@@ -175,17 +186,17 @@ def test_the_unfinished_file_of_a_killed_process_is_removed(root, tmp_path):
     process.join(60)
     assert leftovers(tmp_path) == [unfinished] and unfinished.endswith(f".{process.pid}.tmp")
     load_isic2018(root, 32, cache_dir=tmp_path)
-    assert leftovers(tmp_path) == [the_cache(tmp_path).name]
+    assert leftovers(tmp_path) == both_files(tmp_path)
 
 
 def open_at_once(root, folder, barrier, queue):
-    decode_pair = isic2018._decode_pair
+    decode_pair = pairs._decode_pair
 
     def marked(pair, *args):
-        Path(folder, f"{os.getpid()}-{pair.images[0].stem}.lock").touch()
+        Path(folder, f"{os.getpid()}-{pair.image.stem}.lock").touch()
         return decode_pair(pair, *args)
 
-    isic2018._decode_pair = marked
+    pairs._decode_pair = marked
     barrier.wait(240)
     splits = load_isic2018(root, 32, cache_dir=folder)
     queue.put([splits.train.checksum, splits.val.checksum, splits.test.checksum])

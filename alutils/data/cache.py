@@ -1,0 +1,173 @@
+"""The decode cache: planes in a NumPy file that is mapped into memory, and a checksum in a JSON file beside it."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import platformdirs
+import torch
+from filelock import AcquireReturnProxy, FileLock, Timeout
+from tqdm import tqdm
+
+from alutils.data.splits import picture_sums
+from alutils.system.checks import DataError, expanded
+from alutils.system.files import CannotWrite, remove_leftovers, replacing
+from alutils.system.tensors import is_number
+
+
+class Cache(NamedTuple):
+    """What a cache holds.
+
+    Args:
+        planes: uint8, (P, S, S). What is written to them goes to private pages.
+        sums: of each plane (:func:`~alutils.data.splits.picture_sums`), int64 (P,).
+        notes: what was noted of the files, as JSON holds it.
+    """
+
+    planes: torch.Tensor
+    sums: torch.Tensor
+    notes: list[Any]
+
+
+def cached(path: Path, shape: tuple[int, int, int], decode: Callable[[BinaryIO, int], tuple[list, torch.Tensor]]):
+    """The cache at ``path``, made if it is not there or is damaged.
+
+    Args:
+        path: of the NumPy file, in a folder from :func:`cache_folder`.
+        shape: of its planes.
+        decode: writes the planes to a file, from a position on, and returns the notes and the sums. One process at a
+            time decodes into a path; the others wait.
+
+    Raises:
+        DataError: if the cache cannot be written, and whatever ``decode`` raises; then no cache is left.
+    """
+    cache = _open_cache(path, shape)
+    if not cache:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(path):
+                cache = _open_cache(path, shape, warn=True)  # by now another process may have written it
+                if not cache:
+                    _write_cache(path, shape, decode)
+                    cache = _open_cache(path, shape)
+        except OSError as error:
+            reason = error.reason if isinstance(error, CannotWrite) else error.strerror
+            remedy = "pass another cache_dir, or set ALUTILS_CACHE"
+            raise DataError(f"the decode cache {path} cannot be written ({reason}): {remedy}") from None
+    if not cache:
+        raise DataError(f"the decode cache {path} is not as it was written: check the disk, or pass another cache_dir")
+    with suppress(OSError):  # a share that may only be read
+        os.utime(path)  # by which sweep_caches sees what is in use
+    return cache
+
+
+def cache_folder(cache_dir: str | Path | None) -> Path:
+    """The folder of the caches: ``cache_dir``, else ``ALUTILS_CACHE``, else the user's cache folder."""
+    given = cache_dir or os.environ.get("ALUTILS_CACHE") or platformdirs.user_cache_dir("alutils")
+    return expanded("ALUTILS_CACHE or cache_dir", given)
+
+
+def _locked(path: Path) -> AcquireReturnProxy:
+    lock = FileLock(f"{path}.lock")
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        tqdm.write(f"waiting for the process that decodes into {path}", file=sys.stderr)
+        return lock.acquire()
+
+
+def _open_cache(path: Path, shape: tuple[int, int, int], *, warn: bool = False) -> Cache | None:
+    """None if there is no cache or it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        mapped = np.lib.format.open_memmap(path, mode="c")
+        if mapped.dtype != np.uint8 or mapped.shape != shape:
+            raise ValueError(f"it holds {mapped.dtype} {mapped.shape} instead of uint8 {shape}")
+        planes = torch.from_numpy(mapped)
+        sums = picture_sums(planes[:, None])
+        written = json.loads(path.with_suffix(".json").read_bytes())
+        if written != _record(written["notes"], sums):
+            raise ValueError("its pixels do not fit its checksum")
+    except Exception as error:  # NumPy and json raise half a dozen types on damaged files
+        if warn:
+            warnings.warn(f"the decode cache {path} is damaged and is made anew: {error}", stacklevel=5)
+        return None
+    return Cache(planes, sums, written["notes"])
+
+
+def _record(notes: list[Any], sums: torch.Tensor) -> dict[str, Any]:
+    """What stands beside the planes. The sums notice each flipped bit, in a tenth of the time of a CRC-32."""
+    digest = hashlib.sha256(json.dumps(notes).encode() + sums.numpy().astype("<i8").tobytes())
+    return {"notes": notes, "sha256": digest.hexdigest()}
+
+
+def _write_cache(
+    path: Path, shape: tuple[int, int, int], decode: Callable[[BinaryIO, int], tuple[list, torch.Tensor]]
+) -> None:
+    """Write both files, the checksum last, in place of what is damaged. The lock must be held."""
+    remove_leftovers(path.parent, path.stem)
+    for damaged in (path.with_suffix(".json"), path):
+        damaged.unlink(missing_ok=True)
+    n_bytes, free = math.prod(shape), shutil.disk_usage(path.parent).free
+    if free < n_bytes:
+        raise OSError(errno.ENOSPC, f"it needs {n_bytes / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: make room")
+    with replacing(path) as unfinished:
+        start = np.lib.format.open_memmap(unfinished, "w+", np.uint8, shape).offset
+        with unfinished.open("r+b") as file:  # a full disk is an error here, but kills a process that writes to a map
+            notes, sums = decode(file, start)
+    with replacing(path.with_suffix(".json")) as unfinished:
+        unfinished.write_text(json.dumps(_record(notes, sums)), encoding="utf-8")
+    with suppress(OSError):  # another process sweeps them meanwhile
+        if unused := _unused(path.parent, days=30):
+            said = f"{len(unused)} decode caches in {path.parent} were not opened for 30 days"
+            tqdm.write(f"{said}; alutils.sweep_caches({str(path.parent)!r}) deletes them", file=sys.stderr)
+
+
+def sweep_caches(cache_dir: str | Path | None = None, *, days: float = 30) -> list[Path]:
+    """Delete the decode caches that were not opened for some days; the data itself is not touched.
+
+    Args:
+        cache_dir: their folder, as in :func:`~alutils.data.isic2018.load_isic2018`.
+        days: at least 0; 0 deletes all of them.
+
+    Returns:
+        The deleted caches.
+
+    Raises:
+        ValueError: if ``days`` is not such a number.
+        DataError: if a file cannot be deleted.
+
+    >>> import tempfile
+    >>> sweep_caches(tempfile.mkdtemp())
+    []
+    """
+    if not is_number(days) or not days >= 0:
+        raise ValueError(f"days must be a number of at least 0, got {days!r}")
+    try:
+        unused = _unused(cache_folder(cache_dir), days)
+        for path in unused:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".json").unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"the decode cache {error.filename} cannot be deleted: {error.strerror}") from None
+    return unused
+
+
+def _unused(folder: Path, days: float) -> list[Path]:
+    latest = time.time() - 24 * 3600 * days
+    caches = sorted(folder.glob(f"*-*-{'[0-9a-f]' * 24}.npy"))
+    return [path for path in caches if path.stat().st_mtime <= latest]

@@ -1,0 +1,268 @@
+"""Pairs of an image and a mask: checked and decoded in parallel, once."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+
+from alutils.data.cache import cache_folder, cached
+from alutils.data.folders import Layout, Pair, Problem, list_pairs, refusal, short
+from alutils.data.splits import Split, Splits, identical_pictures, picture_sums
+from alutils.system.checks import expanded, listed
+from alutils.system.cores import usable_cores
+from alutils.system.progress import progress_bar
+
+_FORMAT_VERSION = 4  # of the cache; raise it when the decoding or the order of the planes changes
+_FORMATS = ("JPEG", "PNG")  # Pillow is not to try its other decoders on a mislabelled file
+_EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
+_TURNED = "image turned by EXIF"
+
+# What is noted of sound files: the kind of problem, how a warning calls it, and the remedy.
+_KEPT = 'degenerate_masks="error" refuses them, "keep" loads them without a warning'
+_NOTES = {
+    "mask without lesion": ("masks without lesion", _KEPT),
+    "mask all lesion": ("masks that are all lesion", _KEPT),
+    _TURNED: (
+        "images that EXIF data turn, but not their masks",
+        "the pixels are taken as they are stored. If a mask was drawn on the turned image, store that image "
+        "(PIL.ImageOps.exif_transpose)",
+    ),
+}
+
+
+class _Decoded(NamedTuple):
+    planes: np.ndarray  # uint8, (3, S, S) of an image, (1, S, S) with 0 and 1 of a mask
+    native: tuple[int, int]  # width and height of the file
+    orientation: int  # how EXIF data turn it, 2 to 8; 1: not at all
+    problem: Problem | None = None  # with a mask's values
+
+
+class _TooManyBits(ValueError):
+    """The file holds more than 8 bits per channel."""
+
+
+def open_pairs(
+    root: str | Path,
+    layout: Layout,
+    image_size: int,
+    *,
+    cache_dir: str | Path | None,
+    degenerate_masks: str,
+    n_workers: int | None,
+) -> Splits:
+    """The pairs below ``root``; parameters and errors are those of :func:`~alutils.data.isic2018.load_isic2018`."""
+    if not (isinstance(image_size, int) and 32 <= image_size <= 2048 and image_size % 32 == 0):
+        why = "because the U-Net halves the image five times"
+        raise ValueError(f"image_size must be a multiple of 32 from 32 to 2048, {why}; got {image_size!r}")
+    if degenerate_masks not in ("warn", "error", "keep"):
+        raise ValueError(f'degenerate_masks must be "warn", "error" or "keep", got {degenerate_masks!r}')
+    if n_workers is not None and not (type(n_workers) is int and n_workers >= 1):
+        raise ValueError(f"n_workers must be None or an integer of at least 1, got {n_workers!r}")
+    root = expanded("root", root).absolute()
+    listing = list_pairs(root, layout)
+    pairs = [pair for split in listing.pairs.values() for pair in split.values()]
+    n = len(pairs)
+
+    def refuse(problems: list[Problem]) -> None:
+        accepted = [_TURNED] if degenerate_masks == "error" else _NOTES
+        if wrong := [problem for problem in problems if problem.kind not in accepted]:
+            raise refusal(layout, root, wrong)
+
+    def decode(file: BinaryIO | None = None, start: int = 0) -> tuple[list[Problem], torch.Tensor]:
+        label = f"decoding {layout.name} at {image_size} x {image_size}"
+        found, sums = _decode_all(pairs, image_size, n_workers or usable_cores(), label, file, start)
+        if any(problem.kind not in _NOTES for problem in listing.problems + found):
+            refuse(listing.problems + found)
+        return found, sums
+
+    if listing.problems:
+        decode()
+    key = hashlib.sha256(f"{_FORMAT_VERSION} {image_size} {listing.fingerprint}".encode()).hexdigest()[:24]
+    path = cache_folder(cache_dir) / f"{layout.name.lower().replace(' ', '')}-{image_size}-{key}.npy"
+    planes, sums, notes = cached(path, (4 * n, image_size, image_size), decode)
+    found = [Problem(*note) for note in notes]
+    refuse(found)
+
+    sizes = [len(ids) for ids in listing.pairs.values()]
+    images, masks = (planes[a:b].unflatten(0, (n, -1)).split(sizes) for a, b in ((0, 3 * n), (3 * n, 4 * n)))
+    names = map(tuple, listing.pairs.values())
+    splits = Splits(*(Split.trusted(*parts, pd.DataFrame()) for parts in zip(images, masks, names, strict=True)))
+    same = identical_pictures(splits, image_sums=sums[: 3 * n].view(n, 3).sum(1).split(sizes))
+    spoken = [note for note in found if note.kind == _TURNED or degenerate_masks == "warn"]
+    for said in _sayings(spoken, layout.ignored, listing.n_ignored, same):
+        warnings.warn(f"{layout.name} in {root} has {said}", stacklevel=3)
+    return splits
+
+
+def _sayings(notes: list[Problem], ignored: str, n_ignored: int, same: pd.DataFrame) -> Iterator[str]:
+    """What a user should know of sound files."""
+    for kind, (name, remedy) in _NOTES.items():
+        if found := [note.text for note in notes if note.kind == kind]:
+            yield f"{name} ({len(found)}): {listed(found)}; {remedy}"
+    if n_ignored:
+        yield f"pictures ({n_ignored}) beside its images, which are ignored: {ignored}"
+    if len(same):
+        shown = listed(f"{p.first_id} ({p.first_split}) = {p.second_id} ({p.second_split})" for p in same.itertuples())
+        yield (
+            f"identical images in two splits: {shown}; remedy: take one of each out: the model would be evaluated on "
+            "what it was trained on"
+        )
+
+
+def _decode_all(
+    pairs: list[Pair], image_size: int, n_workers: int, label: str, file: BinaryIO | None, start: int
+) -> tuple[list[Problem], torch.Tensor]:
+    """Decode every file in threads.
+
+    The planes go to ``file``, from the byte ``start`` on: red, green and blue of each image, then all masks.
+
+    Returns:
+        All problems and notes, and the sum of each plane.
+    """
+    sums = torch.zeros(4 * len(pairs), dtype=torch.int64)
+    writing = threading.Lock()
+
+    def work(i: int) -> list[Problem]:
+        found, pictures = _decode_pair(pairs[i], image_size)
+        if file and len(pictures) == 2:
+            for at, picture in zip((3 * i, 3 * len(pairs) + i), pictures, strict=True):
+                planes = torch.from_numpy(np.ascontiguousarray(picture))
+                sums[at : at + len(planes)] = picture_sums(planes[:, None])
+                with writing:  # here and not by the caller, so that decoded pictures never pile up in memory
+                    file.seek(start + image_size**2 * at)
+                    file.write(planes.numpy())
+        return found
+
+    problems: list[Problem] = []
+    pool = ThreadPoolExecutor(n_workers)  # Pillow lets go of the interpreter's lock while it works
+    try:
+        with _lenient_pillow(), progress_bar(label, len(pairs), "image") as bar:
+            for found in pool.map(work, range(len(pairs))):
+                problems += found
+                bar.update()
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupt or a full disk ends the work at once
+    return problems, sums
+
+
+@contextmanager
+def _lenient_pillow() -> Iterator[None]:
+    """Let Pillow accept, in all threads, what costs no pixel: large photographs, odd metadata, long texts in PNG."""
+    limits = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28
+        try:
+            yield
+        finally:
+            PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = limits
+
+
+def _decode_pair(pair: Pair, image_size: int) -> tuple[list[Problem], list[np.ndarray]]:
+    """What is wrong with the files of one id or noted of them, and the planes of those that were decoded."""
+    found: list[Problem] = []
+    decoded: list[_Decoded] = []
+    for path, decode in ((pair.image, _decode_image), (pair.mask, _decode_mask)):
+        try:
+            if path:
+                decoded.append(decode(path, image_size))
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow raises a dozen types on broken files
+            found.append(_undecodable(path, error))
+    found += [picture.problem for picture in decoded if picture.problem]
+    if len(decoded) == 2:
+        image, mask = decoded
+        if image.native != mask.native:
+            of_image = " x ".join(map(str, image.native)) + ", turned by EXIF data" * (image.orientation != 1)
+            of_mask = " x ".join(map(str, mask.native))
+            found.append(Problem("mask's size", f"{short(pair.mask)}: {of_mask} pixels, but its image has {of_image}"))
+        elif image.orientation != mask.orientation:
+            found.append(Problem(_TURNED, short(pair.image)))
+    return found, [picture.planes for picture in decoded]
+
+
+def _undecodable(path: Path, error: Exception) -> Problem:
+    if isinstance(error, OSError) and error.errno is not None:  # the system's own errors carry a number
+        return Problem("unreadable file", f"{short(path)}: {error.strerror}")
+    if isinstance(error, _TooManyBits):
+        return Problem("more than 8 bits", f"{short(path)}: {error}")
+    words = str(error)
+    if isinstance(error, UnidentifiedImageError):  # whose words say no more than the path
+        with path.open("rb") as file:
+            words = f"cannot identify the {path.stat().st_size} bytes, which begin with {file.read(24)!r}"
+    return Problem("cannot be decoded", f"{short(path)}: {words}")
+
+
+def _decode_image(path: Path, image_size: int) -> _Decoded:
+    with _opened(path) as image:
+        native, orientation = image.size, _orientation(image)
+        # libjpeg shrinks large photographs by 2, 4 or 8 while it decodes them. What both steps leave is at least
+        # twice the target, so that the filter still antialiases: a test bounds the difference.
+        image.draft(None, (2 * image_size, 2 * image_size))
+        square = image.convert("RGB").resize((image_size, image_size), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return _Decoded(np.asarray(square).transpose(2, 0, 1), native, orientation)
+
+
+def _decode_mask(path: Path, image_size: int) -> _Decoded:
+    with _opened(path) as image:
+        grey, orientation = image.convert("L"), _orientation(image)
+        alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    share = grey.point([0] + [255] * 255).resize((image_size, image_size), Image.Resampling.BOX)
+    mask = (np.asarray(share) >= 128).astype(np.uint8)[None]
+    return _Decoded(mask, grey.size, orientation, _check_levels(path, grey, alpha))
+
+
+def _check_levels(path: Path, grey: Image.Image, alpha: Image.Image | None) -> Problem | None:
+    levels, opacities = _levels(grey), _levels(alpha) if alpha else []
+    if len(levels) == 1 and len(opacities) > 1:
+        found = f"{short(path)}: {levels[0]} everywhere, alpha {listed(opacities)}"
+        return Problem("mask in the alpha channel", found)
+    if not (set(levels) <= {0, 255} or set(levels) <= {0, 1}):
+        return Problem("mask's values", f"{short(path)}: {listed(levels)}")
+    if len(levels) == 1:
+        return Problem("mask all lesion" if levels[0] else "mask without lesion", short(path))
+    return None
+
+
+def _levels(plane: Image.Image) -> list[int]:
+    return [value for value, count in enumerate(plane.histogram()) if count]
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # as Pillow raises on damaged metadata, which cost no pixel
+        return 1
+    return orientation if orientation in range(2, 9) else 1
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe would wait for a writer, for ever
+        raise OSError(errno.EINVAL, "is a pipe, a socket or a device, not a file")
+    with Image.open(path, formats=_FORMATS) as image:
+        stored = str(image.tile[0][3]) if image.tile else image.mode
+        if image.mode not in _EIGHT_BIT_MODES or "16" in stored:  # Pillow cuts 16-bit colours down to 8 in silence
+            raise _TooManyBits(f"has pixels of type {stored}")
+        if image.format != "PNG":
+            yield image
+            return
+        image.verify()  # decoding does not compare the checksums of the pixels' chunks
+    with Image.open(path, formats=_FORMATS) as image:
+        image.load()  # first, as metadata may stand behind the pixels
+        yield image
