@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from annotated_types import Ge, Gt, Le, Lt
@@ -15,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alutils import uncertainty
-from alutils.annotation import Oracle, audit_annotations, combine, human_pixels, merge_annotations
-from alutils.cost import annotation_cost, average_cost
+from alutils.annotation import Oracle, audit_annotations, human_pixels, merge_annotations
+from alutils.cost import annotation_cost
 from alutils.data.synthetic import make_synthetic
 from alutils.experiment import Experiment
 from alutils.lab.notebook import open_workspace
@@ -324,26 +323,12 @@ CALLS = [
         (merge_annotations, (NOTHING, p, 0.25, 0.5), "probabilities")
         for p in (None, HALF.numpy(), HALF[:, 0], HALF * 4)
     ),
-    *((combine, (NOTHING, HALF, NOBODY, tau), "tau_b") for tau in (0.0, 2.0, math.nan, "x")),
-    *((combine, (labels, HALF, NOBODY, 0.5), "human_labels") for labels in (HALF, NOTHING[:1], NOTHING.numpy())),
-    *((combine, (NOTHING, HALF, human, 0.5), "human") for human in (NOTHING, HALF, NOBODY[:1])),
-    *((combine, (NOTHING, p, NOBODY, 0.5), "probabilities") for p in (NOTHING, HALF[:1])),
-    *(
-        (human_pixels, (p, e, GENERATOR), "probabilities")
-        for p in (HALF[:, 0], NOTHING, HALF * math.nan)
-        for e in (FULL, BAND)
-    ),
-    *((audit_annotations, (NOTHING, NOTHING, human, HALF, 0.5), "human") for human in (NOBODY[:1], NOTHING + 7)),
-    *((audit_annotations, (NOTHING + 255, NOTHING, NOBODY, HALF, 0.5), "truth") for _ in "1"),
-    *((audit_annotations, (NOTHING, NOTHING, NOBODY, p, 0.5), "probabilities") for p in (HALF[:1], HALF * 4)),
-    (audit_annotations, (NOTHING, NOTHING, NOBODY, HALF, 5), "tau_b"),
     *((Oracle, (masks,), "masks") for masks in (None, HALF, NOTHING[:, 0], NOTHING.numpy())),
     *((Oracle(NOTHING).annotate, (indices,), "indices") for indices in ([0], 0, torch.tensor(0), torch.tensor([0.5]))),
     *((Oracle(NOTHING).annotate, (torch.tensor([index]),), "indices") for index in (2, -1)),
     *((annotation_cost, (truth, NOTHING), "truth") for truth in (NOTHING + 255, HALF, NOTHING[:, 0], NOTHING.numpy())),
     *((annotation_cost, (NOTHING, human), "human") for human in (NOTHING + 7, HALF, HALF * math.nan)),
     *((lambda t=t: annotation_cost(NOTHING, NOTHING, tolerance=t), (), "tolerance") for t in ("1", None, True, 0)),
-    *((average_cost, (table,), "lacks the columns") for table in (pd.DataFrame(), pd.DataFrame({"round": [1]}))),
     *((dice_score, (p, NOTHING), "probabilities") for p in (HALF * math.nan, HALF * math.inf, HALF * 8, -HALF)),
     *((dice_score, (p, p), "predicted") for p in (HALF.numpy(), HALF[0, 0, 0], HALF[:, 0], None)),
     *((dice_score, (HALF, NOTHING, threshold), "threshold") for threshold in (math.nan, 2.0, -1, "x")),

@@ -184,4 +184,3 @@ def test_average_cost_without_queries_has_no_means_for_them():
     table = average_cost(run_table([0, 0]))
     queries = table.loc["queries (without cold start)"]
     assert queries[list(CURRENCIES)].isna().all() and queries["images"] == 0 and queries["total_clicks"] == 0
-    assert table.loc["cold start"].equals(table.loc["labelled set (with cold start)"])
