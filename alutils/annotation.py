@@ -159,15 +159,7 @@ def merge_annotations(
     >>> mask.flatten().tolist(), human.flatten().tolist()
     ([0, 1, 0, 1], [False, True, True, False])
     """
-    if not is_number(tau_u) or not 0 <= tau_u <= 0.5:
-        raise ValueError(f"tau_u must be from 0 to 0.5, got {tau_u!r}: it is a distance from p = 0.5")
-    if not is_number(tau_b) or not 0 < tau_b < 1:
-        raise ValueError(f"tau_b must be above 0 and below 1, got {tau_b!r}: it is a probability")
-    check_planes(truth=truth, probabilities=probabilities)
-    if truth.dtype != torch.uint8:
-        raise ValueError(f"truth must be uint8, got {truth.dtype}")
-    check_mask("truth", truth)
-    check_probabilities(probabilities)
+    _check_merge(truth, probabilities, tau_u, tau_b)
     human = least_confidence(probabilities) <= tau_u
     return combine(truth, probabilities, human, tau_b), human
 
@@ -230,6 +222,18 @@ def audit_annotations(
     counts = (pixels.flatten(1).sum(1) for pixels in (by_model, wrong, wrong & (truth == 1), wrong & again))
     columns = [*counts, dice_score(masks, truth), dice_score(probabilities, truth)]
     return pd.DataFrame({name: c.cpu().numpy() for name, c in zip(_AUDIT, columns, strict=True)}).astype(_AUDIT)
+
+
+def _check_merge(truth: torch.Tensor, probabilities: torch.Tensor, tau_u: float, tau_b: float) -> None:
+    if not is_number(tau_u) or not 0 <= tau_u <= 0.5:
+        raise ValueError(f"tau_u must be from 0 to 0.5, got {tau_u!r}: it is a distance from p = 0.5")
+    if not is_number(tau_b) or not 0 < tau_b < 1:
+        raise ValueError(f"tau_b must be above 0 and below 1, got {tau_b!r}: it is a probability")
+    check_planes(truth=truth, probabilities=probabilities)
+    if truth.dtype != torch.uint8:
+        raise ValueError(f"truth must be uint8, got {truth.dtype}")
+    check_mask("truth", truth)
+    check_probabilities(probabilities)
 
 
 def _nearest_to_contour(predicted: torch.Tensor, counts: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
