@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from scipy import ndimage
 
-from alutils.experiment import Experiment
+from alutils.experiment import Labelling
 from alutils.metrics import dice_score
 from alutils.system.checks import listed
 from alutils.system.tensors import check_mask, check_planes, check_probabilities, is_number
@@ -19,20 +19,15 @@ from alutils.uncertainty import least_confidence
 WRITING_MODES = ("partial", "model-only", "partial-refreshed", "contour-band")
 """The annotation modes in which the model writes the labels that the human does not."""
 
-NO_AUDIT = pd.DataFrame(
-    {name: pd.Series(dtype="int64") for name in ("model_pixels", "wrong_pixels", "missed_pixels", "repeated_pixels")}
-    | {name: pd.Series(dtype="float64") for name in ("mask_dice", "model_dice")}
-)
+_AUDIT = dict.fromkeys(("model_pixels", "wrong_pixels", "missed_pixels", "repeated_pixels"), "int64")
+_AUDIT |= dict.fromkeys(("mask_dice", "model_dice"), "float64")
+
+NO_AUDIT = pd.DataFrame(columns=list(_AUDIT)).astype(_AUDIT)
 """The columns of :func:`audit_annotations`, without a row."""
 
 
 class AnnotationsNeeded(RuntimeError):
-    """A run waits for a person: these images are to be drawn before it can go on.
-
-    Args:
-        folder: where the requests lie and the drawings are to be saved.
-        ids: the images that are not drawn yet.
-    """
+    """A run waits for a person to draw the images ``ids``, for which requests lie in ``folder``."""
 
     def __init__(self, folder: Path, ids: Sequence[str]) -> None:
         self.folder, self.ids = folder, tuple(ids)
@@ -43,7 +38,7 @@ class AnnotationsNeeded(RuntimeError):
 
 
 class Oracle:
-    """The simulated expert of section IV-E: shows the true labels where it is asked for them, and counts them.
+    """The simulated expert of section IV-E: shows the true labels that it is asked for, and counts them.
 
     Nothing else in the loop reads the masks of the pool. ``alutils.HumanOracle`` is a person in its place.
 
@@ -51,13 +46,11 @@ class Oracle:
         masks: uint8 (N, 1, H, W), 0 and 1, the truth.
 
     Raises:
-        ValueError: if the masks are of another type or shape, or hold anything but 0 and 1.
+        ValueError: if the masks are of another type or shape, or have values other than 0 and 1.
 
     Attributes:
         name: "simulated"; a run's record names another oracle.
-        n_images: images asked for so far.
-        n_pixels: pixels shown so far.
-        n_positive: those of them that are lesion.
+        n_images, n_pixels, n_positive: images asked for so far, pixels shown, and lesion pixels among these.
 
     >>> oracle = Oracle(torch.ones(3, 1, 2, 2, dtype=torch.uint8))
     >>> upper_row = torch.tensor([True, False]).view(1, 1, 2, 1).expand(1, 1, 2, 2)
@@ -77,11 +70,11 @@ class Oracle:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What else a run's record should say of it."""
+        """What else a run's record says about the oracle."""
         return {}
 
     def annotate_cold_start(self, indices: torch.Tensor) -> torch.Tensor:
-        """All labels of the images that a run starts with."""
+        """All labels of the images with which a run starts."""
         return self.annotate(indices)
 
     def annotate(
@@ -92,14 +85,13 @@ class Oracle:
         Args:
             indices: int64 (n,), positions of the images.
             where: bool (n, 1, H, W), the pixels asked for; None: all.
-            suggestion: uint8 (n, 1, H, W), the model's labels of the others: a person may see them, a simulation does
-                not look.
+            suggestion: uint8 (n, 1, H, W), the model's labels of the other pixels, for a person to see.
 
         Returns:
             uint8 (n, 1, H, W), on the masks' device: the truth where it was asked for, 0 elsewhere.
 
         Raises:
-            ValueError: if ``where`` has another shape or type, or an index is of no image.
+            ValueError: if ``where`` or ``indices`` is not as above.
         """
         self._check_asked(indices, where)
         masks = self.truth(indices)
@@ -109,22 +101,18 @@ class Oracle:
         return masks
 
     def truth(self, indices: torch.Tensor) -> torch.Tensor:
-        """The whole truth of some images, uint8 (n, 1, H, W), not counted: to measure with, never to train on.
-
-        Raises:
-            ValueError: if an index is of no image.
-        """
+        """The whole truth of some images, uint8 (n, 1, H, W), not counted: to measure with, never to train on."""
         self._check_asked(indices, None)
         return self._masks[indices.to(self._masks.device)]
 
     def to(self, device: str | torch.device) -> Oracle:
-        """This oracle, its masks moved to ``device``."""
+        """This oracle, after its masks were moved to ``device``."""
         self._masks = self._masks.to(device)
         return self
 
     @property
     def shape(self) -> torch.Size:
-        """Of the masks: (N, 1, H, W)."""
+        """The shape of the masks, (N, 1, H, W)."""
         return self._masks.shape
 
     def _check_asked(self, indices: torch.Tensor, where: torch.Tensor | None) -> None:
@@ -132,9 +120,7 @@ class Oracle:
         if not isinstance(indices, torch.Tensor) or indices.dtype != torch.int64 or indices.ndim != 1:
             raise ValueError(f"indices must be an int64 tensor of shape (n,), got {indices!r}")
         if ((indices < 0) | (indices >= n)).any():
-            raise ValueError(
-                f"indices must be from 0 to {n - 1}, the oracle's {n} images, got {listed(indices.tolist())}"
-            )
+            raise ValueError(f"indices must be from 0 to {n - 1}, the {n} images, got {listed(indices.tolist())}")
         shape = (len(indices), *self.shape[1:])
         if where is not None and (where.dtype != torch.bool or where.shape != shape):
             raise ValueError(f"where must be bool of shape {shape}, got {where.dtype} {tuple(where.shape)}")
@@ -150,10 +136,10 @@ def merge_annotations(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Section III-B, step 2: the human's label where the model is unsure, the binarized prediction elsewhere.
 
-    A pixel is the human's where ``|0.5 - p| <= tau_u`` (eq. 1); elsewhere it is lesion where ``p >= tau_b``. Of the
-    truth only the human's pixels are used. With tau_u = 0.5 the result is the truth; with tau_u = 0 the human has the
-    pixels with p = 0.5 alone. Any tau_b from ``0.5 - tau_u`` to ``0.5 + tau_u`` gives the same result: pixels with
-    such a p are all the human's.
+    A pixel is the human's where ``|0.5 - p| <= tau_u`` (eq. 1); elsewhere it is lesion where ``p >= tau_b``. Only the
+    human's pixels of the truth are used. With tau_u = 0.5 the result is the truth; with tau_u = 0 the human has only
+    the pixels with p = 0.5. All values of tau_b from ``0.5 - tau_u`` to ``0.5 + tau_u`` give the same result, because
+    the human labels every pixel with such a p.
 
     Args:
         truth: uint8 (N, 1, H, W), 0 and 1.
@@ -165,8 +151,7 @@ def merge_annotations(
         The training mask, uint8 (N, 1, H, W), and which of its pixels came from the human, bool (N, 1, H, W).
 
     Raises:
-        ValueError: if a threshold is out of range, shapes differ, ``truth`` is not a mask or a probability is not a
-            number from 0 to 1.
+        ValueError: if a threshold is out of range, shapes differ, or ``truth`` or ``probabilities`` is not as above.
 
     >>> p = torch.tensor([0.1, 0.4, 0.6, 0.9]).view(1, 1, 1, 4)
     >>> truth = torch.tensor([1, 1, 0, 0], dtype=torch.uint8).view(1, 1, 1, 4)
@@ -180,43 +165,33 @@ def merge_annotations(
 
 
 def combine(human_labels: torch.Tensor, probabilities: torch.Tensor, human: torch.Tensor, tau_b: float) -> torch.Tensor:
-    """The human's labels where ``human`` is true, elsewhere lesion where ``p >= tau_b``: uint8 (N, 1, H, W).
+    """The training mask: the uint8 ``human_labels`` where ``human`` is true, elsewhere lesion where ``p >= tau_b``.
 
-    Raises:
-        ValueError: if the shapes differ, the labels are not uint8, ``human`` is not bool, or ``tau_b`` is out of range.
-
-    >>> p, human = torch.tensor([0.9, 0.9]).view(1, 1, 1, 2), torch.tensor([True, False]).view(1, 1, 1, 2)
-    >>> combine(torch.zeros(1, 1, 1, 2, dtype=torch.uint8), p, human, 0.5).flatten().tolist()
-    [0, 1]
+    All tensors are (N, 1, H, W), and so is the mask, uint8.
     """
-    _check_labels(human_labels, probabilities, human, tau_b)
     return torch.where(human, human_labels, (probabilities >= tau_b).to(torch.uint8))
 
 
-def human_pixels(probabilities: torch.Tensor, experiment: Experiment, generator: torch.Generator) -> torch.Tensor:
+def human_pixels(probabilities: torch.Tensor, labelling: Labelling, generator: torch.Generator) -> torch.Tensor:
     """Which pixels of queried images the human labels: bool, the shape of ``probabilities``.
 
-    ``experiment.annotation`` decides: all ("full"), none ("model-only"), those with ``|0.5 - p| <= tau_u`` ("partial",
-    "partial-refreshed", "human-only"), or as many of each image as those, but the ones nearest to the predicted contour
-    ("contour-band": the control that tells *uncertain* from *near the border*).
+    ``labelling.annotation`` decides: all ("full"), none ("model-only"), those with ``|0.5 - p| <= tau_u`` ("partial",
+    "partial-refreshed", "human-only"), or the same number of pixels per image, but those nearest to the predicted
+    contour ("contour-band": the control that tells *uncertain* from *near the border*).
 
     Args:
         probabilities: float (N, 1, H, W), 0 to 1, predicted for the queried images.
-        experiment: ``annotation`` and ``tau_u``.
+        labelling: ``annotation`` and ``tau_u``.
         generator: of the CPU; the control draws which of equally near pixels it takes.
 
-    Raises:
-        ValueError: if the probabilities are of another shape or type or, on a CPU, not from 0 to 1.
-
     >>> p = torch.tensor([0.1, 0.4, 0.9]).view(1, 1, 1, 3)
-    >>> human_pixels(p, Experiment(annotation="partial", tau_u=0.25), torch.Generator()).tolist()
+    >>> human_pixels(p, Labelling(annotation="partial", tau_u=0.25), torch.Generator()).tolist()
     [[[[False, True, False]]]]
     """
-    check_planes(probabilities=probabilities)
-    uncertain = least_confidence(probabilities) <= experiment.tau_u
-    if experiment.annotation in ("full", "model-only"):
-        return torch.full_like(uncertain, experiment.annotation == "full")
-    if experiment.annotation == "contour-band":
+    uncertain = least_confidence(probabilities) <= labelling.tau_u
+    if labelling.annotation in ("full", "model-only"):
+        return torch.full_like(uncertain, labelling.annotation == "full")
+    if labelling.annotation == "contour-band":
         return _nearest_to_contour(probabilities >= 0.5, uncertain.flatten(1).sum(1), generator)
     return uncertain
 
@@ -224,92 +199,47 @@ def human_pixels(probabilities: torch.Tensor, experiment: Experiment, generator:
 def audit_annotations(
     truth: torch.Tensor, masks: torch.Tensor, human: torch.Tensor, probabilities: torch.Tensor, tau_b: float
 ) -> pd.DataFrame:
-    """What the model once wrote into training masks, against the truth and against what the model of today would write.
+    """How the labels that the model wrote compare with the truth and with what the present model would write.
 
-    It looks at the whole truth, which only a simulation has; nothing is trained on what it finds.
+    Only a simulation has the whole truth; nothing is trained on the result.
 
     Args:
-        truth: uint8 (N, 1, H, W), 0 and 1.
-        masks: the training masks, uint8, the same shape.
-        human: which of their pixels came from the human, 0 and 1 or bool, the same shape.
-        probabilities: of the model of today, float, the same shape.
+        truth: uint8 (N, 1, H, W), 0 and 1; the other tensors have its shape.
+        masks: the training masks, uint8.
+        human: which of their pixels came from the human, 0 and 1 or bool.
+        probabilities: predicted by the present model, float.
         tau_b: probability from which it would write lesion.
 
     Returns:
-        A row an image: ``model_pixels``, written by a model; ``wrong_pixels``, those of them that are not the truth;
-        ``missed_pixels``, those of the wrong that are lesion; ``repeated_pixels``, those of the wrong that the model of
-        today would write wrong again; ``mask_dice`` and ``model_dice``, eq. 4 of the training mask and of today's
-        prediction (p >= 0.5), 0 to 1.
-
-    Raises:
-        ValueError: if the shapes differ or are others, a mask holds anything but 0 and 1, or ``tau_b`` or a probability
-            is out of range.
-
-    >>> truth = torch.tensor([1, 1, 0, 0], dtype=torch.uint8).view(1, 1, 1, 4)
-    >>> written = torch.tensor([1, 0, 1, 0], dtype=torch.uint8).view(1, 1, 1, 4)
-    >>> p = torch.tensor([0.9, 0.8, 0.7, 0.1]).view(1, 1, 1, 4)
-    >>> audit_annotations(truth, written, torch.zeros_like(truth), p, 0.5).iloc[0, :4].to_dict()
-    {'model_pixels': 4, 'wrong_pixels': 2, 'missed_pixels': 1, 'repeated_pixels': 1}
+        One row per image: ``model_pixels``, written by a model; ``wrong_pixels``, those that are not the truth;
+        ``missed_pixels``, wrong ones that are lesion; ``repeated_pixels``, wrong ones that the present model would
+        write wrong again; ``mask_dice`` and ``model_dice``, eq. 4 of the training mask and of the present prediction
+        (p >= 0.5), 0 to 1.
     """
-    check_planes(truth=truth, masks=masks, human=human, probabilities=probabilities)
-    _check_tau_b(tau_b)
-    for name, mask in (("truth", truth), ("masks", masks), ("human", human)):
-        check_mask(name, mask)
     by_model = human == 0
     wrong = by_model & (masks != truth)
     again = (probabilities >= tau_b) == masks.bool()
-    counts = {
-        "model_pixels": by_model,
-        "wrong_pixels": wrong,
-        "missed_pixels": wrong & (truth == 1),
-        "repeated_pixels": wrong & again,
-    }
-    table = {name: pixels.flatten(1).sum(1).cpu().numpy() for name, pixels in counts.items()}
-    table |= {
-        "mask_dice": dice_score(masks, truth).cpu().double().numpy(),
-        "model_dice": dice_score(probabilities, truth).cpu().double().numpy(),
-    }
-    return pd.DataFrame(table)
+    counts = (pixels.flatten(1).sum(1) for pixels in (by_model, wrong, wrong & (truth == 1), wrong & again))
+    columns = [*counts, dice_score(masks, truth), dice_score(probabilities, truth)]
+    return pd.DataFrame({name: c.cpu().numpy() for name, c in zip(_AUDIT, columns, strict=True)}).astype(_AUDIT)
 
 
 def _check_merge(truth: torch.Tensor, probabilities: torch.Tensor, tau_u: float, tau_b: float) -> None:
     if not is_number(tau_u) or not 0 <= tau_u <= 0.5:
         raise ValueError(f"tau_u must be from 0 to 0.5, got {tau_u!r}: it is a distance from p = 0.5")
-    _check_tau_b(tau_b)
-    check_planes(probabilities=probabilities)
-    if not isinstance(truth, torch.Tensor):
-        raise ValueError(f"truth must be a uint8 tensor, got {type(truth).__name__}")
-    if truth.dtype != torch.uint8 or truth.shape != probabilities.shape:
-        raise ValueError(
-            f"truth must be uint8 of the probabilities' shape {tuple(probabilities.shape)}, "
-            f"got {truth.dtype} {tuple(truth.shape)}"
-        )
-    check_probabilities(probabilities)
-    check_mask("truth", truth)
-
-
-def _check_labels(human_labels: torch.Tensor, probabilities: torch.Tensor, human: torch.Tensor, tau_b: float) -> None:
-    """By shape and type alone: a run calls it for each query, and looking at values would wait for the device."""
-    check_planes(human_labels=human_labels, probabilities=probabilities, human=human)
-    _check_tau_b(tau_b)
-    for name, plane, dtype in (("human_labels", human_labels, torch.uint8), ("human", human, torch.bool)):
-        if plane.dtype != dtype:
-            raise ValueError(f"{name} must be {dtype}, got {plane.dtype}")
-    if not probabilities.is_floating_point():
-        raise ValueError(
-            f"probabilities must be floating point, got {probabilities.dtype}; a mask is not a probability"
-        )
-
-
-def _check_tau_b(tau_b: float) -> None:
     if not is_number(tau_b) or not 0 < tau_b < 1:
         raise ValueError(f"tau_b must be above 0 and below 1, got {tau_b!r}: it is a probability")
+    check_planes(truth=truth, probabilities=probabilities)
+    if truth.dtype != torch.uint8:
+        raise ValueError(f"truth must be uint8, got {truth.dtype}")
+    check_mask("truth", truth)
+    check_probabilities(probabilities)
 
 
 def _nearest_to_contour(predicted: torch.Tensor, counts: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """The ``counts[i]`` pixels of image i that are nearest to where ``predicted`` changes, equally near ones by lot.
+    """The ``counts[i]`` pixels of image i nearest to where ``predicted`` changes; equally near ones are drawn by lot.
 
-    Where the prediction has no contour, all pixels are equally near.
+    If the prediction has no contour, all pixels are equally near.
     """
     chosen = torch.zeros(predicted.shape, dtype=torch.bool)
     for mask, count, place in zip(predicted.cpu()[:, 0].numpy(), counts.tolist(), chosen.flatten(1), strict=True):

@@ -1,9 +1,9 @@
 """Many predictions from the same features: the CPU's fast path of Monte Carlo dropout (eq. 3).
 
-Only the bottleneck differs from sample to sample. Three things follow. A convolution is linear, so the skips' share of
-each decoder stage is computed once. Batch norm in evaluation mode is linear too, so it is folded into the weights.
-Doubling a map and then convolving it is one transposed convolution, with 4 instead of 9 multiplications per weight.
-Together they bring N = 20 samples at 128 x 128 pixels to 0.54 of their time on a CPU (one thread, float32).
+Only the bottleneck differs from sample to sample. A convolution is linear, so the skips' share of each decoder stage is
+computed once. Batch norm in evaluation mode is linear too, so it is folded into the weights. Doubling a map and then
+convolving it is one transposed convolution, with 4 instead of 9 multiplications per weight. On one core this takes 0.58
+of the plain time in float32 and 0.75 in bfloat16 (N = 20, 128 x 128 pixels, encoding included).
 """
 
 from __future__ import annotations
@@ -26,23 +26,11 @@ def decoder_sampler(model: nn.Module, features: list[torch.Tensor]) -> Callable[
     """A function that returns ``model.decode(features)``, with new dropout at each call.
 
     On a CPU, :class:`alutils.model.UNet` takes the fast path, which is equal up to rounding and draws the same random
-    numbers. Everything else calls ``decode``: other devices, other models, and a decoder with attention, another
-    upsampling, other layers or hooks.
+    numbers. Other devices, other models and changed decoders call ``decode``.
 
     Args:
         model: in evaluation mode except for its dropout layers; without gradients.
         features: what ``model.encode`` returned; they stay as they are.
-
-    Returns:
-        A function without arguments that returns logits (N, 1, H, W).
-
-    >>> from alutils.model import build_unet
-    >>> model = build_unet(encoder_weights=None, decoder_channels=(16, 16, 16, 16, 16)).eval()
-    >>> with torch.no_grad():
-    ...     features = model.encode(torch.zeros(2, 3, 64, 64))
-    ...     sample = decoder_sampler(model, features)
-    ...     torch.allclose(sample(), model.decode(features), atol=1e-5)
-    True
     """
     if not _has_plain_decoder(model, features):
         return lambda: model.decode(features)
@@ -63,7 +51,7 @@ def decoder_sampler(model: nn.Module, features: list[torch.Tensor]) -> Callable[
 
 
 def _has_plain_decoder(model: nn.Module, features: list[torch.Tensor]) -> bool:
-    """Whether the fast path does all that ``model.decode`` does, on a CPU."""
+    """Whether the fast path does all that ``model.decode`` does: no attention, other layers, upsampling or hooks."""
     if not isinstance(model, UNet) or features[-1].device.type != "cpu":
         return False
     blocks = model.decoder.blocks
@@ -81,12 +69,7 @@ def _has_plain_decoder(model: nn.Module, features: list[torch.Tensor]) -> bool:
 
 
 def _prepared(block: nn.Module, skip: torch.Tensor | None, dtype: torch.dtype) -> tuple[tuple, tuple]:
-    """What a decoder block's two convolutions need for each sample.
-
-    Returns:
-        For the first convolution, the weights for the map from below and the values that the skip adds; for the
-        second, its weights and its bias.
-    """
+    """The first convolution's weights for the map from below and the skip's share; the second's weights and bias."""
     weight, bias = _without_norm(block.conv1)
     n_below = weight.shape[1] - (0 if skip is None else skip.shape[1])
     from_skip = bias.to(dtype).view(-1, 1, 1)
@@ -98,7 +81,7 @@ def _prepared(block: nn.Module, skip: torch.Tensor | None, dtype: torch.dtype) -
 
 
 def _without_norm(layers: nn.Sequential) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weights and bias of a convolution with the batch norm behind it folded in."""
+    """The weights and bias of a convolution, with the batch norm that follows it folded in."""
     conv, norm = layers[0], layers[1]
     statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
     weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
@@ -108,9 +91,8 @@ def _without_norm(layers: nn.Sequential) -> tuple[torch.Tensor, torch.Tensor]:
 def _upsampling(weight: torch.Tensor) -> torch.Tensor:
     """The 4x4 weights of the transposed convolution (stride 2, padding 1) that doubles a map and convolves it.
 
-    After doubling, neighbouring rows come in equal pairs. Two of the three rows that a 3x3 window sees are therefore
-    the same row of the small map, and their weights add up. Which two depends on whether the window's middle row is
-    even or odd. The same holds for columns.
+    Doubled rows come in equal pairs, so two of the three rows that a 3x3 window sees are the same row of the small map,
+    and their weights add up. Which two depends on whether the middle row is even or odd. The same holds for columns.
     """
     rows = weight.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
     return torch.einsum("ka,lb,oiab->iokl", rows, rows, weight)

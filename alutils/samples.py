@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from alutils.augment import normalize
-from alutils.data.splits import ImageView, images_at
+from alutils.data.splits import ImageView
 from alutils.experiment import Computing, Experiment
 from alutils.sampler import decoder_sampler
 from alutils.system.checks import ConfigError
@@ -105,6 +105,8 @@ def mc_dropout_batches(
 ) -> Iterator[tuple[slice, DropoutMaps]]:
     """:func:`mc_dropout_maps` of any number of images, batch by batch: which images, and their maps.
 
+    Other arguments and errors are those of :func:`mc_dropout_maps`.
+
     Args:
         images: uint8, (N, 3, H, W); where they are on another device, each batch is copied.
         batch_size: images per batch; None: twice the training's. Another size draws other samples.
@@ -125,22 +127,17 @@ def mc_dropout_batches(
 
 def mc_dropout_std(
     model: nn.Module,
-    images: torch.Tensor | ImageView,
+    images: torch.Tensor,
     experiment: Experiment,
     generator: torch.Generator,
     n_samples: int | None = None,
     *,
-    indices: torch.Tensor | None = None,
     batch_size: int | None = None,
 ) -> torch.Tensor:
     """Eq. 3: ``sqrt(1/N sum_j (p_j - mean)^2)`` over N predictions with dropout, 0 (sure) to 0.5 (unsure).
 
-    Args:
-        indices: int64 (n,), positions of the images to predict; None: all. The other arguments, and the errors, are
-            those of :func:`mc_dropout_maps` and :func:`mc_dropout_batches`.
-
-    Returns:
-        float32 (N, 1, H, W), on the model's device.
+    Arguments and errors are those of :func:`mc_dropout_batches`. The result is float32 (N, 1, H, W), on the model's
+    device.
 
     >>> from alutils.model import build_unet
     >>> model = build_unet(encoder_weights=None, decoder_channels=(16, 16, 16, 16, 16), dropout=0.0)
@@ -148,7 +145,6 @@ def mc_dropout_std(
     >>> mc_dropout_std(model, images, Experiment(), torch.Generator().manual_seed(0), n_samples=3).max().item()
     0.0
     """
-    images = images_at(images, indices)
     what, remedy = f"images: the maps of {len(images)} images", "take them batch by batch, from mc_dropout_batches"
     with memory_for(what, remedy, next(model.parameters()).device):
         batches = mc_dropout_batches(model, images, experiment, generator, n_samples, batch_size=batch_size)

