@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
-from alutils.data.folders import Layout, picture_names
+from alutils.data.folders import Layout
 from alutils.data.pairs import open_pairs
 from alutils.data.splits import Splits
 
@@ -94,16 +93,3 @@ def isic2018_report(splits: Splits) -> pd.DataFrame:
         {"images": found, "official": OFFICIAL_COUNTS.values()}, index=pd.Index(FOLDERS, name="split")
     )
     return report.assign(complete=report["images"] == report["official"])
-
-
-def count_images(folder: str | Path) -> int:
-    """How many files of a folder :func:`load_isic2018` would take for images or masks.
-
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> for name in ("ISIC_1.jpg", "ISIC_1_superpixels.png", "LICENSE.txt", "._ISIC_1.jpg"):
-    ...     (folder / name).touch()
-    >>> count_images(folder)
-    1
-    """
-    return sum(not fnmatch(name, LAYOUT.ignored) for name in picture_names(Path(folder)))
