@@ -76,10 +76,10 @@ def test_the_decoder_takes_as_many_threads(tmp_path, monkeypatch):
         taken.append(n_workers)
         raise KeyError
 
-    monkeypatch.setattr(isic2018, "usable_cores", lambda: 3)
-    monkeypatch.setattr(isic2018, "_decode_all", decode_all)
+    monkeypatch.setattr(pairs, "usable_cores", lambda: 3)
+    monkeypatch.setattr(pairs, "_decode_all", decode_all)
     with pytest.raises(KeyError):
-        isic2018.load_isic2018(tmp_path, 32, cache_dir=tmp_path / "cache")
+        load_isic2018(tmp_path, 32, cache_dir=tmp_path / "cache")
     assert taken == [3]
 
 
