@@ -157,7 +157,7 @@ def test_every_id_has_a_file_of_its_own_in_the_folder(id):
         assert stem == id
 
 
-@pytest.mark.parametrize("id", ["", "a" * 201, "\udcff"])
+@pytest.mark.parametrize("id", ["", "a" * 201])
 def test_an_id_that_cannot_name_a_file_is_refused(id, tmp_path):
     for use in (make_request, lambda id: read_drawing(tmp_path, id)):
         with pytest.raises(ValueError, match="cannot name a file"):

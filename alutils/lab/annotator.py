@@ -33,20 +33,13 @@ _HELP = (
 class Annotator:
     """Draw the images asked for, one after the other; as the last value of a cell it is shown.
 
-    It skips images saved before; "back" opens them again, with their strokes. Time counts from the first movement of
-    the mouse over the image, see :class:`alutils.lab.drawing.Drawing`. Where nobody can draw (papermill, nbconvert), a
-    picture with alternative text and a line that says so take its place, and no widget is made.
+    It skips images saved before; "back" opens them again, with their strokes. Where nobody can draw (papermill,
+    nbconvert), a picture with alternative text and a line that says so take its place, and no widget is made.
 
     Args:
         requests: from :func:`alutils.lab.drawing.make_requests` or :meth:`alutils.HumanOracle.requests`, at least one.
         folder: where the drawings are saved.
         clock: seconds, from any beginning.
-
-    Attributes:
-        drawings: one :class:`alutils.lab.drawing.Drawing` per request.
-        done: which of them have been saved, changed since then or not.
-        position: of the drawing that is shown.
-        erase: whether the next lasso erases.
 
     Raises:
         ValueError: if there is no request.
@@ -68,11 +61,9 @@ class Annotator:
             raise ValueError("requests: there is no image to draw")
         self.folder = expanded("folder", folder)
         found = [find_drawing(folder, request) for request in requests]
-        self.drawings = [
-            Drawing(request, clock=clock, record=saved and saved[0])
-            for request, saved in zip(requests, found, strict=True)
-        ]
-        self.done = [saved is not None for saved in found]
+        records = [saved and saved[0] for saved in found]
+        self.drawings = [Drawing(request, clock=clock, record=r) for request, r in zip(requests, records, strict=True)]
+        self.done = [record is not None for record in records]  # which have been saved, changed since then or not
         self.position = self.done.index(False) if False in self.done else 0
         self.erase = False
         self.figure = Figure((5, 5.2))
@@ -85,7 +76,7 @@ class Annotator:
         return self.drawings[self.position]
 
     def lasso(self, corners: Sequence[tuple[float, float]]) -> None:
-        """Mark or erase what the mouse encircled, see :meth:`alutils.lab.drawing.Drawing.lasso`."""
+        """Mark or erase what the mouse encircled."""
         self.drawing.lasso(corners, erase=self.erase)
         self._show_mask()
 
@@ -113,7 +104,7 @@ class Annotator:
         self._go_to(next((position for position in ahead if not self.drawings[position].saved), self.position))
 
     def status(self) -> str:
-        """Which image of how many this is, and what has been done in it so far, in one line."""
+        """What has been done in this image, and in all, in one line."""
         drawing, n = self.drawing, len(self.drawings)
         saved = " (saved)" if drawing.saved else " (changed since it was saved)" if self.done[self.position] else ""
         n_saved = sum(drawing.saved for drawing in self.drawings)
@@ -137,18 +128,15 @@ class Annotator:
     def _show_image(self) -> None:
         axes, drawing = self._axes, self.drawing
         axes.clear()
-        self._picture = axes.imshow(_painted(drawing))
+        self._picture = axes.imshow(drawing.request.image.transpose(1, 2, 0))
         if drawing.request.mode == "band":
             draw_outline(axes, torch.from_numpy(drawing.request.where), BLUE, width=1)
         axes.set_title(drawing.request.id, fontsize=9, parse_math=False)
         axes.set_axis_off()
-        self._update_panel()
+        self._show_mask()
 
     def _show_mask(self) -> None:
         self._picture.set_data(_painted(self.drawing))
-        self._update_panel()
-
-    def _update_panel(self) -> None:
         if "panel" in vars(self):
             self.panel.update()
 
@@ -166,7 +154,7 @@ class Annotator:
 
 
 class Panel(ipywidgets.VBox):
-    """The buttons and the figure of an :class:`Annotator`, which does what they say."""
+    """The buttons and the figure of an :class:`Annotator`."""
 
     def __init__(self, annotator: Annotator) -> None:
         super().__init__()
@@ -227,9 +215,8 @@ class Panel(ipywidgets.VBox):
 class _Lasso:
     """The line that is drawn while the left button is held; outside of the image it runs along the edge.
 
-    A browser does not say that the button was released outside of the canvas. The line therefore ends where the mouse
-    left as soon as the mouse is back without the button, or something else is pressed; matplotlib's LassoSelector would
-    go on with it. ``done`` gets the corners.
+    A browser does not say that the button was released outside of the canvas. The line therefore ends as soon as the
+    mouse is back without the button, or something else is pressed; matplotlib's LassoSelector would go on with it.
     """
 
     def __init__(self, axes: Axes, done: Callable[[list[tuple[float, float]]], None]) -> None:
@@ -282,7 +269,7 @@ def _count(n: int, noun: str) -> str:
 
 
 def _painted(drawing: Drawing) -> np.ndarray:
-    """The image as the person sees it, (H, W, 3), 0 to 1: the marked pixels are orange, the model's are grey."""
+    """The image as the person sees it, (H, W, 3), 0 to 1."""
     image, where, lesion = drawing.request.image.transpose(1, 2, 0) / 255, drawing.request.where[0], drawing.mask[0]
     grey = np.broadcast_to(image.mean(2, keepdims=True), image.shape)
     colours = {name: np.array(to_rgb(colour)) for name, colour in LABELLED_BY.items()}

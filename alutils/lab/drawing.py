@@ -1,6 +1,6 @@
 """What a person draws: lassos that mark or erase lesion in the pixels that the person decides, and nowhere else.
 
-No screen is needed here; ``alutils.lab.annotator`` puts a :class:`Drawing` on one.
+``alutils.lab.annotator`` puts a :class:`Drawing` on the screen.
 """
 
 from __future__ import annotations
@@ -30,9 +30,6 @@ from alutils.system.files import replacing, write_text
 LONGEST_PAUSE = 30.0
 """Seconds: of a longer time without a stroke, a button or a movement of the mouse, only these count as work."""
 
-_LONGEST_STEM = 200
-"""Bytes: most file systems allow 255, and our names have endings."""
-
 _Count = Annotated[int, Field(ge=0)]
 
 
@@ -48,11 +45,7 @@ class Stroke(_Record):
 
 
 class DrawingRecord(_Record):
-    """The JSON file of a drawing: how it was made, and what it belongs to.
-
-    ``strokes`` are those not taken back; ``where``, ``start`` and ``mask`` are checksums of the pixels asked for, and
-    of the mask before the first stroke and after the last one.
-    """
+    """The JSON file of a drawing. ``where``, ``start`` and ``mask`` are checksums, ``start`` that of the first mask."""
 
     id: str
     mode: Literal["band", "full"]
@@ -83,11 +76,6 @@ class Request:
 
     Raises:
         ValueError: if a shape or a value does not fit, or the id cannot name a file.
-
-    >>> band = torch.tensor([[[0, 1, 1, 0]]])
-    >>> request = Request("ISIC_1", torch.zeros(3, 1, 4, dtype=torch.uint8), band, torch.zeros(1, 1, 4))
-    >>> request.mode, request.n_decided
-    ('band', 2)
     """
 
     id: str
@@ -135,13 +123,9 @@ def make_requests(
     Args:
         split: the images.
         indices: int64 (n,), positions in it.
-        where: bool (n, 1, H, W); None: all pixels.
-        suggestion: uint8 (n, 1, H, W), the model's labels outside of ``where``; None: background.
+        where: bool (n, 1, H, W); by default all pixels.
+        suggestion: uint8 (n, 1, H, W), the model's labels outside of ``where``; by default background.
         tau_u: recorded with the drawings.
-
-    >>> images, masks = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
-    >>> [request.id for request in make_requests(Split(images, masks, ("a", "b")), torch.tensor([1]))]
-    ['b']
     """
     shape = (len(indices), 1, *split.images.shape[2:])
     where = torch.ones(shape, dtype=torch.bool) if where is None else where.cpu().bool()
@@ -164,8 +148,7 @@ class Drawing:
         mask: bool (1, H, W), as it stands. Outside of ``request.where`` it is ``request.start``, whatever is drawn.
         saved: whether a file holds it as it stands.
         strokes: the lassos not taken back.
-        n_strokes: lassos that changed something, those taken back included.
-        pixels_changed: by all these lassos together, so that a pixel may count more than once.
+        n_strokes, pixels_changed: of all lassos that changed something, those taken back included.
         seconds: of work, from one :meth:`touch` to the next, each at most :data:`LONGEST_PAUSE`. The time that follows
             :meth:`pause` or :meth:`save` does not count.
 
@@ -192,25 +175,22 @@ class Drawing:
         return int((self.mask & self.request.where).sum())
 
     def touch(self) -> None:
-        """The person is at work: count the time since the last call."""
+        """Count the time since the last call as work."""
         now = self._clock()
         if self._seen is not None:
             self.seconds += min(now - self._seen, LONGEST_PAUSE)
         self._seen = now
 
     def pause(self) -> None:
-        """The person turns to something else: stop counting until the next :meth:`touch`."""
+        """Stop counting until the next :meth:`touch`."""
         self.touch()
         self._seen = None
 
     def lasso(self, corners: Sequence[tuple[float, float]] | np.ndarray, *, erase: bool = False) -> int:
-        """Mark what lies in a polygon as lesion, or as background; returns the number of pixels that changed.
+        """Mark what lies in a polygon as lesion, or erase it; returns the number of pixels that changed.
 
-        Args:
-            corners: (x, y) in pixels, (0, 0) the centre of the upper left one; the last one is joined to the first. A
-                lasso of fewer than three corners, or one that changes nothing, is a slip of the mouse and does not
-                count.
-            erase: background instead of lesion.
+        ``corners``: (x, y) in pixels, (0, 0) the centre of the upper left one. A lasso of fewer than three corners, or
+        one that changes nothing, is a slip of the mouse and does not count.
 
         Raises:
             ValueError: if a corner is not two finite numbers.
@@ -241,7 +221,7 @@ class Drawing:
 
     def _keep(self, strokes: list[Stroke]) -> None:
         self.touch()
-        self.saved = self.saved and not self.strokes
+        self.saved = self.saved and strokes == self.strokes
         self.strokes, self.mask = strokes, replay(self.request, strokes)
 
     def save(self, folder: str | Path) -> DrawingRecord:
@@ -281,11 +261,7 @@ def replay(request: Request, strokes: Sequence[Stroke]) -> np.ndarray:
 
 
 def find_drawing(folder: str | Path, request: Request) -> tuple[DrawingRecord, np.ndarray] | None:
-    """The drawing saved for a request; None where there is none, or it was drawn for other pixels.
-
-    Raises:
-        DataError: if the files of a drawing are there and cannot be used.
-    """
+    """:func:`read_drawing` for a request; None where nothing is saved, or it was drawn for other pixels."""
     if not _record_path(folder, request.id).exists():
         return None
     found = read_drawing(folder, request.id)
@@ -330,16 +306,14 @@ def drawing_table(folder: str | Path, split: Split | None = None) -> pd.DataFram
 
     Raises:
         DataError: if a drawing cannot be read.
-
-    >>> list(drawing_table("nowhere"))[:4]
-    ['image_id', 'mode', 'seconds', 'strokes']
     """
     truths = {} if split is None else dict(zip(split.ids, split.masks, strict=True))
     rows = []
     for path in sorted(expanded("folder", folder).glob("*.json")):
         record, mask = read_drawing(folder, unquote(path.stem))
-        truth = truths.get(record.id)
-        dice = float("nan") if truth is None else dice_score(torch.from_numpy(mask)[None], truth[None].cpu()).item()
+        dice = float("nan")
+        if record.id in truths:
+            dice = dice_score(torch.from_numpy(mask)[None], truths[record.id][None].cpu()).item()
         counts = (record.seconds, record.n_strokes, record.pixels_changed, record.pixels_decided)
         rows.append((record.id, record.mode, *counts, dice))
     columns = ["image_id", "mode", "seconds", "strokes", "pixels_changed", "pixels_decided", "dice"]
@@ -349,21 +323,16 @@ def drawing_table(folder: str | Path, split: Split | None = None) -> pd.DataFram
 def file_stem(id: str) -> str:
     """The name for the files of the image ``id``: one for each id, from which ``urllib.parse.unquote`` makes it again.
 
-    A dot at the beginning, and all characters except letters, digits, ``_``, ``-`` and dots, are written as in a URL.
-
     Raises:
         ValueError: if the id is empty, not valid Unicode, or too long for a file's name.
 
     >>> file_stem("ISIC_0000001"), file_stem("../left eye")
     ('ISIC_0000001', '%2E.%2Fleft%20eye')
     """
-    try:
-        stem = re.sub(r"[^\w.-]|^\.", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), id)
-        if 0 < len(stem.encode()) <= _LONGEST_STEM:
-            return stem
-    except UnicodeEncodeError:
-        pass
-    raise ValueError(f"id {id!r} cannot name a file: it is empty, longer than {_LONGEST_STEM} bytes, or not Unicode")
+    stem = re.sub(r"[^\w.-]|^\.", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), id)
+    if not 0 < len(stem.encode()) <= 200:  # most file systems allow 255, and our names have endings
+        raise ValueError(f"id {id!r} cannot name a file: it is empty or too long")
+    return stem
 
 
 def checksum(mask: np.ndarray) -> str:

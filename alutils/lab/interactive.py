@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import ipywidgets
 from IPython import get_ipython
@@ -13,21 +13,12 @@ from matplotlib.figure import Figure
 
 from alutils.lab.figures import show_figure
 
-
-class Drawn(NamedTuple):
-    """What an explorer shows: a figure, the sentences below it (one per line), and what else there is to see in it."""
-
-    figure: Figure
-    text: str
-    description: str
+Drawn = tuple[Figure, str, str]
+"""What an explorer shows: a figure, the sentences below it (one per line), and what else there is to see in it."""
 
 
 def is_interactive() -> bool:
-    """Whether a person runs this cell in an editor: JupyterLab and VS Code name the cell, papermill does not.
-
-    >>> is_interactive()
-    False
-    """
+    """Whether a person runs this cell in an editor: JupyterLab and VS Code name the cell, papermill does not."""
     shell = get_ipython()
     return hasattr(shell, "get_parent") and "cellId" in shell.get_parent().get("metadata", {})
 
@@ -37,23 +28,15 @@ class Explorer:
 
     Where nobody can move a control (papermill, nbconvert, a web page), a line that says so takes the controls' place
     and no widget is made. The numbers are shown as text too, because JupyterLab drops alternative text.
+    ``figure``, ``text`` and ``alt`` are what was drawn last.
 
     Args:
-        draw: is called with the controls' values by name. Its figure should be a ``matplotlib.figure.Figure``, which
-            pyplot does not keep.
+        draw: is called with the controls' values by name; what it raises also takes the displayed figure's place.
         controls: by name, a function that makes the widget from a ``value`` and a ``description``.
         values: the first value of each control.
 
-    Attributes:
-        figure: drawn last.
-        text: the sentences below it.
-        alt: its alternative text.
-
-    Raises:
-        Exception: whatever ``draw`` raises; the message also takes the displayed figure's place.
-
     >>> slider = partial(ipywidgets.IntSlider, min=1, max=9)
-    >>> explorer = Explorer(lambda n: Drawn(Figure((n, 1)), f"{n} inches.", "An empty figure."), {"n": slider}, n=2)
+    >>> explorer = Explorer(lambda n: (Figure((n, 1)), f"{n} inches.", "An empty figure."), {"n": slider}, n=2)
     >>> explorer.controls["n"].value = 3
     >>> explorer.alt
     '3 inches. An empty figure.'
