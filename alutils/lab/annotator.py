@@ -63,8 +63,7 @@ class Annotator:
         found = [find_drawing(folder, request) for request in requests]
         records = [saved and saved[0] for saved in found]
         self.drawings = [Drawing(request, clock=clock, record=r) for request, r in zip(requests, records, strict=True)]
-        self.done = [record is not None for record in records]  # which have been saved, changed since then or not
-        self.position = self.done.index(False) if False in self.done else 0
+        self.position = records.index(None) if None in records else 0
         self.erase = False
         self.figure = Figure((5, 5.2))
         self._axes = self.figure.add_axes((0.01, 0.01, 0.98, 0.94))
@@ -98,7 +97,6 @@ class Annotator:
     def save(self) -> None:
         """Save the drawing, and open the next one that is not saved."""
         self.drawing.save(self.folder)
-        self.done[self.position] = True
         n = len(self.drawings)
         ahead = [(self.position + step) % n for step in range(1, n)]
         self._go_to(next((position for position in ahead if not self.drawings[position].saved), self.position))
@@ -106,7 +104,7 @@ class Annotator:
     def status(self) -> str:
         """What has been done in this image, and in all, in one line."""
         drawing, n = self.drawing, len(self.drawings)
-        saved = " (saved)" if drawing.saved else " (changed since it was saved)" if self.done[self.position] else ""
+        saved = " (saved)" if drawing.saved else ""
         n_saved = sum(drawing.saved for drawing in self.drawings)
         return (
             f"image {self.position + 1} of {n}{saved} | {drawing.request.id} | "
@@ -163,7 +161,7 @@ class Panel(ipywidgets.VBox):
         FigureManager(self.canvas, 0)
         self.canvas.header_visible = self.canvas.footer_visible = self.canvas.toolbar_visible = False
         self.canvas.resizable = False
-        self.canvas.mpl_connect("motion_notify_event", self._mouse_moved)
+        self.canvas.mpl_connect("motion_notify_event", lambda _: annotator.drawing.touch())
         self._mouse = _Lasso(annotator.figure.axes[0], annotator.lasso)
         self.pen = ipywidgets.ToggleButtons(options=["add", "erase"], style={"button_width": "5em"})
         self.pen.observe(self._pen_changed, "value")
@@ -204,12 +202,6 @@ class Panel(ipywidgets.VBox):
         button = ipywidgets.Button(description=name or act.__name__, layout={"width": "auto"})
         button.on_click(press)
         return button
-
-    def _mouse_moved(self, _: MouseEvent) -> None:
-        before = int(self._annotator.drawing.seconds)
-        self._annotator.drawing.touch()
-        if int(self._annotator.drawing.seconds) != before and not self._asked:
-            self.line.value = self._annotator.status()
 
 
 class _Lasso:

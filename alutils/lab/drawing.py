@@ -34,7 +34,7 @@ _Count = Annotated[int, Field(ge=0)]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Stroke(_Record):
@@ -49,8 +49,6 @@ class DrawingRecord(_Record):
 
     id: str
     mode: Literal["band", "full"]
-    height: _Count
-    width: _Count
     seconds: float = Field(ge=0)
     n_strokes: _Count
     pixels_changed: _Count
@@ -163,10 +161,9 @@ class Drawing:
         self, request: Request, *, clock: Callable[[], float] = time.monotonic, record: DrawingRecord | None = None
     ) -> None:
         self.request, self._clock, self._seen, self.saved = request, clock, None, record is not None
-        self.strokes, self.n_strokes, self.pixels_changed, self.seconds = [], 0, 0, 0.0
-        if record:
-            self.strokes, self.n_strokes = list(record.strokes), record.n_strokes
-            self.pixels_changed, self.seconds = record.pixels_changed, record.seconds
+        self.strokes = list(record.strokes) if record else []
+        self.n_strokes, self.pixels_changed = (record.n_strokes, record.pixels_changed) if record else (0, 0)
+        self.seconds = record.seconds if record else 0.0
         self.mask = replay(request, self.strokes)
 
     @property
@@ -231,8 +228,6 @@ class Drawing:
         record = DrawingRecord(
             id=request.id,
             mode=request.mode,
-            height=self.mask.shape[1],
-            width=self.mask.shape[2],
             seconds=self.seconds,
             n_strokes=self.n_strokes,
             pixels_changed=self.pixels_changed,
@@ -286,8 +281,7 @@ def read_drawing(folder: str | Path, id: str) -> tuple[DrawingRecord, np.ndarray
             raise ValueError(f"it is not the mask that {path.name} was saved with")
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for a damaged PNG
         if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            error = f"not the record of a drawing: {'.'.join(map(str, first['loc']))} {first['msg']}"
+            error = f"not the record of a drawing: {error.errors()[0]['msg']}"
         remedy = "restore it, or move it and its .json or .png away and draw the image again"
         raise DataError(f"{file} cannot be used ({error}); {remedy}") from None
     return record, mask

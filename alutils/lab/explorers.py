@@ -308,8 +308,10 @@ def _choices(images: torch.Tensor, names: Sequence[str], **maps: torch.Tensor) -
     for name, tensor in maps.items():
         if tensor.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, as the images do, got {tuple(tensor.shape)}")
-    numbers = range(len(images))
-    return list(zip(names or [f"image {i + 1}" for i in numbers], numbers, strict=True))
+    names = names or [f"image {i + 1}" for i in range(len(images))]
+    if len(names) != len(images):
+        raise ValueError(f"names: {len(names)} of them for {len(images)} images")
+    return [(name, i) for i, name in enumerate(names)]
 
 
 def _heat(pixels: torch.Tensor, highest: float) -> np.ndarray:
