@@ -51,7 +51,7 @@ def show_figure(
     """
     if not alt.strip():
         raise ValueError("alt: describe the figure for readers who cannot see it")
-    picture = _smallest_picture(figure) if update is None else _fast_picture(figure)
+    picture = _picture(figure, fast=update is not None)
     if save_as is not None:
         with plt.rc_context({"svg.hashsalt": "alutils"}):  # equal figures give equal files, whenever they are drawn
             for suffix, no_date in ((".png", None), (".svg", {"Date": None})):
@@ -62,22 +62,18 @@ def show_figure(
     show(Image(picture, alt=re.sub(r"\s+", " ", alt.strip())))
 
 
-def _smallest_picture(figure: Figure) -> bytes:
+def _picture(figure: Figure, fast: bool) -> bytes:
     """The smaller one of a PNG of 256 colours, which suits charts, and a JPEG, which suits photographs."""
     drawn = io.BytesIO()
+    if fast:  # with margins, because matplotlib draws twice to cut them off
+        figure.savefig(drawn, format="jpeg", dpi=DPI, pil_kwargs={"quality": 85})
+        return drawn.getvalue()
     figure.savefig(drawn, format="png", dpi=DPI, bbox_inches="tight")
     picture = PIL.Image.open(drawn).convert("RGB")
     chart, photograph = io.BytesIO(), io.BytesIO()
     picture.quantize(256, dither=PIL.Image.Dither.NONE).save(chart, "PNG", optimize=True)
     picture.save(photograph, "JPEG", quality=85, optimize=True)
     return min(chart.getvalue(), photograph.getvalue(), key=len)
-
-
-def _fast_picture(figure: Figure) -> bytes:
-    """The figure as a JPEG. Its margins stay, because matplotlib draws twice to cut them off."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="jpeg", dpi=DPI, pil_kwargs={"quality": 85})
-    return drawn.getvalue()
 
 
 def draw_image(axes: Axes, image: torch.Tensor, title: str = "") -> None:

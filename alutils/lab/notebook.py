@@ -39,12 +39,7 @@ class Workspace:
     splits: Splits
     device: torch.device
     output_dir: Path
-    synthetic: bool
-
-    @property
-    def data_name(self) -> str:
-        """What to call the pictures in a title."""
-        return "synthetic images" if self.synthetic else "ISIC 2018"
+    data_name: str  # in titles
 
 
 def open_workspace(  # seven parameters: each is one of papermill's, which pass through by name
@@ -89,10 +84,12 @@ def open_workspace(  # seven parameters: each is one of papermill's, which pass 
     folder = expanded("output_dir", output_dir) if output_dir else RUNS_DIR / "by-hand" / Path(profile).stem / notebook
     _check_folder(folder)
     if data_root:
+        name = "ISIC 2018"
         splits = load_isic2018(data_root, experiment.image_size, degenerate_masks=experiment.degenerate_masks)
     else:
+        name = "synthetic images"
         splits = make_synthetic(*experiment.n_synthetic, image_size=experiment.image_size)
-    return Workspace(experiment, splits.placed(chosen_device), chosen_device, folder, synthetic=not data_root)
+    return Workspace(experiment, splits.placed(chosen_device), chosen_device, folder, name)
 
 
 def show_code(function: Callable[..., Any]) -> None:
@@ -136,10 +133,8 @@ def copy_figures(source: str | Path, names: Sequence[str], target: Path) -> list
 
 def _check_folder(folder: Path) -> None:
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise ConfigError(f"output_dir: {nearest} is a file; give a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ConfigError(f"output_dir: nothing can be written into {nearest}; give another folder")
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"output_dir: {nearest} is a file or cannot be written to; give another folder")
 
 
 def _assigned_names(cell: str) -> list[str]:
