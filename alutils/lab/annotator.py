@@ -233,7 +233,7 @@ class _Lasso:
             self._line = self._axes.add_line(Line2D([], [], color=VERMILION, linewidth=1.5))
 
     def _moved(self, event: MouseEvent) -> None:
-        held = getattr(event, "buttons", None)  # None: the backend does not say
+        held = getattr(event, "buttons", None)  # not every backend says what is held
         if held is None or MouseButton.LEFT in held:
             self._extend(event)
         else:
