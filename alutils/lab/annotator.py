@@ -44,14 +44,6 @@ class Annotator:
     Raises:
         ValueError: if there is no request.
         DataError: if a drawing is there and cannot be read.
-
-    >>> import tempfile, torch
-    >>> image, mask = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(1, 8, 8)
-    >>> annotator = Annotator([Request("a", image, mask + 1, mask)], tempfile.mkdtemp())
-    >>> annotator.lasso([(0.5, 0.5), (4.5, 0.5), (4.5, 2.5), (0.5, 2.5)])
-    >>> annotator.save()
-    >>> annotator.status()
-    'image 1 of 1 (saved) | a | 8 of your 64 pixels marked | 0 s, 1 stroke, 8 pixel changes | all 1 saved: ...'
     """
 
     def __init__(
@@ -142,12 +134,13 @@ class Annotator:
         if is_interactive():
             display(self.panel)
             return
-        show_figure(
-            self.figure,
-            f"The drawing tool with image {self.drawing.request.id}. In colour, the pixels that the person decides, "
-            f"{self.drawing.request.n_decided} of {self.drawing.mask.size}, with what is marked as lesion in orange; "
-            "the rest is grey, the lesion of the starting mask lighter.",
+        request = self.drawing.request
+        alt = (
+            f"The drawing tool with image {request.id}. In colour, the pixels that the person decides, "
+            f"{request.n_decided} of {request.where.size}, with what is marked as lesion in orange; "
+            "the rest is grey, the lesion of the starting mask lighter."
         )
+        show_figure(self.figure, alt)
         display({"text/plain": "The drawing tool, as a picture. Run this cell in JupyterLab to draw."}, raw=True)
 
 
@@ -164,7 +157,7 @@ class Panel(ipywidgets.VBox):
         self.canvas.mpl_connect("motion_notify_event", lambda _: annotator.drawing.touch())
         self._mouse = _Lasso(annotator.figure.axes[0], annotator.lasso)
         self.pen = ipywidgets.ToggleButtons(options=["add", "erase"], style={"button_width": "5em"})
-        self.pen.observe(self._pen_changed, "value")
+        self.pen.observe(lambda change: setattr(annotator, "erase", change["new"] == "erase"), "value")
         self.undo, self.clear, self.back = map(self._button, (annotator.undo, annotator.clear, annotator.back))
         self.save = self._button(self._save_or_ask, "save and next")
         self.line = ipywidgets.Label()
@@ -178,9 +171,6 @@ class Panel(ipywidgets.VBox):
         self.pen.value = "erase" if self._annotator.erase else "add"
         self.line.value = self._annotator.status()
         self.canvas.draw_idle()
-
-    def _pen_changed(self, change: dict) -> None:
-        self._annotator.erase = change["new"] == "erase"
 
     def _save_or_ask(self) -> None:
         """Save. Where nothing is marked, ask for a second press, because the first one may be a slip."""

@@ -140,15 +140,13 @@ class Drawing:
     Args:
         request: the image, the pixels to decide and the mask to start from.
         clock: seconds, from any beginning.
-        record: of this drawing, saved before; its strokes, counts and seconds are continued.
+        record: of this drawing, saved before, to go on with.
 
     Attributes:
         mask: bool (1, H, W), as it stands. Outside of ``request.where`` it is ``request.start``, whatever is drawn.
         saved: whether a file holds it as it stands.
-        strokes: the lassos not taken back.
-        n_strokes, pixels_changed: of all lassos that changed something, those taken back included.
-        seconds: of work, from one :meth:`touch` to the next, each at most :data:`LONGEST_PAUSE`. The time that follows
-            :meth:`pause` or :meth:`save` does not count.
+        strokes: the lassos not taken back; ``n_strokes`` and ``pixels_changed`` count the others too.
+        seconds: of work, from one :meth:`touch` to the next, each at most :data:`LONGEST_PAUSE`.
 
     >>> blank = torch.zeros(3, 8, 8, dtype=torch.uint8)
     >>> left_half = torch.arange(8).expand(1, 8, 8) < 4
@@ -290,13 +288,8 @@ def read_drawing(folder: str | Path, id: str) -> tuple[DrawingRecord, np.ndarray
 def drawing_table(folder: str | Path, split: Split | None = None) -> pd.DataFrame:
     """What the drawings of a folder took, and how good they are; ``.groupby("mode").mean()`` compares the two ways.
 
-    Args:
-        folder: where drawings were saved.
-        split: with the true masks of these images, if they are known.
-
-    Returns:
-        One row per image: ``image_id``, ``mode`` ("band" or "full"), ``seconds``, ``strokes``, ``pixels_changed``,
-        ``pixels_decided``, and ``dice``, eq. 4 of the whole mask (not a number where the truth is not known).
+    One row per image: ``image_id``, ``mode`` ("band" or "full"), ``seconds``, ``strokes``, ``pixels_changed``,
+    ``pixels_decided``, and ``dice``, eq. 4 of the whole mask (not a number where ``split`` has no truth).
 
     Raises:
         DataError: if a drawing cannot be read.

@@ -53,11 +53,10 @@ def explore_curves(
 ) -> Explorer:
     """Section III-A: a slider over p marks the curves of eq. 1 and 2 at p, and the pixels near p in an image's maps.
 
-    Eq. 3 is no function of p. The plot shows its distribution in the chosen image instead: the median over the pixels
-    of about the same p, and the band that holds the middle 80 % of them.
+    Eq. 3 is no function of p: the plot shows the median and the middle 80 % of the image's pixels of about the same p.
 
     Args:
-        images: uint8 (n, 3, H, W), to choose from.
+        images: uint8 (n, 3, H, W).
         probabilities: of the lesion, (n, 1, H, W), 0 to 1.
         mc_std: eq. 3 of the same pixels, (n, 1, H, W), see :func:`alutils.mc_dropout_std`.
         names: of the images, which are numbered otherwise.
@@ -72,11 +71,7 @@ def explore_curves(
     Pixels within 0.025 of it: 64, 100.0 % of image 1; the median of their eq. 3 is 0.300.
     """
     choices = _choices(images, names, probabilities=probabilities, mc_std=mc_std)
-
-    @cache
-    def maps(image: int) -> _UncertaintyMaps:
-        return _UncertaintyMaps(choices[image][0], images[image], probabilities[image], mc_std[image])
-
+    maps = cache(lambda i: _UncertaintyMaps(choices[i][0], images[i], probabilities[i], mc_std[i]))
     controls = {"image": partial(ipywidgets.Dropdown, options=choices), "p": partial(_slider, min=0, max=1)}
     return Explorer(lambda image, p: maps(image).draw(p), controls, image=0, p=p)
 
@@ -150,7 +145,7 @@ def explore_thresholds(
     """Section III-B, Fig. 2: sliders for both thresholds show who labels what, at what cost, and the mask's Dice.
 
     Args:
-        images: uint8 (n, 3, H, W), to choose from.
+        images: uint8 (n, 3, H, W).
         truths: their masks, uint8 (n, 1, H, W), 0 and 1.
         probabilities: of the lesion, (n, 1, H, W), 0 to 1.
         names: of the images, which are numbered otherwise.
@@ -230,8 +225,7 @@ def explore_rounds(rounds: Sequence[Round], pool: Split) -> Explorer:
     """Fig. 1 in retrospect: one slider over the queries of a run, one over the images of each query by rank.
 
     The labels shown are those at the end of the run. Outside the human's pixels they are the binarized prediction of
-    the model that queried the image. Two annotation modes differ: with ``partial-refreshed`` they are the last model's,
-    and with ``human-only`` the training ignores these pixels.
+    the model that queried the image, or with ``partial-refreshed`` of the last model.
 
     Args:
         rounds: all rounds of a run, ``list(alutils.run_active_learning(...))``.

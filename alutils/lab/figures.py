@@ -133,8 +133,6 @@ def contact_sheet(
         images: uint8 (N, 3, H, W).
         truths: masks (N, 1, H, W).
         predictions: probabilities or masks (N, 1, H, W).
-        titles: one per picture, or none.
-        n_columns: pictures per row.
     """
     n_rows = -(-len(images) // n_columns)
     size = (1.5 * n_columns, 1.7 * n_rows)

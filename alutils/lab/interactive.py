@@ -71,16 +71,16 @@ class Explorer:
     def _draw(self) -> None:
         self.figure, self.text, description = self._function(**self._values)
         self.alt = f"{self.text} {description}"
-        if self._outputs:
-            self._show(*self._outputs)
+        self._show()
 
-    def _show(self, figure: DisplayHandle, text: DisplayHandle) -> None:
-        show_figure(self.figure, self.alt, update=figure)
-        text.update({"text/plain": self.text}, raw=True)
+    def _show(self) -> None:
+        if self._outputs:
+            show_figure(self.figure, self.alt, update=self._outputs[0])
+            self._outputs[1].update({"text/plain": self.text}, raw=True)
 
     def _ipython_display_(self) -> None:
         self._outputs = display(display_id=True), display(display_id=True)
-        self._show(*self._outputs)
+        self._show()
         controls = {"text/plain": f"Controls: {', '.join(self._make)}. Run this cell in JupyterLab to move them."}
         if is_interactive():
             controls = ipywidgets.VBox(list(self.controls.values()))._repr_mimebundle_() | controls
