@@ -208,7 +208,7 @@ IMAGES = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
         (lambda: explore_curves(IMAGES[:0], PLANE[:0], PLANE[:0]), "images must be uint8 .* at least one"),
         (lambda: explore_curves(IMAGES, PLANE, PLANE[:1]), r"mc_std must have shape \(2, 1, 8, 8\)"),
         (lambda: explore_curves(IMAGES, PLANE, PLANE, names=["one"]), "names: 1 of them for 2 images"),
-        (lambda: explore_curves(IMAGES, PLANE, PLANE, p=1.5), "p must be from 0 to 1, got 1.5"),
+        (lambda: explore_curves(IMAGES, PLANE, PLANE, p=1.5), "from 0 to 1"),
         (lambda: explore_thresholds(IMAGES, PLANE.byte(), PLANE, tau_u=0.6), "tau_u must be from 0 to 0.5, got 0.6"),
     ],
 )

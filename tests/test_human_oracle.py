@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from test_active_learning import contents, lines_of, make_experiment, make_partial, make_splits, run
 
 from alutils import loop as active_learning
@@ -72,9 +71,7 @@ def some_band():
 def test_what_is_not_drawn_is_asked_for_and_what_is_drawn_is_the_answer(tmp_path):
     oracle, band, truth = make_oracle(tmp_path, tau_u=0.25), some_band(), make_splits().train.masks
     suggestion = torch.ones(2, 1, 64, 64, dtype=torch.uint8)
-    with pytest.raises(
-        AnnotationsNeeded, match="2 images are to be drawn in .*call run_active_learning again"
-    ) as needed:
+    with pytest.raises(AnnotationsNeeded) as needed:
         oracle.annotate(INDICES, band, suggestion)
     assert needed.value.ids == ("train3", "train0") and needed.value.folder == tmp_path
     assert (oracle.n_images, oracle.n_pixels, oracle.n_positive) == (0, 0, 0)
@@ -122,21 +119,19 @@ def test_any_id_that_a_split_allows_can_be_drawn_or_is_refused_at_once(tmp_path)
         oracle.annotate(torch.tensor([1, 0]))
     assert needed.value.ids == ("$5$", "../left eye")
     annotator = Annotator(oracle.requests(), oracle.folder)
-    annotator.figure.canvas.draw()
-    for _ in range(2):
-        annotator.lasso([(-1, -1), (9, -1), (9, 9), (-1, 9)])
-        annotator.save()
-    assert oracle.annotate(torch.tensor([1, 0])).all() and [path.name for path in tmp_path.iterdir()] == ["drawn"]
+    annotator.figure.canvas.draw()  # "$5$" is no formula
+    assert [path.name for path in tmp_path.iterdir()] == ["drawn"]
     with pytest.raises(ValueError, match="id '' cannot name a file"):
         HumanOracle(Split(images, masks, ("a", "")), tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"no archive"])
-def test_damaged_requests_are_refused_by_name_and_asked_anew(tmp_path, content):
+def test_requests_that_cannot_be_used_are_refused_by_name_and_asked_anew(tmp_path):
     oracle = make_oracle(tmp_path)
     with pytest.raises(AnnotationsNeeded):
         oracle.annotate(INDICES)
-    (tmp_path / "requests.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"requests\.npz cannot be used"):  # they are for images that this split lacks
+        HumanOracle(make_splits(3).train, tmp_path).requests()
+    (tmp_path / "requests.npz").write_bytes(b"no archive")
     with pytest.raises(DataError, match=r"requests\.npz cannot be used .*call run_active_learning again"):
         oracle.requests()
     with pytest.raises(AnnotationsNeeded):
@@ -158,17 +153,10 @@ def test_no_flipped_bit_changes_what_is_asked_for_unnoticed(tmp_path):
                 np.testing.assert_array_equal(request.start, as_written.start)
 
 
-def test_requests_for_images_that_the_split_lacks_are_refused(tmp_path):
-    with pytest.raises(AnnotationsNeeded):
-        make_oracle(tmp_path).annotate(INDICES)
-    with pytest.raises(DataError, match=r"requests\.npz cannot be used"):
-        HumanOracle(make_splits(3).train, tmp_path).requests()
-
-
 # In a run
 
 
-@pytest.mark.parametrize("mode", ["full", "partial-refreshed", "human-only", "contour-band", "model-only"])
+@pytest.mark.parametrize("mode", ["full", "partial-refreshed", "contour-band", "model-only"])
 def test_a_person_who_draws_the_truth_gives_the_simulated_run_to_the_byte(tmp_path, mode):
     experiment = make_partial(mode, n_queries=2)
     run(tmp_path / "simulated", experiment)
@@ -211,7 +199,7 @@ def test_a_person_who_stops_amid_the_images_is_asked_for_the_others_and_no_more(
 
 
 def test_a_round_that_waits_is_not_trained_again(tmp_path, monkeypatch):
-    """Else, where training does not repeat to the bit, the run would ask for another band each time."""
+    """Otherwise a run whose training does not repeat to the bit would ask for another band each time."""
     trained = []
     real_fit = active_learning.fit
 
@@ -273,36 +261,16 @@ def test_a_damaged_model_of_a_waiting_round_is_named(tmp_path):
         run(tmp_path / "run", oracle=oracle)
 
 
-def test_a_drawing_that_cannot_be_used_ends_the_run_by_its_name(tmp_path):
-    experiment, oracle = make_experiment(n_queries=1), make_oracle(tmp_path / "drawings")
-    with pytest.raises(AnnotationsNeeded):
-        run(tmp_path / "run", experiment, oracle=oracle)
-    draw(oracle)
-    png = next((tmp_path / "drawings").glob("*.png"))
-    Image.new("L", (32, 32)).save(png)
-    with pytest.raises(DataError, match=png.stem):
-        run(tmp_path / "run", experiment, oracle=oracle)
-
-
 def test_the_record_tells_a_person_from_a_simulation(tmp_path):
     experiment = make_experiment(n_queries=1)
     run_with_a_person(tmp_path / "human", experiment, make_oracle(tmp_path / "drawings"))
-    run(tmp_path / "simulated", experiment)
-    run(tmp_path / "explicit", experiment, oracle=Oracle(make_splits().train.masks))
-    said = {
-        name: json.loads((tmp_path / name / "run.json").read_text())["data"].get("oracle")
-        for name in ("human", "simulated", "explicit")
-    }
-    assert said == {"human": "human", "simulated": None, "explicit": None}
+    run(tmp_path / "simulated", experiment, oracle=Oracle(make_splits().train.masks))
+    assert json.loads((tmp_path / "human" / "run.json").read_text())["data"]["oracle"] == "human"
+    run(tmp_path / "simulated", experiment)  # the same one, though nobody gave it
     with pytest.raises(ConfigError, match=r"data\.oracle: human there, absent here"):
         run(tmp_path / "human", experiment)
     with pytest.raises(ConfigError, match=r"data\.oracle: absent there, human here"):
         run(tmp_path / "simulated", experiment, oracle=make_oracle(tmp_path / "drawings"))
-
-
-def test_an_oracle_over_other_images_is_refused_at_the_call(tmp_path):
-    with pytest.raises(ConfigError, match=r"oracle: it knows masks of shape \(7, 1, 64, 64\)"):
-        run(tmp_path, make_experiment(), oracle=HumanOracle(make_splits(7).train, tmp_path / "drawings"))
 
 
 def test_a_persons_run_does_not_get_among_the_simulated_ones_of_the_tables(tmp_path):
@@ -314,7 +282,10 @@ def test_a_persons_run_does_not_get_among_the_simulated_ones_of_the_tables(tmp_p
     assert load_runs(tmp_path / "person")["run"].tolist() == ["."]
 
 
-def test_a_person_is_not_asked_for_a_baseline_that_queries_nothing(tmp_path):
-    with pytest.raises(ConfigError, match="oracle: strategy 'full' queries no images, so that a person has nothing"):
-        run_with_a_person(tmp_path / "run", make_experiment(strategy="full"), make_oracle(tmp_path / "drawn"))
+def test_a_person_who_cannot_be_asked_is_refused_at_the_call(tmp_path):
+    others = HumanOracle(make_splits(7).train, tmp_path / "drawn")
+    with pytest.raises(ConfigError, match=r"oracle: it knows masks of shape \(7, 1, 64, 64\)"):
+        run(tmp_path / "run", make_experiment(), oracle=others)
+    with pytest.raises(ConfigError, match="oracle: strategy 'full' queries no images"):
+        run(tmp_path / "run", make_experiment(strategy="full"), oracle=make_oracle(tmp_path / "drawn"))
     assert not (tmp_path / "run").exists()

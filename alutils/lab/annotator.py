@@ -33,32 +33,17 @@ _HELP = (
 class Annotator:
     """Draw the images asked for, one after the other; as the last value of a cell it is shown.
 
-    It skips images saved before; "back" opens them again, with their strokes. Time counts from the first movement of
-    the mouse over the image, see :class:`alutils.lab.drawing.Drawing`. Where nobody can draw (papermill, nbconvert), a
-    picture with alternative text and a line that says so take its place, and no widget is made.
+    It skips images saved before; "back" opens them again, with their strokes. Where nobody can draw (papermill,
+    nbconvert), a picture with alternative text and a line that says so take its place, and no widget is made.
 
     Args:
         requests: from :func:`alutils.lab.drawing.make_requests` or :meth:`alutils.HumanOracle.requests`, at least one.
         folder: where the drawings are saved.
         clock: seconds, from any beginning.
 
-    Attributes:
-        drawings: one :class:`alutils.lab.drawing.Drawing` per request.
-        done: which of them have been saved, changed since then or not.
-        position: of the drawing that is shown.
-        erase: whether the next lasso erases.
-
     Raises:
         ValueError: if there is no request.
         DataError: if a drawing is there and cannot be read.
-
-    >>> import tempfile, torch
-    >>> image, mask = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(1, 8, 8)
-    >>> annotator = Annotator([Request("a", image, mask + 1, mask)], tempfile.mkdtemp())
-    >>> annotator.lasso([(0.5, 0.5), (4.5, 0.5), (4.5, 2.5), (0.5, 2.5)])
-    >>> annotator.save()
-    >>> annotator.status()
-    'image 1 of 1 (saved) | a | 8 of your 64 pixels marked | 0 s, 1 stroke, 8 pixel changes | all 1 saved: ...'
     """
 
     def __init__(
@@ -68,12 +53,9 @@ class Annotator:
             raise ValueError("requests: there is no image to draw")
         self.folder = expanded("folder", folder)
         found = [find_drawing(folder, request) for request in requests]
-        self.drawings = [
-            Drawing(request, clock=clock, record=saved and saved[0])
-            for request, saved in zip(requests, found, strict=True)
-        ]
-        self.done = [saved is not None for saved in found]
-        self.position = self.done.index(False) if False in self.done else 0
+        records = [saved and saved[0] for saved in found]
+        self.drawings = [Drawing(request, clock=clock, record=r) for request, r in zip(requests, records, strict=True)]
+        self.position = records.index(None) if None in records else 0
         self.erase = False
         self.figure = Figure((5, 5.2))
         self._axes = self.figure.add_axes((0.01, 0.01, 0.98, 0.94))
@@ -85,7 +67,7 @@ class Annotator:
         return self.drawings[self.position]
 
     def lasso(self, corners: Sequence[tuple[float, float]]) -> None:
-        """Mark or erase what the mouse encircled, see :meth:`alutils.lab.drawing.Drawing.lasso`."""
+        """Mark or erase what the mouse encircled."""
         self.drawing.lasso(corners, erase=self.erase)
         self._show_mask()
 
@@ -107,15 +89,14 @@ class Annotator:
     def save(self) -> None:
         """Save the drawing, and open the next one that is not saved."""
         self.drawing.save(self.folder)
-        self.done[self.position] = True
         n = len(self.drawings)
         ahead = [(self.position + step) % n for step in range(1, n)]
         self._go_to(next((position for position in ahead if not self.drawings[position].saved), self.position))
 
     def status(self) -> str:
-        """Which image of how many this is, and what has been done in it so far, in one line."""
+        """What has been done in this image, and in all, in one line."""
         drawing, n = self.drawing, len(self.drawings)
-        saved = " (saved)" if drawing.saved else " (changed since it was saved)" if self.done[self.position] else ""
+        saved = " (saved)" if drawing.saved else ""
         n_saved = sum(drawing.saved for drawing in self.drawings)
         return (
             f"image {self.position + 1} of {n}{saved} | {drawing.request.id} | "
@@ -137,18 +118,15 @@ class Annotator:
     def _show_image(self) -> None:
         axes, drawing = self._axes, self.drawing
         axes.clear()
-        self._picture = axes.imshow(_painted(drawing))
+        self._picture = axes.imshow(drawing.request.image.transpose(1, 2, 0))
         if drawing.request.mode == "band":
             draw_outline(axes, torch.from_numpy(drawing.request.where), BLUE, width=1)
         axes.set_title(drawing.request.id, fontsize=9, parse_math=False)
         axes.set_axis_off()
-        self._update_panel()
+        self._show_mask()
 
     def _show_mask(self) -> None:
         self._picture.set_data(_painted(self.drawing))
-        self._update_panel()
-
-    def _update_panel(self) -> None:
         if "panel" in vars(self):
             self.panel.update()
 
@@ -156,17 +134,18 @@ class Annotator:
         if is_interactive():
             display(self.panel)
             return
-        show_figure(
-            self.figure,
-            f"The drawing tool with image {self.drawing.request.id}. In colour, the pixels that the person decides, "
-            f"{self.drawing.request.n_decided} of {self.drawing.mask.size}, with what is marked as lesion in orange; "
-            "the rest is grey, the lesion of the starting mask lighter.",
+        request = self.drawing.request
+        alt = (
+            f"The drawing tool with image {request.id}. In colour, the pixels that the person decides, "
+            f"{request.n_decided} of {request.where.size}, with what is marked as lesion in orange; "
+            "the rest is grey, the lesion of the starting mask lighter."
         )
+        show_figure(self.figure, alt)
         display({"text/plain": "The drawing tool, as a picture. Run this cell in JupyterLab to draw."}, raw=True)
 
 
 class Panel(ipywidgets.VBox):
-    """The buttons and the figure of an :class:`Annotator`, which does what they say."""
+    """The buttons and the figure of an :class:`Annotator`."""
 
     def __init__(self, annotator: Annotator) -> None:
         super().__init__()
@@ -175,10 +154,10 @@ class Panel(ipywidgets.VBox):
         FigureManager(self.canvas, 0)
         self.canvas.header_visible = self.canvas.footer_visible = self.canvas.toolbar_visible = False
         self.canvas.resizable = False
-        self.canvas.mpl_connect("motion_notify_event", self._mouse_moved)
+        self.canvas.mpl_connect("motion_notify_event", lambda _: annotator.drawing.touch())
         self._mouse = _Lasso(annotator.figure.axes[0], annotator.lasso)
         self.pen = ipywidgets.ToggleButtons(options=["add", "erase"], style={"button_width": "5em"})
-        self.pen.observe(self._pen_changed, "value")
+        self.pen.observe(lambda change: setattr(annotator, "erase", change["new"] == "erase"), "value")
         self.undo, self.clear, self.back = map(self._button, (annotator.undo, annotator.clear, annotator.back))
         self.save = self._button(self._save_or_ask, "save and next")
         self.line = ipywidgets.Label()
@@ -192,9 +171,6 @@ class Panel(ipywidgets.VBox):
         self.pen.value = "erase" if self._annotator.erase else "add"
         self.line.value = self._annotator.status()
         self.canvas.draw_idle()
-
-    def _pen_changed(self, change: dict) -> None:
-        self._annotator.erase = change["new"] == "erase"
 
     def _save_or_ask(self) -> None:
         """Save. Where nothing is marked, ask for a second press, because the first one may be a slip."""
@@ -217,19 +193,12 @@ class Panel(ipywidgets.VBox):
         button.on_click(press)
         return button
 
-    def _mouse_moved(self, _: MouseEvent) -> None:
-        before = int(self._annotator.drawing.seconds)
-        self._annotator.drawing.touch()
-        if int(self._annotator.drawing.seconds) != before and not self._asked:
-            self.line.value = self._annotator.status()
-
 
 class _Lasso:
     """The line that is drawn while the left button is held; outside of the image it runs along the edge.
 
-    A browser does not say that the button was released outside of the canvas. The line therefore ends where the mouse
-    left as soon as the mouse is back without the button, or something else is pressed; matplotlib's LassoSelector would
-    go on with it. ``done`` gets the corners.
+    A browser does not say that the button was released outside of the canvas. The line therefore ends as soon as the
+    mouse is back without the button, or something else is pressed; matplotlib's LassoSelector would go on with it.
     """
 
     def __init__(self, axes: Axes, done: Callable[[list[tuple[float, float]]], None]) -> None:
@@ -254,7 +223,7 @@ class _Lasso:
             self._line = self._axes.add_line(Line2D([], [], color=VERMILION, linewidth=1.5))
 
     def _moved(self, event: MouseEvent) -> None:
-        held = getattr(event, "buttons", None)  # None: the backend does not say
+        held = getattr(event, "buttons", None)  # not every backend says what is held
         if held is None or MouseButton.LEFT in held:
             self._extend(event)
         else:
@@ -282,7 +251,7 @@ def _count(n: int, noun: str) -> str:
 
 
 def _painted(drawing: Drawing) -> np.ndarray:
-    """The image as the person sees it, (H, W, 3), 0 to 1: the marked pixels are orange, the model's are grey."""
+    """The image as the person sees it, (H, W, 3), 0 to 1."""
     image, where, lesion = drawing.request.image.transpose(1, 2, 0) / 255, drawing.request.where[0], drawing.mask[0]
     grey = np.broadcast_to(image.mean(2, keepdims=True), image.shape)
     colours = {name: np.array(to_rgb(colour)) for name, colour in LABELLED_BY.items()}

@@ -18,11 +18,7 @@ from alutils.uncertainty import binary_entropy, least_confidence, one_sided_entr
 
 
 def draw_loop() -> Figure:
-    """Draw Fig. 1: the five steps of active learning, between pool, oracle, labelled set and model.
-
-    >>> len(draw_loop().axes[0].texts) > 8
-    True
-    """
+    """Draw Fig. 1: the five steps of active learning, between pool, oracle, labelled set and model."""
     figure, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
     places = {
         "pool\nof unlabelled images": (0, 1),
@@ -58,15 +54,10 @@ def draw_unet(shapes: pd.DataFrame) -> Figure:
 
     Args:
         shapes: ``channels`` and ``size`` of each stage, called "encoder 1", "decoder 1" and so on.
-
-    >>> shapes = pd.DataFrame({"channels": [64, 32], "size": [32, 64]}, index=["encoder 1", "decoder 1"])
-    >>> len(draw_unet(shapes).axes[0].patches)
-    4
     """
     size = shapes["size"].max()
-    image = pd.DataFrame({"channels": [3], "size": [size]}, index=["image"])
-    output = pd.DataFrame({"channels": [1], "size": [size]}, index=["lesion logits"])
-    stages = pd.concat([image, shapes, output])
+    ends = pd.DataFrame({"channels": [3, 1], "size": [size, size]}, index=["image", "lesion logits"])
+    stages = pd.concat([ends[:1], shapes, ends[1:]])
     depths = np.log2(size / stages["size"]).round()
     figure, ax = plt.subplots(figsize=(9.5, 3.4), layout="constrained")
     colours = {"encoder": BLUE, "decoder": GREEN}
@@ -91,9 +82,7 @@ def draw_unet(shapes: pd.DataFrame) -> Figure:
 def draw_measures(axes: Axes, marks: Sequence[float] = (0.5, math.exp(-1), 0.5)) -> None:
     """Draw eq. 1 (turned over), eq. 2 and the binary entropy over the probability of lesion (section III-A).
 
-    Args:
-        axes: to draw on.
-        marks: where a dot stands on each of the three curves, 0 to 1; by default at their maxima.
+    ``marks``: where a dot stands on each of the three curves, 0 to 1; by default at their maxima.
     """
     p = torch.linspace(0, 1, 501)
     measures = {

@@ -1,6 +1,6 @@
 """What a person draws: lassos that mark or erase lesion in the pixels that the person decides, and nowhere else.
 
-No screen is needed here; ``alutils.lab.annotator`` puts a :class:`Drawing` on one.
+``alutils.lab.annotator`` puts a :class:`Drawing` on the screen.
 """
 
 from __future__ import annotations
@@ -30,14 +30,11 @@ from alutils.system.files import replacing, write_text
 LONGEST_PAUSE = 30.0
 """Seconds: of a longer time without a stroke, a button or a movement of the mouse, only these count as work."""
 
-_LONGEST_STEM = 200
-"""Bytes: most file systems allow 255, and our names have endings."""
-
 _Count = Annotated[int, Field(ge=0)]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Stroke(_Record):
@@ -48,16 +45,10 @@ class Stroke(_Record):
 
 
 class DrawingRecord(_Record):
-    """The JSON file of a drawing: how it was made, and what it belongs to.
-
-    ``strokes`` are those not taken back; ``where``, ``start`` and ``mask`` are checksums of the pixels asked for, and
-    of the mask before the first stroke and after the last one.
-    """
+    """The JSON file of a drawing. ``where``, ``start`` and ``mask`` are checksums, ``start`` that of the first mask."""
 
     id: str
     mode: Literal["band", "full"]
-    height: _Count
-    width: _Count
     seconds: float = Field(ge=0)
     n_strokes: _Count
     pixels_changed: _Count
@@ -83,11 +74,6 @@ class Request:
 
     Raises:
         ValueError: if a shape or a value does not fit, or the id cannot name a file.
-
-    >>> band = torch.tensor([[[0, 1, 1, 0]]])
-    >>> request = Request("ISIC_1", torch.zeros(3, 1, 4, dtype=torch.uint8), band, torch.zeros(1, 1, 4))
-    >>> request.mode, request.n_decided
-    ('band', 2)
     """
 
     id: str
@@ -135,13 +121,9 @@ def make_requests(
     Args:
         split: the images.
         indices: int64 (n,), positions in it.
-        where: bool (n, 1, H, W); None: all pixels.
-        suggestion: uint8 (n, 1, H, W), the model's labels outside of ``where``; None: background.
+        where: bool (n, 1, H, W); by default all pixels.
+        suggestion: uint8 (n, 1, H, W), the model's labels outside of ``where``; by default background.
         tau_u: recorded with the drawings.
-
-    >>> images, masks = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
-    >>> [request.id for request in make_requests(Split(images, masks, ("a", "b")), torch.tensor([1]))]
-    ['b']
     """
     shape = (len(indices), 1, *split.images.shape[2:])
     where = torch.ones(shape, dtype=torch.bool) if where is None else where.cpu().bool()
@@ -158,16 +140,13 @@ class Drawing:
     Args:
         request: the image, the pixels to decide and the mask to start from.
         clock: seconds, from any beginning.
-        record: of this drawing, saved before; its strokes, counts and seconds are continued.
+        record: of this drawing, saved before, to go on with.
 
     Attributes:
         mask: bool (1, H, W), as it stands. Outside of ``request.where`` it is ``request.start``, whatever is drawn.
         saved: whether a file holds it as it stands.
-        strokes: the lassos not taken back.
-        n_strokes: lassos that changed something, those taken back included.
-        pixels_changed: by all these lassos together, so that a pixel may count more than once.
-        seconds: of work, from one :meth:`touch` to the next, each at most :data:`LONGEST_PAUSE`. The time that follows
-            :meth:`pause` or :meth:`save` does not count.
+        strokes: the lassos not taken back; ``n_strokes`` and ``pixels_changed`` count the others too.
+        seconds: of work, from one :meth:`touch` to the next, each at most :data:`LONGEST_PAUSE`.
 
     >>> blank = torch.zeros(3, 8, 8, dtype=torch.uint8)
     >>> left_half = torch.arange(8).expand(1, 8, 8) < 4
@@ -180,10 +159,9 @@ class Drawing:
         self, request: Request, *, clock: Callable[[], float] = time.monotonic, record: DrawingRecord | None = None
     ) -> None:
         self.request, self._clock, self._seen, self.saved = request, clock, None, record is not None
-        self.strokes, self.n_strokes, self.pixels_changed, self.seconds = [], 0, 0, 0.0
-        if record:
-            self.strokes, self.n_strokes = list(record.strokes), record.n_strokes
-            self.pixels_changed, self.seconds = record.pixels_changed, record.seconds
+        self.strokes = list(record.strokes) if record else []
+        self.n_strokes, self.pixels_changed = (record.n_strokes, record.pixels_changed) if record else (0, 0)
+        self.seconds = record.seconds if record else 0.0
         self.mask = replay(request, self.strokes)
 
     @property
@@ -192,25 +170,22 @@ class Drawing:
         return int((self.mask & self.request.where).sum())
 
     def touch(self) -> None:
-        """The person is at work: count the time since the last call."""
+        """Count the time since the last call as work."""
         now = self._clock()
         if self._seen is not None:
             self.seconds += min(now - self._seen, LONGEST_PAUSE)
         self._seen = now
 
     def pause(self) -> None:
-        """The person turns to something else: stop counting until the next :meth:`touch`."""
+        """Stop counting until the next :meth:`touch`."""
         self.touch()
         self._seen = None
 
     def lasso(self, corners: Sequence[tuple[float, float]] | np.ndarray, *, erase: bool = False) -> int:
-        """Mark what lies in a polygon as lesion, or as background; returns the number of pixels that changed.
+        """Mark what lies in a polygon as lesion, or erase it; returns the number of pixels that changed.
 
-        Args:
-            corners: (x, y) in pixels, (0, 0) the centre of the upper left one; the last one is joined to the first. A
-                lasso of fewer than three corners, or one that changes nothing, is a slip of the mouse and does not
-                count.
-            erase: background instead of lesion.
+        ``corners``: (x, y) in pixels, (0, 0) the centre of the upper left one. A lasso of fewer than three corners, or
+        one that changes nothing, is a slip of the mouse and does not count.
 
         Raises:
             ValueError: if a corner is not two finite numbers.
@@ -241,7 +216,7 @@ class Drawing:
 
     def _keep(self, strokes: list[Stroke]) -> None:
         self.touch()
-        self.saved = self.saved and not self.strokes
+        self.saved = self.saved and strokes == self.strokes
         self.strokes, self.mask = strokes, replay(self.request, strokes)
 
     def save(self, folder: str | Path) -> DrawingRecord:
@@ -251,8 +226,6 @@ class Drawing:
         record = DrawingRecord(
             id=request.id,
             mode=request.mode,
-            height=self.mask.shape[1],
-            width=self.mask.shape[2],
             seconds=self.seconds,
             n_strokes=self.n_strokes,
             pixels_changed=self.pixels_changed,
@@ -281,11 +254,7 @@ def replay(request: Request, strokes: Sequence[Stroke]) -> np.ndarray:
 
 
 def find_drawing(folder: str | Path, request: Request) -> tuple[DrawingRecord, np.ndarray] | None:
-    """The drawing saved for a request; None where there is none, or it was drawn for other pixels.
-
-    Raises:
-        DataError: if the files of a drawing are there and cannot be used.
-    """
+    """:func:`read_drawing` for a request; None where nothing is saved, or it was drawn for other pixels."""
     if not _record_path(folder, request.id).exists():
         return None
     found = read_drawing(folder, request.id)
@@ -310,8 +279,7 @@ def read_drawing(folder: str | Path, id: str) -> tuple[DrawingRecord, np.ndarray
             raise ValueError(f"it is not the mask that {path.name} was saved with")
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for a damaged PNG
         if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            error = f"not the record of a drawing: {'.'.join(map(str, first['loc']))} {first['msg']}"
+            error = f"not the record of a drawing: {error.errors()[0]['msg']}"
         remedy = "restore it, or move it and its .json or .png away and draw the image again"
         raise DataError(f"{file} cannot be used ({error}); {remedy}") from None
     return record, mask
@@ -320,26 +288,19 @@ def read_drawing(folder: str | Path, id: str) -> tuple[DrawingRecord, np.ndarray
 def drawing_table(folder: str | Path, split: Split | None = None) -> pd.DataFrame:
     """What the drawings of a folder took, and how good they are; ``.groupby("mode").mean()`` compares the two ways.
 
-    Args:
-        folder: where drawings were saved.
-        split: with the true masks of these images, if they are known.
-
-    Returns:
-        One row per image: ``image_id``, ``mode`` ("band" or "full"), ``seconds``, ``strokes``, ``pixels_changed``,
-        ``pixels_decided``, and ``dice``, eq. 4 of the whole mask (not a number where the truth is not known).
+    One row per image: ``image_id``, ``mode`` ("band" or "full"), ``seconds``, ``strokes``, ``pixels_changed``,
+    ``pixels_decided``, and ``dice``, eq. 4 of the whole mask (not a number where ``split`` has no truth).
 
     Raises:
         DataError: if a drawing cannot be read.
-
-    >>> list(drawing_table("nowhere"))[:4]
-    ['image_id', 'mode', 'seconds', 'strokes']
     """
     truths = {} if split is None else dict(zip(split.ids, split.masks, strict=True))
     rows = []
     for path in sorted(expanded("folder", folder).glob("*.json")):
         record, mask = read_drawing(folder, unquote(path.stem))
-        truth = truths.get(record.id)
-        dice = float("nan") if truth is None else dice_score(torch.from_numpy(mask)[None], truth[None].cpu()).item()
+        dice = float("nan")
+        if record.id in truths:
+            dice = dice_score(torch.from_numpy(mask)[None], truths[record.id][None].cpu()).item()
         counts = (record.seconds, record.n_strokes, record.pixels_changed, record.pixels_decided)
         rows.append((record.id, record.mode, *counts, dice))
     columns = ["image_id", "mode", "seconds", "strokes", "pixels_changed", "pixels_decided", "dice"]
@@ -349,21 +310,16 @@ def drawing_table(folder: str | Path, split: Split | None = None) -> pd.DataFram
 def file_stem(id: str) -> str:
     """The name for the files of the image ``id``: one for each id, from which ``urllib.parse.unquote`` makes it again.
 
-    A dot at the beginning, and all characters except letters, digits, ``_``, ``-`` and dots, are written as in a URL.
-
     Raises:
         ValueError: if the id is empty, not valid Unicode, or too long for a file's name.
 
     >>> file_stem("ISIC_0000001"), file_stem("../left eye")
     ('ISIC_0000001', '%2E.%2Fleft%20eye')
     """
-    try:
-        stem = re.sub(r"[^\w.-]|^\.", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), id)
-        if 0 < len(stem.encode()) <= _LONGEST_STEM:
-            return stem
-    except UnicodeEncodeError:
-        pass
-    raise ValueError(f"id {id!r} cannot name a file: it is empty, longer than {_LONGEST_STEM} bytes, or not Unicode")
+    stem = re.sub(r"[^\w.-]|^\.", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), id)
+    if not 0 < len(stem.encode()) <= 200:  # most file systems allow 255, and our names have endings
+        raise ValueError(f"id {id!r} cannot name a file: it is empty or too long")
+    return stem
 
 
 def checksum(mask: np.ndarray) -> str:

@@ -53,18 +53,17 @@ def explore_curves(
 ) -> Explorer:
     """Section III-A: a slider over p marks the curves of eq. 1 and 2 at p, and the pixels near p in an image's maps.
 
-    Eq. 3 is no function of p. The plot shows its distribution in the chosen image instead: the median over the pixels
-    of about the same p, and the band that holds the middle 80 % of them.
+    Eq. 3 is no function of p: the plot shows the median and the middle 80 % of the image's pixels of about the same p.
 
     Args:
-        images: uint8 (n, 3, H, W), to choose from.
+        images: uint8 (n, 3, H, W).
         probabilities: of the lesion, (n, 1, H, W), 0 to 1.
         mc_std: eq. 3 of the same pixels, (n, 1, H, W), see :func:`alutils.mc_dropout_std`.
         names: of the images, which are numbered otherwise.
         p: where the slider stands at first, 0 to 1.
 
     Raises:
-        ValueError: if there is no image, a shape does not fit, or ``p`` is out of range.
+        ValueError: if there is no image, or a shape or ``p`` cannot be.
 
     >>> images, maps = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.full((2, 1, 8, 8), 0.3)
     >>> print(explore_curves(images, maps, maps).text)
@@ -72,19 +71,13 @@ def explore_curves(
     Pixels within 0.025 of it: 64, 100.0 % of image 1; the median of their eq. 3 is 0.300.
     """
     choices = _choices(images, names, probabilities=probabilities, mc_std=mc_std)
-    if not 0 <= p <= 1:
-        raise ValueError(f"p must be from 0 to 1, got {p}: it is a probability")
-
-    @cache
-    def maps(image: int) -> _UncertaintyMaps:
-        return _UncertaintyMaps(choices[image][0], images[image], probabilities[image], mc_std[image])
-
+    maps = cache(lambda i: _UncertaintyMaps(choices[i][0], images[i], probabilities[i], mc_std[i]))
     controls = {"image": partial(ipywidgets.Dropdown, options=choices), "p": partial(_slider, min=0, max=1)}
     return Explorer(lambda image, p: maps(image).draw(p), controls, image=0, p=p)
 
 
 class _UncertaintyMaps:
-    """One image of :func:`explore_curves`, with everything about it that does not depend on the slider."""
+    """What does not depend on the slider of :func:`explore_curves`, for one image."""
 
     def __init__(self, name: str, image: torch.Tensor, probability: torch.Tensor, std: torch.Tensor) -> None:
         self.name = name
@@ -108,7 +101,6 @@ class _UncertaintyMaps:
         self.distance = np.where(lesion, *map(distance_transform_edt, (lesion, ~lesion))) if has_outline else None
 
     def draw(self, p: float) -> Drawn:
-        """Draw the curves with ``p`` marked, and the maps with the pixels near ``p`` paler and their rim black."""
         near = np.abs(self.probability - p) <= NEAR + 1e-6
         rim = binary_dilation(near, iterations=max(1, len(near) // 100)) & ~near
         marked = {title: picture.copy() for title, picture in self.pictures.items()}
@@ -118,7 +110,7 @@ class _UncertaintyMaps:
         figure = Figure(figsize=(9.5, 3.8))
         self._draw_curves(figure.add_axes((0.05, 0.12, 0.4, 0.86)), p)
         figures.draw_pictures(figure.add_axes((0.46, 0.01, 0.53, 0.98)), marked, n_columns=3)
-        return Drawn(figure, self._numbers(p, near), _CURVES_SEEN)
+        return figure, self._numbers(p, near), _CURVES_SEEN
 
     def _draw_curves(self, axes: Axes, p: float) -> None:
         draw_measures(axes, [p] * 3)
@@ -153,16 +145,14 @@ def explore_thresholds(
     """Section III-B, Fig. 2: sliders for both thresholds show who labels what, at what cost, and the mask's Dice.
 
     Args:
-        images: uint8 (n, 3, H, W), to choose from.
+        images: uint8 (n, 3, H, W).
         truths: their masks, uint8 (n, 1, H, W), 0 and 1.
         probabilities: of the lesion, (n, 1, H, W), 0 to 1.
         names: of the images, which are numbered otherwise.
-        tau_u: where its slider stands at first, 0 to 0.5.
-        tau_b: where its slider stands at first, 0.05 to 0.95.
+        tau_u, tau_b: where the sliders stand at first, 0 to 0.5 and 0.05 to 0.95.
 
     Raises:
-        ValueError: if there is no image, a shape does not fit, or :func:`alutils.merge_annotations` refuses the masks,
-            the probabilities or a threshold.
+        ValueError: if there is no image, a shape does not fit, or :func:`alutils.merge_annotations` refuses a value.
 
     >>> images, p = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.full((1, 1, 8, 8), 0.3)
     >>> print(explore_thresholds(images, images[:, :1], p).text)
@@ -189,7 +179,7 @@ def explore_thresholds(
             f"Dice of the merged mask {dice_score(merged, truth).item():.3f}; of the prediction alone, from p = 0.5 "
             f"on, {dice_score(p, truth).item():.3f}.\n{_what_tau_b_changes(p, human, tau_u, tau_b)}"
         )
-        return Drawn(_thresholds_figure(pictures, tau_u, tau_b), text, _THRESHOLDS_SEEN)
+        return _thresholds_figure(pictures, tau_u, tau_b), text, _THRESHOLDS_SEEN
 
     controls = {
         "image": partial(ipywidgets.Dropdown, options=choices),
@@ -209,7 +199,6 @@ def _what_tau_b_changes(p: torch.Tensor, human: torch.Tensor, tau_u: float, tau_
 
 
 def _thresholds_figure(pictures: Mapping[str, np.ndarray], tau_u: float, tau_b: float) -> Figure:
-    """The pictures in a row, and below them a bar over p: who labels the pixels of each p, in the labels' colours."""
     figure = Figure(figsize=(9.5, 3.7))
     figures.draw_pictures(figure.add_axes((0.01, 0.28, 0.98, 0.72)), pictures, n_columns=4)
     axes = figure.add_axes((0.07, 0.16, 0.9, 0.06))
@@ -236,8 +225,7 @@ def explore_rounds(rounds: Sequence[Round], pool: Split) -> Explorer:
     """Fig. 1 in retrospect: one slider over the queries of a run, one over the images of each query by rank.
 
     The labels shown are those at the end of the run. Outside the human's pixels they are the binarized prediction of
-    the model that queried the image. Two annotation modes differ: with ``partial-refreshed`` they are the last model's,
-    and with ``human-only`` the training ignores these pixels.
+    the model that queried the image, or with ``partial-refreshed`` of the last model.
 
     Args:
         rounds: all rounds of a run, ``list(alutils.run_active_learning(...))``.
@@ -247,21 +235,16 @@ def explore_rounds(rounds: Sequence[Round], pool: Split) -> Explorer:
         ValueError: if the last round has no labels, nothing was queried, or the pool is too small to be the run's.
     """
     queries, labels = _queries(rounds, pool), rounds[-1].labels
-    outlined = cache(lambda index: _outlined(pool.images[index], pool.masks[index]))
-
-    @cache
-    def dice_of(query: int) -> torch.Tensor:
-        places = queries[query - 1]
-        return dice_score(labels.masks[places].cpu(), pool.masks[labels.indices[places]].cpu())
 
     def draw(query: int, rank: int) -> Drawn:
-        dice, trained = dice_of(query), rounds[query - 1]
+        asked, trained = queries[query - 1], rounds[query - 1]
+        dice = dice_score(labels.masks[asked].cpu(), pool.masks[labels.indices[asked]].cpu())
         rank = min(rank, len(dice))  # the last query of an exhausted pool is shorter
-        place = queries[query - 1].start + rank - 1
+        place = asked.start + rank - 1
         index = int(labels.indices[place])
         mask, human = (masks[place : place + 1][0] for masks in (labels.masks, labels.human))
         pictures = {
-            "image, true outline": outlined(index),
+            "image, true outline": _outlined(pool.images[index], pool.masks[index]),
             "its labels": figures.as_rgb(mask),
             "who labelled what": figures.label_colours(pool.images[index], mask, human),
         }
@@ -275,16 +258,16 @@ def explore_rounds(rounds: Sequence[Round], pool: Split) -> Explorer:
             f"Three pictures: the image with its true outline; its labels; {_WHO}. Right, validation Dice over the "
             f"labelled images, this round marked: {', '.join(f'{round_.val_dice:.2f}' for round_ in rounds)}."
         )
-        return Drawn(_rounds_figure(pictures, rounds, query), text, description)
+        return _rounds_figure(pictures, rounds, query), text, description
 
-    most = max(places.stop - places.start for places in queries)
-    sliders = {"query": len(queries), "rank": most}
-    controls = {name: partial(ipywidgets.IntSlider, min=1, max=highest) for name, highest in sliders.items()}
+    most = max(asked.stop - asked.start for asked in queries)
+    slider = partial(ipywidgets.IntSlider, min=1)
+    controls = {"query": partial(slider, max=len(queries)), "rank": partial(slider, max=most)}
     return Explorer(draw, controls, query=1, rank=1)
 
 
 def _queries(rounds: Sequence[Round], pool: Split) -> list[slice]:
-    """Where the images of each query stand in the labelled set; refuses rounds that are not a run on this pool."""
+    """Where the images of each query stand in the labelled set."""
     if not rounds or rounds[-1].labels is None:
         raise ValueError("rounds: the last has no labels; give all rounds of a run, list(run_active_learning(...))")
     indices = rounds[-1].labels.indices
@@ -298,7 +281,6 @@ def _queries(rounds: Sequence[Round], pool: Split) -> list[slice]:
 
 
 def _rounds_figure(pictures: Mapping[str, np.ndarray], rounds: Sequence[Round], query: int) -> Figure:
-    """The pictures of one image in a row, and beside them the learning curve with the round of the query marked."""
     figure = Figure(figsize=(9.5, 3))
     figures.draw_pictures(figure.add_axes((0.01, 0.11, 0.64, 0.88)), pictures, n_columns=3)
     axes = figure.add_axes((0.71, 0.27, 0.28, 0.6))
@@ -313,7 +295,7 @@ def _rounds_figure(pictures: Mapping[str, np.ndarray], rounds: Sequence[Round], 
 
 
 def _choices(images: torch.Tensor, names: Sequence[str], **maps: torch.Tensor) -> list[tuple[str, int]]:
-    """Each image's name and position, for a dropdown; refuses tensors that do not fit each other."""
+    """Each image's name and position, for a dropdown."""
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8 or len(images) == 0:
         raise ValueError(f"images must be uint8 (n, 3, H, W), at least one, got {images.dtype} {tuple(images.shape)}")
     shape = (len(images), 1, *images.shape[2:])
@@ -322,7 +304,7 @@ def _choices(images: torch.Tensor, names: Sequence[str], **maps: torch.Tensor) -
             raise ValueError(f"{name} must have shape {shape}, as the images do, got {tuple(tensor.shape)}")
     names = names or [f"image {i + 1}" for i in range(len(images))]
     if len(names) != len(images):
-        raise ValueError(f"names: {len(names)} of them for {len(images)} images; give one for each, or none")
+        raise ValueError(f"names: {len(names)} of them for {len(images)} images")
     return [(name, i) for i, name in enumerate(names)]
 
 
@@ -331,7 +313,7 @@ def _heat(pixels: torch.Tensor, highest: float) -> np.ndarray:
 
 
 def _outlined(image: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
-    """The picture with the mask's outline, two pixels wide. Small pictures are enlarged to about 256 pixels first."""
+    """The picture with the mask's outline, enlarged to about 256 pixels where it is smaller."""
     enlarged = np.ones((max(1, 256 // image.shape[-1]),) * 2)
     pixels, lesion = np.kron(figures.as_rgb(image), enlarged[..., None]), np.kron(mask[0].cpu().numpy(), enlarged)
     return mark_boundaries(pixels, lesion.astype(int), color=to_rgb(figures.TRUTH), outline_color=to_rgb(figures.BLACK))

@@ -21,10 +21,11 @@ from alutils.system.files import replacing
 
 # Okabe and Ito's palette: people with any kind of colour vision can tell the colours apart. Pair it with line styles or
 # markers for print.
-BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW, BLACK = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#000000",
+BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, BLACK = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000",
 )  # fmt: skip
 TRUTH, PREDICTION = SKY, ORANGE
+DPI = 80  # of pictures in a notebook; saved ones have twice as much
 LABELLED_BY = {
     "model: background": "#303030",
     "model: lesion": "#F5F5F5",
@@ -34,12 +35,7 @@ LABELLED_BY = {
 
 
 def show_figure(
-    figure: Figure,
-    alt: str,
-    *,
-    save_as: str | Path | None = None,
-    dpi: int = 80,
-    update: DisplayHandle | None = None,
+    figure: Figure, alt: str, *, save_as: str | Path | None = None, update: DisplayHandle | None = None
 ) -> None:
     """Show a figure in the notebook with alternative text, save it, and close it.
 
@@ -47,46 +43,37 @@ def show_figure(
         figure: from matplotlib.
         alt: what a reader who cannot see the figure needs to know: what is drawn, and what it shows.
         save_as: a path without suffix; a ``.png`` and a ``.svg`` file are written there.
-        dpi: resolution of the picture in the notebook; the saved PNG has twice as much.
         update: what ``display(display_id=True)`` returned. The figure replaces that output and is drawn in the fastest
             way, because it follows a slider: with its margins, and as a JPEG.
 
     Raises:
         ValueError: if there is no alternative text.
-
-    >>> figure = plt.figure(figsize=(1, 1))
-    >>> show_figure(figure, "An empty figure.")
-    <IPython.core.display.Image object>
     """
     if not alt.strip():
         raise ValueError("alt: describe the figure for readers who cannot see it")
-    picture = _smallest_picture(figure, dpi) if update is None else _fast_picture(figure, dpi)
+    picture = _picture(figure, fast=update is not None)
     if save_as is not None:
         with plt.rc_context({"svg.hashsalt": "alutils"}):  # equal figures give equal files, whenever they are drawn
             for suffix, no_date in ((".png", None), (".svg", {"Date": None})):
                 with replacing(f"{save_as}{suffix}") as file:
-                    figure.savefig(file, format=suffix[1:], dpi=2 * dpi, bbox_inches="tight", metadata=no_date)
+                    figure.savefig(file, format=suffix[1:], dpi=2 * DPI, bbox_inches="tight", metadata=no_date)
     plt.close(figure)
     show = display if update is None else update.update
     show(Image(picture, alt=re.sub(r"\s+", " ", alt.strip())))
 
 
-def _smallest_picture(figure: Figure, dpi: int) -> bytes:
+def _picture(figure: Figure, fast: bool) -> bytes:
     """The smaller one of a PNG of 256 colours, which suits charts, and a JPEG, which suits photographs."""
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=dpi, bbox_inches="tight")
+    if fast:  # with margins, because matplotlib draws twice to cut them off
+        figure.savefig(drawn, format="jpeg", dpi=DPI, pil_kwargs={"quality": 85})
+        return drawn.getvalue()
+    figure.savefig(drawn, format="png", dpi=DPI, bbox_inches="tight")
     picture = PIL.Image.open(drawn).convert("RGB")
     chart, photograph = io.BytesIO(), io.BytesIO()
     picture.quantize(256, dither=PIL.Image.Dither.NONE).save(chart, "PNG", optimize=True)
     picture.save(photograph, "JPEG", quality=85, optimize=True)
     return min(chart.getvalue(), photograph.getvalue(), key=len)
-
-
-def _fast_picture(figure: Figure, dpi: int) -> bytes:
-    """The figure as a JPEG. Its margins stay, because matplotlib draws twice to cut them off."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="jpeg", dpi=dpi, pil_kwargs={"quality": 85})
-    return drawn.getvalue()
 
 
 def draw_image(axes: Axes, image: torch.Tensor, title: str = "") -> None:
@@ -105,7 +92,7 @@ def draw_outline(axes: Axes, mask: torch.Tensor, colour: str, style: str = "soli
 
 
 def draw_labels(axes: Axes, image: torch.Tensor, mask: torch.Tensor, human: torch.Tensor, title: str = "") -> None:
-    """Draw who labelled which pixel over the picture in grey; the arguments are those of :func:`label_colours`."""
+    """Draw the colours of :func:`label_colours`."""
     _draw_pixels(axes, label_colours(image, mask, human), title)
 
 
@@ -119,10 +106,6 @@ def label_colours(image: torch.Tensor, mask: torch.Tensor, human: torch.Tensor) 
 
     Returns:
         float32 (H, W, 3), 0 to 1.
-
-    >>> image, mask = torch.zeros(3, 1, 1, dtype=torch.uint8), torch.ones(1, 1, 1)
-    >>> label_colours(image, mask, human=1 - mask).round(2).tolist()  # 0.65 of the model's white
-    [[[0.62..., 0.62..., 0.62...]]]
     """
     grey = image.detach().cpu().float().mean(0, keepdim=True).permute(1, 2, 0).numpy() / 255
     whose = (2 * human.detach().cpu().int() + mask.detach().cpu().int()).squeeze(0).numpy()
@@ -150,11 +133,6 @@ def contact_sheet(
         images: uint8 (N, 3, H, W).
         truths: masks (N, 1, H, W).
         predictions: probabilities or masks (N, 1, H, W).
-        titles: one per picture, or none.
-        n_columns: pictures per row.
-
-    >>> contact_sheet(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), n_columns=2).axes[3].axison
-    False
     """
     n_rows = -(-len(images) // n_columns)
     size = (1.5 * n_columns, 1.7 * n_rows)
@@ -171,10 +149,7 @@ def contact_sheet(
 
 
 def draw_pictures(axes: Axes, pictures: Mapping[str, np.ndarray], n_columns: int) -> None:
-    """Draw pictures (H, W, 3) with their titles in rows on one axes, which is much faster than one axes per picture.
-
-    Their values are from 0 to 1, and their proportions are the same.
-    """
+    """Draw titled pictures of one size, (H, W, 3), on one axes: much faster than one axes per picture."""
     height, width = next(iter(pictures.values())).shape[:2]
     gap, head = 0.04 * width, 0.13 * height
     axes.set_axis_off()

@@ -20,32 +20,19 @@ from alutils.system.files import replacing
 class HumanOracle(Oracle):
     """A person who draws the pixels asked for; takes the place of the simulated :class:`alutils.Oracle` in a run.
 
-    The oracle looks up what is asked for among the drawings in ``folder``. Where one is missing, or was drawn for other
-    pixels, it writes the requests there, and :class:`AnnotationsNeeded` ends the run. Called again, the run takes up
-    the model it had trained, asks for the same pixels, finds the drawings and goes on.
-
-    The simulated oracle shows the cold start: it is the same in all arms, and a class should not have to outline it
-    before anything happens. The audit and Dice compare with the split's masks. For images that nobody has annotated
-    yet, pass masks of zeros and ``draws_cold_start=True``; the audit then says nothing.
+    Where a drawing is missing, or was drawn for other pixels, the oracle writes the requests into ``folder``, and
+    :class:`AnnotationsNeeded` ends the run. Called again, the run takes up the model it had trained, asks for the same
+    pixels, finds the drawings and goes on. For images that nobody has annotated yet, pass masks of zeros and
+    ``draws_cold_start=True``; the audit and Dice, which compare with the split's masks, then say nothing.
 
     Args:
         split: the pool: images, true masks, ids.
-        folder: of this run and this person: their drawings, see :meth:`alutils.lab.drawing.Drawing.save`, and
-            ``requests.npz``.
+        folder: of this run and this person: their drawings and ``requests.npz``.
         tau_u: recorded with the drawings.
-        draws_cold_start: whether the person draws the cold start too.
+        draws_cold_start: whether the person draws the cold start too, which the simulated oracle shows otherwise.
 
     Raises:
         ValueError: if an id cannot name a file.
-
-    >>> import tempfile
-    >>> from alutils.data.synthetic import make_synthetic
-    >>> oracle = HumanOracle(make_synthetic(4, 1, 1, image_size=64).train, tempfile.mkdtemp())
-    >>> try:
-    ...     oracle.annotate(torch.tensor([2]))
-    ... except AnnotationsNeeded as needed:
-    ...     print(len(needed.ids), len(oracle.requests()))
-    1 1
     """
 
     name = "human"
@@ -76,7 +63,6 @@ class HumanOracle(Oracle):
         Raises:
             AnnotationsNeeded: if some are not drawn yet; ``folder`` then holds the requests for all.
             DataError: if a drawing cannot be used.
-            ValueError: if ``where`` has another shape or type, or an index is of no image.
         """
         self._check_asked(indices, where)
         requests = make_requests(self._split, indices, where, suggestion, tau_u=self._tau_u)
@@ -84,11 +70,10 @@ class HumanOracle(Oracle):
         asked = [(request, mask) for request, mask in zip(requests, masks, strict=True) if request.n_decided]
         missing = []
         for request, mask in asked:
-            found = find_drawing(self.folder, request)
-            if found is None:
-                missing.append(request.id)
-            else:
+            if found := find_drawing(self.folder, request):
                 mask[:] = torch.from_numpy(found[1] & request.where)
+            else:
+                missing.append(request.id)
         if missing:
             self._write([request for request, _ in asked])
             raise AnnotationsNeeded(self.folder, missing)
@@ -96,7 +81,7 @@ class HumanOracle(Oracle):
         return masks.to(self._masks.device)
 
     def requests(self) -> list[Request]:
-        """What was last asked for, drawn or not, as it lies in ``folder``; empty where nothing was.
+        """What was last asked for, drawn or not; empty where nothing was.
 
         Raises:
             DataError: if the file cannot be used, or its requests are for images that the split lacks.

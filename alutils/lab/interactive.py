@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import ipywidgets
 from IPython import get_ipython
@@ -13,21 +13,12 @@ from matplotlib.figure import Figure
 
 from alutils.lab.figures import show_figure
 
-
-class Drawn(NamedTuple):
-    """What an explorer shows: a figure, the sentences below it (one per line), and what else there is to see in it."""
-
-    figure: Figure
-    text: str
-    description: str
+Drawn = tuple[Figure, str, str]
+"""What an explorer shows: a figure, the sentences below it (one per line), and what else there is to see in it."""
 
 
 def is_interactive() -> bool:
-    """Whether a person runs this cell in an editor: JupyterLab and VS Code name the cell, papermill does not.
-
-    >>> is_interactive()
-    False
-    """
+    """Whether a person runs this cell in an editor: JupyterLab and VS Code name the cell, papermill does not."""
     shell = get_ipython()
     return hasattr(shell, "get_parent") and "cellId" in shell.get_parent().get("metadata", {})
 
@@ -37,23 +28,15 @@ class Explorer:
 
     Where nobody can move a control (papermill, nbconvert, a web page), a line that says so takes the controls' place
     and no widget is made. The numbers are shown as text too, because JupyterLab drops alternative text.
+    ``figure``, ``text`` and ``alt`` are what was drawn last.
 
     Args:
-        draw: is called with the controls' values by name. Its figure should be a ``matplotlib.figure.Figure``, which
-            pyplot does not keep.
+        draw: is called with the controls' values by name; what it raises also takes the displayed figure's place.
         controls: by name, a function that makes the widget from a ``value`` and a ``description``.
         values: the first value of each control.
 
-    Attributes:
-        figure: drawn last.
-        text: the sentences below it.
-        alt: its alternative text.
-
-    Raises:
-        Exception: whatever ``draw`` raises; the message also takes the displayed figure's place.
-
     >>> slider = partial(ipywidgets.IntSlider, min=1, max=9)
-    >>> explorer = Explorer(lambda n: Drawn(Figure((n, 1)), f"{n} inches.", "An empty figure."), {"n": slider}, n=2)
+    >>> explorer = Explorer(lambda n: (Figure((n, 1)), f"{n} inches.", "An empty figure."), {"n": slider}, n=2)
     >>> explorer.controls["n"].value = 3
     >>> explorer.alt
     '3 inches. An empty figure.'
@@ -88,16 +71,16 @@ class Explorer:
     def _draw(self) -> None:
         self.figure, self.text, description = self._function(**self._values)
         self.alt = f"{self.text} {description}"
-        if self._outputs:
-            self._show(*self._outputs)
+        self._show()
 
-    def _show(self, figure: DisplayHandle, text: DisplayHandle) -> None:
-        show_figure(self.figure, self.alt, update=figure)
-        text.update({"text/plain": self.text}, raw=True)
+    def _show(self) -> None:
+        if self._outputs:
+            show_figure(self.figure, self.alt, update=self._outputs[0])
+            self._outputs[1].update({"text/plain": self.text}, raw=True)
 
     def _ipython_display_(self) -> None:
         self._outputs = display(display_id=True), display(display_id=True)
-        self._show(*self._outputs)
+        self._show()
         controls = {"text/plain": f"Controls: {', '.join(self._make)}. Run this cell in JupyterLab to move them."}
         if is_interactive():
             controls = ipywidgets.VBox(list(self.controls.values()))._repr_mimebundle_() | controls

@@ -33,18 +33,13 @@ RESULTS_DIR = ROOT / "results"
 
 @dataclass(frozen=True)
 class Workspace:
-    """What a notebook works with: the experiment, the pictures, the device, and the folder for its files."""
+    """What a notebook works with."""
 
     experiment: Experiment
     splits: Splits
     device: torch.device
     output_dir: Path
-    synthetic: bool
-
-    @property
-    def data_name(self) -> str:
-        """What to call the pictures in a title."""
-        return "synthetic images" if self.synthetic else "ISIC 2018"
+    data_name: str  # in titles
 
 
 def open_workspace(  # seven parameters: each is one of papermill's, which pass through by name
@@ -61,13 +56,13 @@ def open_workspace(  # seven parameters: each is one of papermill's, which pass 
     """Check a notebook's parameters, then load or generate its data.
 
     Args:
-        notebook: its name, such as "01_data": names the default output folder, and the file with the parameters.
+        notebook: its name, such as "01_data".
         profile: name or path, see :meth:`Experiment.from_profile`.
-        data_root: a folder with ISIC 2018, see :func:`load_isic2018`; empty: synthetic images.
+        data_root: a folder with ISIC 2018, see :func:`load_isic2018`; by default synthetic images.
         seed: of the experiment; the profile's by default.
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        output_dir: for the notebook's files. By default ``by-hand/<profile>/<notebook>`` in the folder of runs (the
-            environment variable ``ALUTILS_RUNS``, or ``runs``), where no batch reads.
+        output_dir: by default ``by-hand/<profile>/<notebook>`` in the folder of runs (the environment variable
+            ``ALUTILS_RUNS``, or ``runs``), where no batch reads.
         overrides: changes of the profile's settings, as a mapping or as YAML text.
         **settings: the notebook's other parameters that are settings; they win over ``overrides``.
 
@@ -89,20 +84,16 @@ def open_workspace(  # seven parameters: each is one of papermill's, which pass 
     folder = expanded("output_dir", output_dir) if output_dir else RUNS_DIR / "by-hand" / Path(profile).stem / notebook
     _check_folder(folder)
     if data_root:
+        name = "ISIC 2018"
         splits = load_isic2018(data_root, experiment.image_size, degenerate_masks=experiment.degenerate_masks)
     else:
+        name = "synthetic images"
         splits = make_synthetic(*experiment.n_synthetic, image_size=experiment.image_size)
-    return Workspace(experiment, splits.placed(chosen_device), chosen_device, folder, synthetic=not data_root)
+    return Workspace(experiment, splits.placed(chosen_device), chosen_device, folder, name)
 
 
 def show_code(function: Callable[..., Any]) -> None:
-    """Print the source of a function without its docstring, so that a text shows the code that really runs.
-
-    >>> from alutils import least_confidence
-    >>> show_code(least_confidence)
-    def least_confidence(probabilities: torch.Tensor) -> torch.Tensor:
-        return (0.5 - _widened(probabilities)).abs()
-    """
+    """Print the source of a function without its docstring, so that a text shows the code that really runs."""
     signature, _, body = inspect.getsource(function).split('"""')
     print((signature.rstrip() + body).rstrip())
 
@@ -111,12 +102,10 @@ def refuse_unknown_parameters(notebook: str) -> None:
     """Stop a notebook that papermill gave a parameter it does not have; papermill itself only warns.
 
     The cell that papermill made last (a person may have edited it since) is compared with the cell tagged "parameters"
-    in the project's notebook of that name, such as "01_data". Without such a file, all parameters are accepted.
+    in the project's notebook of that name. Without such a file, all parameters are accepted.
 
     Raises:
         ConfigError: naming the parameter and the nearest one that there is.
-
-    >>> refuse_unknown_parameters("01_data")
     """
     shell, file = get_ipython(), ROOT / "notebooks" / f"{notebook}.ipynb"
     ran = shell.history_manager.input_hist_raw if shell else []
@@ -132,11 +121,7 @@ def refuse_unknown_parameters(notebook: str) -> None:
 
 
 def copy_figures(source: str | Path, names: Sequence[str], target: Path) -> list[str]:
-    """Copy the PNG and SVG pictures called ``names`` from wherever they lie below ``source``; returns those found.
-
-    >>> copy_figures("nowhere", ["fig2"], Path("figures"))
-    []
-    """
+    """Copy the PNG and SVG pictures called ``names`` from wherever they lie below ``source``; returns those found."""
     found = []
     for name in (f"{stem}{suffix}" for stem in names for suffix in (".png", ".svg")):
         for path in sorted(expanded("source", source).rglob(name))[:1]:
@@ -147,12 +132,9 @@ def copy_figures(source: str | Path, names: Sequence[str], target: Path) -> list
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse a folder that could not be written to; it need not be there yet."""
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise ConfigError(f"output_dir: {nearest} is a file; give a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ConfigError(f"output_dir: nothing can be written into {nearest}; give another folder")
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"output_dir: {nearest} is a file or cannot be written to; give another folder")
 
 
 def _assigned_names(cell: str) -> list[str]:
