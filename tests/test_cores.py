@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from test_isic2018 import write_pair
 
-from alutils.data import isic2018
+from alutils.data import pairs
+from alutils.data.isic2018 import load_isic2018
 from alutils.system import device as compute
 from alutils.system.cores import usable_cores
 

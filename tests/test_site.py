@@ -1,5 +1,6 @@
 """The website: builds without warnings, no link is broken, every picture is described, nothing comes from elsewhere."""
 
+import inspect
 import json
 import pkgutil
 import re

@@ -76,7 +76,10 @@ def cached(path: Path, shape: tuple[int, int, int], decode: Callable[[BinaryIO, 
 
 def cache_folder(cache_dir: str | Path | None) -> Path:
     """The folder of the caches: ``cache_dir``, else ``ALUTILS_CACHE``, else the user's cache folder."""
-    given = cache_dir or os.environ.get("ALUTILS_CACHE") or platformdirs.user_cache_dir("alutils")
+    try:
+        given = cache_dir or os.environ.get("ALUTILS_CACHE") or platformdirs.user_cache_dir("alutils")
+    except RuntimeError as error:  # there is no HOME and no entry of the user, as in some containers
+        raise DataError(f"no folder for the decode cache ({error}): set ALUTILS_CACHE, or pass cache_dir") from None
     return expanded("ALUTILS_CACHE or cache_dir", given)
 
 
@@ -133,7 +136,7 @@ def _write_cache(
         unfinished.write_text(json.dumps(_record(notes, sums)), encoding="utf-8")
     with suppress(OSError):  # another process sweeps them meanwhile
         if unused := _unused(path.parent, days=30):
-            said = f"{len(unused)} decode caches in {path.parent} were not opened for 30 days"
+            said = f"decode caches in {path.parent} that were not opened for 30 days: {len(unused)}"
             tqdm.write(f"{said}; alutils.sweep_caches({str(path.parent)!r}) deletes them", file=sys.stderr)
 
 
