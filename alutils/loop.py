@@ -8,9 +8,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,11 +29,12 @@ from alutils.annotation import (
 )
 from alutils.cost import annotation_cost
 from alutils.data.packed import PackedMasks
-from alutils.data.splits import Split, Splits, lesion_area
+from alutils.data.splits import ImageView, Split, Splits, lesion_area
 from alutils.experiment import Experiment
 from alutils.metrics import dice_score
 from alutils.model import unet_for
-from alutils.queries.select import Strategy, highest_scores, score_pool, tied_at_the_cut
+from alutils.queries.select import Answer, Strategy, ask, chosen_of, tied_at_the_cut
+from alutils.queries.view import Labelled, View
 from alutils.rounds import ANNOTATION, QUERY, TRAINING, Draft, LabelledSet, Round, RunState, columns
 from alutils.runs.arm import Plan, build_network, check_oracle, make_plan, run_identity
 from alutils.runs.folder import RunFolder
@@ -132,7 +133,7 @@ def run_active_learning(
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """What all steps of a run share; ``initial`` is the network with its initial weights, on the run's device."""
+    """What all steps share, such as the network with its ``initial`` weights and what strategies have ``kept``."""
 
     plan: Plan
     splits: Splits
@@ -141,6 +142,7 @@ class _Run:
     initial: nn.Module
     folder: RunFolder
     progress: bool
+    kept: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def experiment(self) -> Experiment:
@@ -166,14 +168,6 @@ class _Run:
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-class _Scored(NamedTuple):
-    """The pool's positions in the training split, their scores (n,), and the generator that goes on to draw the lot."""
-
-    pool: torch.Tensor
-    scores: torch.Tensor
-    generator: torch.Generator
-
-
 def _cold_start(run: _Run) -> RunState:
     """The first images, annotated in full."""
     first, device = run.plan.first, next(run.initial.parameters()).device
@@ -193,8 +187,9 @@ def _loop(run: _Run, state: RunState) -> Iterator[Round]:
         draft = _waiting(run, state) or _evaluate(run, state, _train(run, state))
         while not run.is_last(draft):
             if draft.asked is None:  # else it has queried, and waited for a person
-                scored = _score_pool(run, state, draft)  # step 1
-                _query(run, state, draft, scored)  # step 2
+                view = _view(run, state, draft)
+                answer = _score_pool(run, draft, view)  # step 1
+                _query(run, draft, view, answer)  # step 2
             _annotate(run, state, draft)  # step 3
             yield _save(run, state, draft)
             draft = _train(run, state)  # step 4
@@ -217,28 +212,47 @@ def _waiting(run: _Run, state: RunState) -> Draft | None:
     return draft
 
 
-def _score_pool(run: _Run, state: RunState, draft: Draft) -> _Scored:
+def _view(run: _Run, state: RunState, draft: Draft) -> View:
+    """What a query strategy sees of this round."""
+    train, labelled, experiment = run.splits.train, draft.labelled, run.experiment
+    pool = labelled.unlabelled(len(train))
+
+    def ids(positions: torch.Tensor) -> tuple[str, ...]:
+        return tuple(train.ids[i] for i in positions.tolist())
+
+    return View(
+        state.model,
+        ImageView(train.images, pool),
+        experiment,
+        run.generator(QUERY, draft),
+        min(experiment.query_size, len(pool)),
+        ids(pool),
+        Labelled(ImageView(train.images, labelled.indices), ids(labelled.indices), labelled.masks, labelled.human),
+        draft.line["round"],
+        len(run.plan.sizes) - 1,
+        run.kept,
+    )
+
+
+def _score_pool(run: _Run, draft: Draft, view: View) -> Answer:
     """Step 1: the informativeness of each image of the pool."""
-    images, pool = run.splits.train.images, draft.labelled.unlabelled(len(run.splits.train))
-    generator = run.generator(QUERY, draft)
     with run.phase("query", draft):
-        scores = score_pool(state.model, images, run.experiment, generator, run.strategy, indices=pool)
-    return _Scored(pool, scores, generator)
+        return ask(view, run.strategy)
 
 
-def _query(run: _Run, state: RunState, draft: Draft, scored: _Scored) -> None:
+def _query(run: _Run, draft: Draft, view: View, answer: Answer) -> None:
     """Step 2: the images with the highest scores, and which of their pixels the human is to label."""
     with run.phase("query", draft):
-        chosen = highest_scores(scored.scores, run.experiment.query_size, scored.generator)
-        queried = scored.pool[chosen]
-        draft.line["tied"] = tied_at_the_cut(scored.scores, chosen)
+        chosen = chosen_of(answer, view)
+        queried = view.images.indices[chosen]
+        draft.line["tied"] = tied_at_the_cut(answer.scores, chosen)
         draft.line["queries"] = {
-            "image_id": [run.splits.train.ids[i] for i in queried.tolist()],
-            "score": scored.scores[chosen].tolist(),
+            "image_id": [view.ids[i] for i in chosen.tolist()],
+            "score": [None if answer.selection is not None else score for score in answer.scores[chosen].tolist()],
             "lesion_area_percent": (100 * lesion_area(run.oracle.truth(queried))).tolist(),
         }
     with run.phase("annotation", draft):
-        draft.asked = _pixels_to_ask(run, state.model, queried, run.generator(ANNOTATION, draft))
+        draft.asked = _pixels_to_ask(run, view.model, queried, run.generator(ANNOTATION, draft))
 
 
 def _annotate(run: _Run, state: RunState, draft: Draft) -> None:

@@ -50,8 +50,9 @@ class Round:
         test_dice, test_dice_per_image: the same of the test images in the last round, else None.
         tied: images of the pool that share the lowest score queried, if a lot had to choose among them; else 0.
         seconds: by phase: "training", "evaluation", "audit", "query" ("test" in the last round) and "annotation".
-        queries: one row per image queried after this training: ``round``, ``image_id``, ``score`` (the highest first),
-            ``lesion_area_percent`` (of the true mask) and ``rank`` (from 1). No rows in the last round.
+        queries: one row per image queried after this training: ``round``, ``image_id``, ``score`` (the highest first;
+            NaN where the strategy selects without scores), ``lesion_area_percent`` (of the true mask) and ``rank``
+            (from 1). No rows in the last round.
         annotations: one row per image annotated for this training and for no earlier one: ``round``, ``image_id`` and
             the currencies of :func:`alutils.annotation_cost`. Those of round 0 are the cold start.
         audit: one row per query whose labels a model wrote in part: ``round``, ``cohort`` (the round that first trained

@@ -1,4 +1,4 @@
-"""Several predictions of one image by random dropout, and how they differ (eq. 3, section III-A)."""
+"""Several predictions of one image, by random dropout or by a mirror, and how they differ (eq. 3, section III-A)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from alutils.sampler import decoder_sampler
 from alutils.system.checks import ConfigError
 from alutils.system.device import deterministic_algorithms, memory_for, set_up_model, to_device, within_memory
 from alutils.system.seeding import make_generator, seeded
+from alutils.training import batch_results
 from alutils.uncertainty import binary_entropy
 
 _DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
-class DropoutMaps(NamedTuple):
-    """What Monte Carlo dropout says of each pixel: float32 maps (N, 1, H, W), the last three large where it is unsure.
+class SampleMaps(NamedTuple):
+    """What several predictions say of each pixel: float32 maps (N, 1, H, W), the last three large where it is unsure.
 
     Args:
         mean: mean of the sampled probabilities, 0 to 1.
@@ -45,7 +46,7 @@ def mc_dropout_maps(
     experiment: Experiment,
     generator: torch.Generator,
     n_samples: int | None = None,
-) -> DropoutMaps:
+) -> SampleMaps:
     """Monte Carlo dropout on one batch: the mean, eq. 3 and two entropies over N predictions with random dropout.
 
     ``std = sqrt(1/N sum_j (p_j - mean)^2)`` (eq. 3). Only dropout layers are in training mode, and afterwards the model
@@ -91,7 +92,7 @@ def mc_dropout_maps(
             squares += deviation * (p - mean)
             mean_entropy += (binary_entropy(p) - mean_entropy) / n
     entropy = binary_entropy(mean)
-    return DropoutMaps(mean, (squares / n_samples).sqrt(), entropy, (entropy - mean_entropy).clamp(min=0))
+    return SampleMaps(mean, (squares / n_samples).sqrt(), entropy, (entropy - mean_entropy).clamp(min=0))
 
 
 def mc_dropout_batches(
@@ -102,7 +103,7 @@ def mc_dropout_batches(
     n_samples: int | None = None,
     *,
     batch_size: int | None = None,
-) -> Iterator[tuple[slice, DropoutMaps]]:
+) -> Iterator[tuple[slice, SampleMaps]]:
     """:func:`mc_dropout_maps` of any number of images, batch by batch: which images, and their maps.
 
     Other arguments and errors are those of :func:`mc_dropout_maps`.
@@ -116,7 +117,7 @@ def mc_dropout_batches(
     """
     batch_size, device = batch_size or 2 * experiment.batch_size, next(model.parameters()).device
 
-    def sample(start: int, n: int) -> DropoutMaps:
+    def sample(start: int, n: int) -> SampleMaps:
         return mc_dropout_maps(model, images[start : start + n], experiment, generator, n_samples)
 
     for start in range(0, len(images), batch_size):
@@ -150,6 +151,25 @@ def mc_dropout_std(
         batches = mc_dropout_batches(model, images, experiment, generator, n_samples, batch_size=batch_size)
         maps = [dropout_maps.std for _, dropout_maps in batches]
         return torch.cat(maps) if maps else torch.zeros(0, 1, *images.shape[2:])
+
+
+def flip_batches(
+    model: nn.Module, images: torch.Tensor | ImageView, experiment: Computing
+) -> Iterator[tuple[slice, SampleMaps]]:
+    """The maps of two predictions, batch by batch: of the image, and of its mirror image, mirrored back ([15]).
+
+    Arguments and errors are those of :func:`alutils.training.probability_batches`; nothing is drawn at random.
+    """
+
+    def predict(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return model(x), model(x.flip(-1)).flip(-1)
+
+    for chosen, logits in batch_results(predict, model, images, experiment):
+        p, q = (values.float().sigmoid() for values in logits)
+        mean = (p + q) / 2
+        entropy = binary_entropy(mean)
+        information = entropy - (binary_entropy(p) + binary_entropy(q)) / 2
+        yield chosen, SampleMaps(mean, (p - q).abs() / 2, entropy, information.clamp(min=0))
 
 
 def draws_dropout(model: nn.Module, image: torch.Tensor, computing: Computing) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from alutils.system.seeding import seeded
 from alutils.system.tensors import check_mask
 
 _Masks = torch.Tensor | PackedMasks
+_R = TypeVar("_R")
 _LEAST_SCALE = 1.0  # of float16's losses: below it, gradients of their true size are too large for float16
 
 
@@ -203,20 +205,37 @@ def probability_batches(
         OutOfMemory: naming a batch size that fits on the device.
         ValueError, ConfigError: if ``indices`` or ``deterministic`` cannot be used, as in :func:`fit`.
     """
-    images = images_at(images, indices)
-    compute = set_up_model(model.eval(), experiment.precision, compile=experiment.compile)
-    batch_size = batch_size or 2 * experiment.batch_size
+    for chosen, logits in batch_results(model, model, images_at(images, indices), experiment, batch_size=batch_size):
+        yield chosen, logits.float().sigmoid()
 
-    def predict(start: int, n: int) -> torch.Tensor:
-        with torch.inference_mode(), compute.autocast(), deterministic_algorithms(experiment.deterministic):
-            x = normalize(to_device(images[start : start + n], compute.device), experiment)
-            logits = model(x.contiguous(memory_format=compute.layout))
-        return logits.float().sigmoid()
+
+def batch_results(
+    function: Callable[[torch.Tensor], _R],
+    model: nn.Module,
+    images: torch.Tensor | ImageView,
+    computing: Computing,
+    *,
+    batch_size: int | None = None,
+) -> Iterator[tuple[slice, _R]]:
+    """What ``function`` makes of the normalized images, batch by batch, with ``model`` in evaluation mode.
+
+    Other arguments and errors are those of :func:`probability_batches`.
+
+    Args:
+        function: of normalized images (n, 3, H, W) on the model's device; it calls the model or parts of it.
+    """
+    compute = set_up_model(model.eval(), computing.precision, compile=computing.compile)
+    batch_size = batch_size or 2 * computing.batch_size
+
+    def work(start: int, n: int) -> _R:
+        with torch.inference_mode(), compute.autocast(), deterministic_algorithms(computing.deterministic):
+            x = normalize(to_device(images[start : start + n], compute.device), computing)
+            return function(x.contiguous(memory_format=compute.layout))
 
     for start in range(0, len(images), batch_size):
         chosen = slice(start, min(start + batch_size, len(images)))
         setting = "batch_size (a prediction takes twice as many)"
-        yield chosen, within_memory(partial(predict, start), chosen.stop - start, setting, compute.device)
+        yield chosen, within_memory(partial(work, start), chosen.stop - start, setting, compute.device)
 
 
 def predict_probabilities(

@@ -12,7 +12,7 @@ from torch import nn
 from alutils.experiment import Experiment
 from alutils.model import build_unet
 from alutils.queries import STRATEGIES
-from alutils.queries.registry import find_strategies
+from alutils.queries.registry import find_marked
 from alutils.queries.select import select_queries, tied_at_the_cut
 from alutils.system.checks import ConfigError
 
@@ -232,7 +232,7 @@ def test_a_strategy_of_ones_own_takes_a_few_lines():
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (torch.zeros(2, 1), r"one score per image, shape \(2,\), got \(2, 1\)"),
+        (torch.zeros(2, 1), r"one score per image, shape \(2,\), or the positions of 1 images, int64, got \(2, 1\)"),
         (torch.tensor([0.0, float("nan")]), "finite scores; image 1 of 2 has nan"),
         ("high", "2 numbers, got str"),
     ],
@@ -277,7 +277,7 @@ def test_a_new_strategy_is_one_function_in_one_file(tmp_path):
     mine.write_text(
         "import no_such_module\ndef helper(): pass\n\n@strategy('new', needs_dropout=True)\ndef score(): pass\n"
     )
-    assert find_strategies(tmp_path) == {"new": (mine, "score")}
+    assert find_marked(tmp_path, "strategy") == {"new": (mine, "score")}
     (tmp_path / "other.py").write_text("@strategy('new')\ndef other(): pass\n")
-    with pytest.raises(ValueError, match="two strategies are called 'new', in .*mine.py and .*other.py"):
-        find_strategies(tmp_path)
+    with pytest.raises(ValueError, match="two functions are the strategy 'new', in .*mine.py and .*other.py"):
+        find_marked(tmp_path, "strategy")

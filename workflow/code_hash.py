@@ -11,7 +11,7 @@ import tokenize
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from alutils.queries.registry import find_strategies
+from alutils.queries.registry import find_marked
 
 LOOP = "alutils.loop"
 """The module that makes a run: with what it imports it decides what comes out."""
@@ -50,9 +50,10 @@ def run_modules(root: Path, arm: str) -> dict[str, Path]:
     A file that defines only other arms' strategies is left out. ``alutils/__init__.py`` is left out where only modules
     are imported from it, because it only gathers names.
     """
-    places = find_strategies(root.joinpath(*STRATEGIES.split(".")))
+    folder = root.joinpath(*STRATEGIES.split("."))
+    places = find_marked(folder, "strategy") | find_marked(folder, "wrapper")
     families = {name: _module_name(root, path) for name, (path, _) in places.items()}
-    own = [families[arm]] if arm in families else []  # a baseline has none
+    own = sorted({families[part] for part in arm.split("-") if part in families})  # a baseline has none
     loop = _closure(root, [LOOP], {}, skip=set(families.values()) - set(own))
     return _closure(root, own, {name: path for name, path in loop.items() if name not in own})
 

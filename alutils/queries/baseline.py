@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
-from alutils.experiment import Experiment
 from alutils.queries.registry import strategy
+from alutils.queries.view import View
 
 
 @strategy("random")
-def score_at_random(
-    model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator
-) -> torch.Tensor:
+def score_at_random(view: View) -> torch.Tensor:
     """Uniform random numbers from 0 to 1: the paper's baseline."""
-    return torch.rand(len(images), generator=generator)
+    return torch.rand(len(view), generator=view.generator)

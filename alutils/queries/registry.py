@@ -1,18 +1,24 @@
 """The query strategies by name, found without importing them, so that a process that needs names loads no torch.
 
-To add a strategy, put one function with the mark :func:`strategy` into a file of this folder.
+To add one, put a function with the mark :func:`strategy` or :func:`wrapper` into a file of this folder.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alutils.system.checks import function_name
+
 if TYPE_CHECKING:
+    import torch
+
     from alutils.queries.select import Strategy
+    from alutils.queries.view import View
 
 BASELINES = ("full", "full_cosine", "random_at_once")
 """What ``experiment.strategy`` may name besides the strategies: arms with one training and no queries.
@@ -23,34 +29,60 @@ in all as the other arms have annotated at their end.
 """
 
 
-def strategy(name: str, /, *, needs_dropout: bool = False) -> Callable[[Strategy], Strategy]:
+def strategy(
+    name: str, /, *, needs_dropout: bool = False, least: Callable[[View], float] | None = None
+) -> Callable[[Strategy], Strategy]:
     """Mark a function as the strategy called ``name``: ``@strategy("bald", needs_dropout=True)``.
 
-    The name is written out, because it is read from the file's text. The function may get its images as a
-    :class:`alutils.data.splits.ImageView`. With ``needs_dropout`` it is refused if the network's dropout draws nothing.
+    The name is written out, because it is read from the file's text; it has no hyphen. With ``needs_dropout`` the
+    strategy is refused if the network's dropout draws nothing. ``least`` is the lowest score that an image can have,
+    where this is below 0, for wrappers that need scores of at least 0.
     """
 
     def mark(function: Strategy) -> Strategy:
-        function.__name__, function.needs_dropout, function.takes_views = name, needs_dropout, True
+        function.__name__, function.needs_dropout, function.least = name, needs_dropout, least
         return function
 
     return mark
 
 
-def find_strategies(folder: Path) -> dict[str, tuple[Path, str]]:
-    """For the name of each strategy in a folder: its file, and the function's name in it.
+def wrapper(name: str, /) -> Callable[[Callable[[View, Strategy], torch.Tensor]], Callable[[Strategy], Strategy]]:
+    """Mark ``function(view, strategy)`` as the wrapper called ``name``: a strategy made of another one.
+
+    What is left takes a strategy, one of your own too, and returns the wrapped one. By name, a wrapper and a hyphen
+    stand before the strategy that it wraps: "power-entropy", "stratified-power-entropy".
+    """
+
+    def mark(function: Callable[[View, Strategy], torch.Tensor]) -> Callable[[Strategy], Strategy]:
+        @functools.wraps(function)
+        def wrap(inner: Strategy) -> Strategy:
+            def wrapped(view: View) -> torch.Tensor:
+                return function(view, inner)
+
+            wrapped.__name__ = f"{name}-{function_name(inner)}"
+            wrapped.__doc__ = function.__doc__
+            wrapped.needs_dropout, wrapped.inner = getattr(inner, "needs_dropout", False), inner
+            return wrapped
+
+        return wrap
+
+    return mark
+
+
+def find_marked(folder: Path, mark: str) -> dict[str, tuple[Path, str]]:
+    """The functions in a folder that are marked with ``@mark("name", ...)``: by name, the file and the function's name.
 
     Raises:
-        ValueError: if two strategies have the same name.
+        ValueError: if two have the same name.
     """
     places: dict[str, tuple[Path, str]] = {}
     for path in sorted(folder.glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            for mark in getattr(node, "decorator_list", ()):
-                if isinstance(mark, ast.Call) and getattr(mark.func, "id", None) == "strategy":
-                    name = ast.literal_eval(mark.args[0])
+            for call in getattr(node, "decorator_list", ()):
+                if isinstance(call, ast.Call) and getattr(call.func, "id", None) == mark:
+                    name = ast.literal_eval(call.args[0])
                     if name in places:
-                        raise ValueError(f"two strategies are called '{name}', in {places[name][0]} and {path}")
+                        raise ValueError(f"two functions are the {mark} '{name}', in {places[name][0]} and {path}")
                     places[name] = path, node.name
     return places
 
@@ -59,14 +91,19 @@ class _Strategies(Mapping[str, "Strategy"]):
     """Finds all strategies at once, and imports the file of one when it is asked for."""
 
     def __init__(self) -> None:
-        self._places = find_strategies(Path(__file__).parent)
+        folder = Path(__file__).parent
+        self._places, self._wrappers = find_marked(folder, "strategy"), find_marked(folder, "wrapper")
 
     def __getitem__(self, name: str) -> Strategy:
-        path, function = self._places[name]
-        return getattr(import_module(f"alutils.queries.{path.stem}"), function)
+        *outer, inner = name.split("-")
+        found = _loaded(*self._places[inner])
+        for each in reversed(outer):
+            found = _loaded(*self._wrappers[each])(found)
+        return found
 
     def __contains__(self, name: object) -> bool:
-        return name in self._places
+        *outer, inner = str(name).split("-")
+        return inner in self._places and all(each in self._wrappers for each in outer)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -75,12 +112,16 @@ class _Strategies(Mapping[str, "Strategy"]):
         return len(self._places)
 
     def __repr__(self) -> str:
-        return f"<strategies {', '.join(self)}>"
+        return f"<strategies {', '.join(self)}; around any of them {', '.join(self._wrappers)}>"
+
+
+def _loaded(path: Path, function: str) -> Callable:
+    return getattr(import_module(f"alutils.queries.{path.stem}"), function)
 
 
 STRATEGIES: Mapping[str, Strategy] = _Strategies()
-"""What ``experiment.strategy`` may name: all of one signature, all with the highest score queried first.
+"""What ``experiment.strategy`` may name; the highest score is queried first. Wrappers go before a name.
 
->>> list(STRATEGIES)
-['random', 'least_confidence', 'entropy', 'binary_entropy', 'mc_dropout', 'bald']
+>>> list(STRATEGIES)[:4], "power-entropy" in STRATEGIES
+(['random', 'least_confidence', 'entropy', 'binary_entropy'], True)
 """

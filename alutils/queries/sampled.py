@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Iterator
 
-from alutils.experiment import Experiment
+import torch
+
 from alutils.queries.registry import strategy
-from alutils.samples import mc_dropout_batches
+from alutils.queries.view import View
+from alutils.samples import SampleMaps
 from alutils.uncertainty import image_score
 
 
 @strategy("mc_dropout", needs_dropout=True)
-def score_mc_dropout(
-    model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator
-) -> torch.Tensor:
+def score_mc_dropout(view: View) -> torch.Tensor:
     """The image's eq. 3, the standard deviation of predictions with dropout: the largest sum first."""
-    return _map_scores(model, images, experiment, generator, "std")
+    return _map_scores(view, view.samples(), "std")
 
 
 @strategy("bald", needs_dropout=True)
-def score_bald(
-    model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator
-) -> torch.Tensor:
+def score_bald(view: View) -> torch.Tensor:
     """The image's mutual information between prediction and weights, by dropout: the largest sum first."""
-    return _map_scores(model, images, experiment, generator, "mutual_information")
+    return _map_scores(view, view.samples(), "mutual_information")
 
 
-def _map_scores(
-    model: nn.Module, images: torch.Tensor, experiment: Experiment, generator: torch.Generator, name: str
-) -> torch.Tensor:
-    """Each image's score by the map of :class:`alutils.samples.DropoutMaps` that is called ``name``."""
-    reduction, tau_u = experiment.reduction, experiment.tau_u
-    batches = mc_dropout_batches(model, images, experiment, generator)
-    scores = [image_score(getattr(m, name), reduction, probabilities=m.mean, tau_u=tau_u) for _, m in batches]
-    return torch.cat(scores).cpu()
+@strategy("equal")
+def score_equal(view: View) -> torch.Tensor:
+    """EquAL [15], for whole images: the binary entropies of the image and of its mirror image, the largest sum first.
+
+    Mirrored back, the second map is added to the first before they are summed up.
+    """
+    maps = ((2 * (m.entropy - m.mutual_information), m.mean) for _, m in view.samples(how="flip"))
+    return torch.cat([_reduced(view, entropies, mean) for entropies, mean in maps]).cpu()
+
+
+def _map_scores(view: View, batches: Iterator[tuple[slice, SampleMaps]], name: str) -> torch.Tensor:
+    """Each image's score by the map of :class:`alutils.samples.SampleMaps` that is called ``name``."""
+    return torch.cat([_reduced(view, getattr(m, name), m.mean) for _, m in batches]).cpu()
+
+
+def _reduced(view: View, maps: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    return image_score(maps, view.experiment.reduction, probabilities=mean, tau_u=view.experiment.tau_u)

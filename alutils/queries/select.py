@@ -1,26 +1,39 @@
-"""The query: the images with the highest scores by a strategy (step 2 of Fig. 1)."""
+"""Asking a strategy about the pool, and the query that follows (steps 1 and 2 of Fig. 1)."""
 
 from __future__ import annotations
 
 import functools
+import inspect
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from alutils.data.splits import ImageView, images_at
+from alutils.data.splits import images_at
 from alutils.experiment import Experiment
 from alutils.queries.registry import STRATEGIES
+from alutils.queries.view import View
 from alutils.samples import draws_dropout
-from alutils.system.checks import ConfigError, did_you_mean, function_name
+from alutils.system.checks import ConfigError, did_you_mean, function_name, listed
 from alutils.system.device import memory_for
 from alutils.system.tensors import is_number
 
-Strategy = Callable[[nn.Module, torch.Tensor, Experiment, torch.Generator], torch.Tensor]
-"""``strategy(model, images, experiment, generator)`` -> scores (n,); the highest is queried first.
+Strategy = Callable[..., torch.Tensor]
+"""``strategy(view)`` -> scores (N,), the highest queried first, or a selection: positions of the pool, int64 (n,).
 
-One with the attribute ``needs_dropout = True`` is refused for a model without dropout, whose scores would all be equal.
+``view`` is a :class:`alutils.queries.view.View`. The form ``strategy(model, images, experiment, generator)``, with a
+copy of the pool's images, is valid too. A strategy with the attribute ``needs_dropout = True`` is refused for a model
+without dropout, whose scores would all be equal.
 """
+
+
+class Answer(NamedTuple):
+    """What a strategy answered: scores, float32 (N,), and None, or NaN for each image and its selection, int64 (n,)."""
+
+    scores: torch.Tensor
+    selection: torch.Tensor | None
 
 
 def select_queries(
@@ -47,15 +60,17 @@ def select_queries(
         indices: int64 (N,), positions of the pool if ``images`` holds more; your own strategy gets a copy of these.
 
     Returns:
-        Positions in the pool, int64 (min(n, N),), the highest score first, and all scores, float32 (N,), on the CPU.
+        Positions in the pool, int64 (min(n, N),), the highest score first, and all scores, float32 (N,), on the CPU
+        (NaN where the strategy selects images without scores).
 
     Raises:
         ConfigError: if there is no such strategy, or it needs dropout and the model has none.
         OutOfMemory: if the device cannot hold a batch, or the pool's copy for a strategy of your own.
-        ValueError: if ``n`` or ``images`` is not as above, or the scores are not N finite numbers.
+        ValueError: if ``n`` or ``images`` is not as above, or what the strategy returns is neither N finite scores nor
+            ``n`` different positions.
 
-    >>> def brightest(model, images, experiment, generator):
-    ...     return images.float().mean((1, 2, 3))
+    >>> def brightest(view):
+    ...     return view.images[:].float().mean((1, 2, 3))
     >>> pool = torch.tensor([10, 200, 90], dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 3, 64, 64)
     >>> select_queries(nn.Identity(), pool, 2, Experiment(), torch.Generator(), brightest)[0].tolist()
     [1, 2]
@@ -66,30 +81,39 @@ def select_queries(
         got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
         raise ValueError(f"images must be a uint8 tensor of shape (N, 3, H, W), got {got}; Split.images is one")
     check_strategy(strategy)
-    scores = score_pool(model, images, experiment, generator, strategy, indices=indices)
-    return highest_scores(scores, n, generator), scores
+    view = View.of(model, images_at(images, indices), experiment, generator, n)
+    answer = ask(view, strategy)
+    return chosen_of(answer, view), answer.scores
 
 
-def score_pool(
-    model: nn.Module,
-    images: torch.Tensor,
-    experiment: Experiment,
-    generator: torch.Generator,
-    strategy: Strategy | None = None,
-    *,
-    indices: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """The scores of the pool, float32 (N,), on the CPU: step 1 of Fig. 1. Arguments as for :func:`select_queries`."""
-    score = _named(experiment.strategy) if strategy is None else strategy
-    name, pool = strategy_name(experiment, strategy), images_at(images, indices)
-    if len(pool) == 0:
-        return torch.zeros(0)
-    check_dropout(score, name, model, images[:1], experiment)
-    if isinstance(pool, ImageView) and not getattr(score, "takes_views", False):
-        what = f"strategy '{name}': the {len(pool)} images of the pool, copied for it,"
-        with memory_for(what, "take a smaller image_size or device='cpu'", pool.device):
-            pool = pool[:]
-    return _checked(score(model, pool, experiment, generator), len(pool), name)
+def ask(view: View, strategy: Strategy | None = None) -> Answer:
+    """What the strategy, by default the experiment's, says of the pool: step 1 of Fig. 1.
+
+    Raises:
+        ConfigError, OutOfMemory, ValueError: as :func:`select_queries`.
+    """
+    name = strategy_name(view.experiment, strategy)
+    strategy = _named(name) if strategy is None else strategy
+    if len(view) == 0:
+        return Answer(torch.zeros(0), None)
+    check_dropout(strategy, name, view.model, view.images[:1], view.experiment)
+    return _checked(_call(strategy, view, name), view, name)
+
+
+def scores_of(view: View, strategy: Strategy) -> torch.Tensor:
+    """The scores of a strategy within a wrapper, float32 (N,); ValueError if it selects images instead."""
+    name = function_name(strategy)
+    answer = _checked(_call(strategy, view, name), view, name)
+    if answer.selection is not None:
+        raise ValueError(f"strategy '{name}' selects images and gives no scores, so that no wrapper can go around it")
+    return answer.scores
+
+
+def chosen_of(answer: Answer, view: View) -> torch.Tensor:
+    """The queried images' positions in the pool, int64 (n,): step 2 of Fig. 1."""
+    if answer.selection is not None:
+        return answer.selection
+    return highest_scores(answer.scores, view.query_size, view.generator)
 
 
 def highest_scores(scores: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
@@ -146,15 +170,45 @@ def _named(name: str) -> Strategy:
     return STRATEGIES[name]
 
 
-def _checked(scores: object, n: int, name: str) -> torch.Tensor:
-    """What the strategy called ``name`` returned, as float32 (n,) on the CPU."""
+def _call(strategy: Strategy, view: View, name: str) -> object:
+    """What ``strategy`` returns, in whichever of the two forms it is written."""
+    if _takes_a_view(strategy):
+        return strategy(view)
+    what = f"strategy '{name}': the {len(view)} images of the pool, copied for it,"
+    with memory_for(what, "take a smaller image_size or device='cpu'", view.images.device):
+        pool = view.images[:]
+    return strategy(view.model, pool, view.experiment, view.generator)
+
+
+def _takes_a_view(strategy: Strategy) -> bool:
     try:
-        scores = torch.as_tensor(scores).detach().to("cpu", torch.float32)
+        parameters = inspect.signature(strategy).parameters.values()
+    except ValueError:  # some of C's functions
+        return False
+    needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(needed) == 1 and not any(p.kind == p.VAR_POSITIONAL for p in parameters)
+
+
+def _checked(answer: object, view: View, name: str) -> Answer:
+    """What the strategy called ``name`` returned."""
+    n = len(view)
+    try:
+        found = torch.as_tensor(answer).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"strategy '{name}' must return {n} numbers, got {type(scores).__name__} ({error})") from None
-    if scores.shape != (n,):
-        raise ValueError(f"strategy '{name}' must return one score per image, shape ({n},), got {tuple(scores.shape)}")
+        raise ValueError(f"strategy '{name}' must return {n} numbers, got {type(answer).__name__} ({error})") from None
+    if found.shape != (n,) and found.shape == (view.query_size,) and found.dtype == torch.int64:
+        if found.unique().numel() < len(found) or found.min() < 0 or found.max() >= n:
+            raise ValueError(
+                f"strategy '{name}' must select different positions from 0 to {n - 1}, got {listed(found.tolist())}"
+            )
+        return Answer(torch.full((n,), math.nan), found)
+    if found.shape != (n,):
+        raise ValueError(
+            f"strategy '{name}' must return one score per image, shape ({n},), or the positions of {view.query_size} "
+            f"images, int64, got {tuple(found.shape)}, {str(found.dtype).removeprefix('torch.')}"
+        )
+    scores = found.float()
     if not scores.isfinite().all():
         first = int((~scores.isfinite()).nonzero()[0])
         raise ValueError(f"strategy '{name}' must return finite scores; image {first} of {n} has {scores[first]}")
-    return scores
+    return Answer(scores, None)

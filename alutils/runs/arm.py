@@ -165,9 +165,9 @@ def _annotator(oracle: Oracle, masks: torch.Tensor) -> dict[str, Any] | None:
 
 def _check_strategy(experiment: Experiment, strategy: Strategy | None) -> None:
     check_strategy(strategy)
-    name, names = experiment.strategy, [*STRATEGIES, *BASELINES]
-    if strategy is None and name not in names:
-        raise ConfigError(f"strategy: there is no '{name}'; {did_you_mean(name, names)}")
+    name = experiment.strategy
+    if strategy is None and name not in STRATEGIES and name not in BASELINES:
+        raise ConfigError(f"strategy: there is no '{name}'; {did_you_mean(name, [*STRATEGIES, *BASELINES])}")
     if is_baseline(experiment, strategy) and experiment.annotation != "full":
         raise ConfigError(
             f"annotation: '{experiment.annotation}' is about queried images, and strategy '{name}' queries none; take "

@@ -1,0 +1,48 @@
+"""CEAL [24]: certain, random and uncertain images, by the variance of dropout away from the border."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt
+
+from alutils.queries.registry import strategy
+from alutils.queries.view import View
+
+_LARGEST = 128  # side of the maps on which distances are measured, pixels
+
+
+@strategy("ceal", needs_dropout=True)
+def select_ceal(view: View) -> torch.Tensor:
+    """CEAL's quotas: two sevenths of the query with the lowest scores, two with the highest, three sevenths at random.
+
+    The score is the sum of ``var(p) d`` over the pixels, var the variance of the predictions with dropout (the square
+    of eq. 3). d is the distance of a predicted lesion pixel from the lesion's border, scaled to 0..1 in each image, so
+    that the border counts little; [24] takes it from the last sampled prediction, we from their mean. Images without a
+    predicted lesion have the score 0 and are the first among the lowest, as in [24] ("no detections").
+    """
+    scores = torch.cat([_scores(maps.std, maps.mean) for _, maps in view.samples()])
+    order = torch.randperm(len(view), generator=view.generator)
+    order = order[scores[order].argsort(stable=True)]
+    low, high = quotas(view.query_size)
+    lowest, middle, highest = order.tensor_split([low, len(order) - high])
+    drawn = middle[torch.randperm(len(middle), generator=view.generator)]
+    return torch.cat([highest.flip(0), drawn[: view.query_size - low - high], lowest])
+
+
+def quotas(n: int) -> tuple[int, int]:
+    """How many of ``n`` images have the lowest and how many the highest scores: CEAL's 10 and 10 of 35.
+
+    >>> quotas(35), quotas(32), quotas(1)
+    ((10, 10), (9, 9), (0, 0))
+    """
+    return round(2 * n / 7), round(2 * n / 7)
+
+
+def _scores(std: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """float32 (n,), on the CPU, of maps (n, 1, H, W) that are made smaller if they are large."""
+    shrink = max(1, std.shape[-1] // _LARGEST)
+    variance, mean = (F.avg_pool2d(maps, shrink)[:, 0].cpu() for maps in (std**2, mean))
+    depth = torch.stack([torch.from_numpy(distance_transform_edt(mask.numpy())).float() for mask in mean >= 0.5])
+    depth /= depth.amax((1, 2), keepdim=True).clamp(min=1)
+    return (variance * depth).sum((1, 2)) * shrink**2

@@ -1,0 +1,85 @@
+"""Choosing points that lie far apart, or one per cluster; distances are Euclidean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy.cluster.vq import kmeans2
+
+
+def furthest_first(row: Callable[[int], torch.Tensor], nearest: torch.Tensor, n: int) -> torch.Tensor:
+    """Greedy k-centre: ``n`` times the point that is furthest from all chosen ones.
+
+    Args:
+        row: the distances of all points from one, (N,).
+        nearest: each point's distance from the nearest one that is chosen already, (N,).
+        n: points to choose.
+
+    Returns:
+        Their positions, int64 (n,), in the order of choice.
+
+    >>> line = torch.tensor([0.0, 1.0, 2.0, 10.0])
+    >>> furthest_first(lambda i: (line - line[i]).abs(), line - 0.0, 2)  # 0 is chosen already
+    tensor([3, 2])
+    """
+    nearest, chosen = nearest.clone(), []
+    for _ in range(n):
+        chosen.append(int(nearest.argmax()))
+        nearest = torch.minimum(nearest, row(chosen[-1]))
+        nearest[chosen] = -1  # a twin of a chosen point is taken before the point itself
+    return torch.tensor(chosen, dtype=torch.int64)
+
+
+def distances_from(points: torch.Tensor) -> Callable[[int], torch.Tensor]:
+    """The function from a position to the distances of all ``points``, (N, d), from that one."""
+    return lambda i: torch.cdist(points, points[i : i + 1]).flatten()
+
+
+def nearest_of(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Each point's distance from the nearest of ``others``, or without any of these from the mean of the points, (N,).
+
+    The mean makes the first choice the outermost point, whatever the points' order.
+    """
+    others = others if len(others) else points.mean(0, keepdim=True)
+    return torch.cat([torch.cdist(part, others).min(1).values for part in points.split(512)])
+
+
+def spread_out(points: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
+    """The choice of k-means++: the point with the largest norm, then by lot, in proportion to squared distances.
+
+    Args:
+        points: float (N, d).
+        n: points to choose, at most N.
+        generator: of the CPU.
+
+    Returns:
+        Positions, int64 (n,), all different.
+    """
+    chosen = [int(points.norm(dim=1).argmax())]
+    row = distances_from(points)
+    squares = row(chosen[0]).double() ** 2
+    while len(chosen) < n:
+        squares[chosen] = 0
+        if not squares.any():  # only twins of chosen points are left
+            squares = torch.ones(len(points), dtype=torch.float64)
+            squares[chosen] = 0
+        chosen.append(int(torch.multinomial(squares, 1, generator=generator)))
+        squares = torch.minimum(squares, row(chosen[-1]).double() ** 2)
+    return torch.tensor(chosen, dtype=torch.int64)
+
+
+def clusters(points: torch.Tensor, k: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """K-means (SciPy's), begun with the choice of k-means++ and not dependent on the order of the points.
+
+    Returns:
+        The cluster of each point, int64 (N,), and the centres, (k, d); a cluster can be empty.
+    """
+    order = torch.from_numpy(np.lexsort(points.numpy().T))
+    ordered = points[order].numpy()
+    start = ordered[spread_out(points[order], k, generator).numpy()]
+    centres, labels = kmeans2(ordered, start, iter=10, minit="matrix")
+    found = torch.empty(len(points), dtype=torch.int64)
+    found[order] = torch.from_numpy(labels).long()
+    return found, torch.from_numpy(centres)

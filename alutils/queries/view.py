@@ -1,0 +1,230 @@
+"""What a query strategy sees of an acquisition round."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from alutils.data.packed import PackedMasks
+from alutils.data.splits import ImageView, lesion_area
+from alutils.experiment import Experiment
+from alutils.model import build_unet
+from alutils.samples import SampleMaps, flip_batches, mc_dropout_batches
+from alutils.system.checks import ConfigError
+from alutils.training import batch_results, probability_batches
+
+_GREY = (0.2989, 0.587, 0.114)  # weights of red, green and blue
+_SIDE = 16  # of the thumbnails that stand for features, pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """The labelled images of a round.
+
+    Args:
+        images: uint8, a view of (n, 3, H, W).
+        ids: n names.
+        masks: what is trained on, uint8 (n, 1, H, W) when indexed.
+        known: 1 where the label came from the human, of the same shape.
+    """
+
+    images: ImageView
+    ids: tuple[str, ...]
+    masks: PackedMasks | None
+    known: PackedMasks | None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(eq=False)
+class View:
+    """One acquisition round as a query strategy sees it; the pool's masks are not in it.
+
+    A pass of the model over the pool is made when it is first needed. :meth:`probabilities` notes the features and the
+    predicted areas on its way, so ask for it first where you need both.
+
+    Args:
+        model: trained so far, on its device.
+        images: the pool, uint8, a view of (N, 3, H, W): ``images[:]`` is all of it, ``images[4:8]`` four images.
+        experiment: settings.
+        generator: of the CPU, for everything that is drawn.
+        query_size: images to query, at most N.
+        ids: N names; empty where they are not known.
+        labelled: the labelled set.
+        round: 0 after the cold start's training.
+        n_rounds: rounds of the run that query.
+        kept: what is computed once in a run, by name; the rounds of a run share it.
+
+    >>> images = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
+    >>> view = View.of(nn.Conv2d(3, 1, 1), images, Experiment(), torch.Generator(), query_size=2)
+    >>> len(view), view.query_size, view.predicted_area().shape
+    (3, 2, torch.Size([3]))
+    """
+
+    model: nn.Module
+    images: ImageView
+    experiment: Experiment
+    generator: torch.Generator
+    query_size: int
+    ids: tuple[str, ...] = ()
+    labelled: Labelled | None = None
+    round: int = 0
+    n_rounds: int = 1
+    kept: dict[Any, Any] = field(default_factory=dict)
+    _area: torch.Tensor | None = field(default=None, repr=False)
+    _features: torch.Tensor | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        images: torch.Tensor | ImageView,
+        experiment: Experiment,
+        generator: torch.Generator,
+        query_size: int,
+    ) -> View:
+        """A view of a pool by itself, without labelled images."""
+        pool = images if isinstance(images, ImageView) else ImageView(images, torch.arange(len(images)))
+        nothing = Labelled(ImageView(pool.images, pool.indices[:0]), (), None, None)
+        return cls(model, pool, experiment, generator, min(query_size, len(pool)), labelled=nothing)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def probabilities(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """The pool's lesion probabilities, batch by batch: which images, and float32 (n, 1, H, W)."""
+        areas, features = [], []
+        for chosen, (p, z) in self._passes():
+            areas.append(lesion_area((p >= 0.5).to(torch.uint8)))
+            features.append(z)
+            yield chosen, p
+        self._area = _gathered(areas)
+        self._features = None if features and features[0] is None else _gathered(features)
+
+    def predicted_area(self) -> torch.Tensor:
+        """Share of each pool image that the model takes for lesion (p >= 0.5), float32 (N,), 0 to 1, on the CPU."""
+        if self._area is None:
+            deque(self.probabilities(), maxlen=0)
+        return self._area
+
+    def features(self, of: Literal["pool", "labelled"] = "pool", *, source: str = "model") -> torch.Tensor:
+        """A vector per image: the mean of the network's bottleneck over its pixels (512 numbers for ResNet-18).
+
+        Args:
+            of: of which images.
+            source: "model": the network as it is trained now. "imagenet": the encoder with the experiment's
+                ``encoder_weights``, untrained; where these are null, grey thumbnails. Or the path of an encoder's
+                weights. What does not come from the model is computed once per run.
+
+        Returns:
+            float32 (N, d) or (n, d), on the CPU.
+
+        Raises:
+            ConfigError: if the features of a network without ``encode`` are asked for.
+        """
+        images = self.images if of == "pool" else self.labelled.images
+        if source != "model":
+            return self.once(("features", source), lambda every: untrained_features(every, self.experiment, source), of)
+        if of == "pool" and self._area is None:
+            deque(self.probabilities(), maxlen=0)
+        if of == "pool" and self._features is not None:
+            return self._features
+        if not hasattr(self.model, "encode"):
+            raise ConfigError(
+                f"strategy: it needs features, which a {type(self.model).__name__} does not give; give the network the "
+                "methods encode and decode as alutils.model.UNet has them, or take another strategy"
+            )
+        passes = batch_results(lambda x: _pooled(self.model.encode(x)), self.model, images, self.experiment)
+        return _gathered([z for _, z in passes])
+
+    def samples(
+        self, n: int | None = None, *, how: Literal["dropout", "flip"] = "dropout"
+    ) -> Iterator[tuple[slice, SampleMaps]]:
+        """What ``n`` predictions of each pool image say, batch by batch, see :class:`alutils.samples.SampleMaps`.
+
+        Args:
+            n: samples with dropout; None: the experiment's ``mc_samples``. A flip has two predictions.
+            how: by random dropout, or of the image and its mirror image.
+        """
+        if how == "flip":
+            return flip_batches(self.model, self.images, self.experiment)
+        return mc_dropout_batches(self.model, self.images, self.experiment, self.generator, n)
+
+    def once(
+        self, name: Any, compute: Callable[[torch.Tensor], Any], of: Literal["pool", "labelled", "all"] = "pool"
+    ) -> Any:
+        """What ``compute`` makes of all training images, uint8 (M, 3, H, W), once per run.
+
+        Args:
+            name: under which it is kept.
+            compute: gives a row per image, or anything for "all".
+            of: of which images the rows are returned.
+        """
+        if name not in self.kept:
+            self.kept[name] = compute(self.images.images)
+        found = self.kept[name]
+        return found if of == "all" else found[(self.images if of == "pool" else self.labelled.images).indices]
+
+    def _passes(self) -> Iterator[tuple[slice, tuple[torch.Tensor, torch.Tensor | None]]]:
+        """Probabilities and features by one pass, or no features where that cannot be had."""
+        model = self.model
+        if self.experiment.compile or not (hasattr(model, "encode") and hasattr(model, "decode")):
+            for chosen, p in probability_batches(model, self.images, self.experiment):
+                yield chosen, (p, None)
+            return
+
+        def both(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            stages = model.encode(x)
+            return model.decode(stages), _pooled(stages)
+
+        for chosen, (logits, z) in batch_results(both, model, self.images, self.experiment):
+            yield chosen, (logits.float().sigmoid(), z)
+
+
+def thumbnails(images: torch.Tensor, side: int) -> torch.Tensor:
+    """Grey images of ``side`` x ``side`` pixels, each the mean over its part of the image.
+
+    Args:
+        images: uint8 (N, 3, H, W).
+        side: at most H and W.
+
+    Returns:
+        float32 (N, side, side), 0 to 1, on the CPU.
+    """
+    small = []
+    for batch in images.split(64):
+        grey = torch.einsum("nchw,c->nhw", batch.float(), torch.tensor(_GREY, device=batch.device)) / 255
+        small.append(F.adaptive_avg_pool2d(grey, side).cpu())
+    return torch.cat(small) if small else torch.zeros(0, side, side)
+
+
+def untrained_features(images: torch.Tensor, experiment: Experiment, source: str = "imagenet") -> torch.Tensor:
+    """A vector per image from an encoder that was not trained on these images, float32 (N, d), on the CPU.
+
+    Args:
+        images: uint8 (N, 3, H, W).
+        experiment: encoder, normalization, precision and batch size.
+        source: "imagenet": the experiment's ``encoder_weights``; where they are null, grey thumbnails of 16 x 16 pixels
+            stand in. Or the path of a file with an encoder's weights.
+    """
+    weights = experiment.encoder_weights if source == "imagenet" else source
+    if weights is None:
+        return thumbnails(images, _SIDE).flatten(1)
+    encoder = build_unet(experiment.encoder, weights).encoder.to(images.device)
+    passes = batch_results(lambda x: _pooled(encoder(x)), encoder, images, experiment)
+    return _gathered([z for _, z in passes])
+
+
+def _pooled(stages: list[torch.Tensor]) -> torch.Tensor:
+    return stages[-1].float().mean((2, 3))
+
+
+def _gathered(parts: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(parts).float().cpu() if parts else torch.zeros(0)
