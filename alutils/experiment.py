@@ -60,13 +60,17 @@ class Acquisition(_Settings):
     The default is 36 queries, because 10 epochs x the sum of 4 to 40 batches = 8140 steps (footnote 6).
     """
 
-    cold_start: _Count = Field(128, description="images drawn at random and fully annotated before the first round")
+    cold_start: _Count = Field(128, description="images that are fully annotated before the first round")
+    cold_start_by: Literal["random", "kmeans", "typiclust"] = Field(
+        "random", description="how the cold start is chosen: by lot, or one image per cluster of ImageNet's features"
+    )
     query_size: _Count = Field(32, description="images queried after each training")
     n_queries: int = Field(36, ge=0, le=_MOST, description="queries after the cold start (Table I: 36; Table II: 20)")
     strategy: str = Field("least_confidence", min_length=1, description="how images are queried, see alutils.queries")
     reduction: Literal["sum", "mean", "median", "top_k", "band_mean"] = Field(
         "sum", description="from the pixels' uncertainty to the image's score; the band of band_mean is tau_u's"
     )
+    power_beta: float = Field(1.0, gt=0, description="of power noise: the larger, the more the highest scores win")
     mc_samples: int = Field(20, ge=2, le=_MOST, description="N of eq. 3, Monte Carlo dropout samples; [24] takes 20")
 
     @property

@@ -33,9 +33,10 @@ from alutils.data.splits import ImageView, Split, Splits, lesion_area
 from alutils.experiment import Experiment
 from alutils.metrics import dice_score
 from alutils.model import unet_for
+from alutils.queries.cold import chosen_cold_start
 from alutils.queries.select import Answer, Strategy, ask, chosen_of, tied_at_the_cut
 from alutils.queries.view import Labelled, View
-from alutils.rounds import ANNOTATION, QUERY, TRAINING, Draft, LabelledSet, Round, RunState, columns
+from alutils.rounds import ANNOTATION, COLD_START, QUERY, TRAINING, Draft, LabelledSet, Round, RunState, columns
 from alutils.runs.arm import Plan, build_network, check_oracle, make_plan, run_identity
 from alutils.runs.folder import RunFolder
 from alutils.system.checks import expanded
@@ -171,6 +172,10 @@ class _Run:
 def _cold_start(run: _Run) -> RunState:
     """The first images, annotated in full."""
     first, device = run.plan.first, next(run.initial.parameters()).device
+    if run.experiment.cold_start_by != "random":
+        generator = make_generator(run.experiment.seed, COLD_START)
+        chosen = chosen_cold_start(run.splits.train.images, run.experiment, generator)
+        first = torch.cat([chosen, first[~torch.isin(first, chosen)]])[: len(first)]  # a baseline takes more images
     with memory_for(f"image_size: the masks of {len(first)} images", "take a smaller one", device):
         masks = run.oracle.annotate_cold_start(first)
         labelled = LabelledSet.of(first, masks, torch.ones_like(masks))

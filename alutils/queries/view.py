@@ -141,6 +141,8 @@ class View:
                 f"strategy: it needs features, which a {type(self.model).__name__} does not give; give the network the "
                 "methods encode and decode as alutils.model.UNet has them, or take another strategy"
             )
+        if len(images) == 0:
+            return torch.zeros(0, 0)
         passes = batch_results(lambda x: _pooled(self.model.encode(x)), self.model, images, self.experiment)
         return _gathered([z for _, z in passes])
 
@@ -227,4 +229,4 @@ def _pooled(stages: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _gathered(parts: list[torch.Tensor]) -> torch.Tensor:
-    return torch.cat(parts).float().cpu() if parts else torch.zeros(0)
+    return torch.cat(parts).float().cpu()

@@ -125,6 +125,8 @@ def run_identity(
     data: dict[str, Any] = {name: _pictures(getattr(splits, name)) for name in ("train", "val", "test")}
     if oracle is not None and oracle.name != Oracle.name:  # the records of simulated runs do not say
         data["oracle"] = oracle.name
+    if experiment.cold_start_by != "random":
+        data["cold_start_features"] = "encoder" if experiment.encoder_weights else "thumbnails"
     return {
         "experiment": settings,
         "data": data,
