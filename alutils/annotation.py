@@ -12,11 +12,12 @@ from scipy import ndimage
 
 from alutils.experiment import Labelling
 from alutils.metrics import dice_score
+from alutils.regions import CLICKED_MODES, correct, uncertain_regions
 from alutils.system.checks import listed
 from alutils.system.tensors import check_mask, check_planes, check_probabilities, is_number
 from alutils.uncertainty import least_confidence
 
-WRITING_MODES = ("partial", "model-only", "partial-refreshed", "contour-band")
+WRITING_MODES = ("partial", "model-only", "partial-refreshed", "contour-band", *CLICKED_MODES)
 """The annotation modes in which the model writes the labels that the human does not."""
 
 _AUDIT = dict.fromkeys(("model_pixels", "wrong_pixels", "missed_pixels", "repeated_pixels"), "int64")
@@ -94,11 +95,23 @@ class Oracle:
             ValueError: if ``where`` or ``indices`` is not as above.
         """
         self._check_asked(indices, where)
-        masks = self.truth(indices)
+        masks = self._labels(indices)
         if where is not None:
             masks = masks * where.to(masks.device)
         self._count(masks, where)
         return masks
+
+    def correct(
+        self, indices: torch.Tensor, proposals: torch.Tensor, regions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The model's masks after the oracle corrected them, and the pixels that it labelled, see :func:`correct`."""
+        masks, clicked = correct(self._labels(indices), proposals, regions)
+        self._count(masks * clicked, clicked)
+        return masks, clicked
+
+    def _labels(self, indices: torch.Tensor) -> torch.Tensor:
+        """What the oracle would label whole images."""
+        return self.truth(indices)
 
     def truth(self, indices: torch.Tensor) -> torch.Tensor:
         """The whole truth of some images, uint8 (n, 1, H, W), not counted: to measure with, never to train on."""
@@ -172,24 +185,33 @@ def combine(human_labels: torch.Tensor, probabilities: torch.Tensor, human: torc
     return torch.where(human, human_labels, (probabilities >= tau_b).to(torch.uint8))
 
 
-def human_pixels(probabilities: torch.Tensor, labelling: Labelling, generator: torch.Generator) -> torch.Tensor:
+def human_pixels(
+    probabilities: torch.Tensor,
+    labelling: Labelling,
+    generator: torch.Generator,
+    regions: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Which pixels of queried images the human labels: bool, the shape of ``probabilities``.
 
     ``labelling.annotation`` decides: all ("full"), none ("model-only"), those with ``|0.5 - p| <= tau_u`` ("partial",
     "partial-refreshed", "human-only"), or the same number of pixels per image, but those nearest to the predicted
-    contour ("contour-band": the control that tells *uncertain* from *near the border*).
+    contour ("contour-band": the control that tells *uncertain* from *near the border*), or the most uncertain
+    ``regions`` ("superpixels"). In mode "correction" the person decides later, so there are none yet.
 
     Args:
         probabilities: float (N, 1, H, W), 0 to 1, predicted for the queried images.
         labelling: ``annotation`` and ``tau_u``.
         generator: of the CPU; the control draws which of equally near pixels it takes.
+        regions: int64, the shape of ``probabilities``: the superpixels, for mode "superpixels".
 
     >>> p = torch.tensor([0.1, 0.4, 0.9]).view(1, 1, 1, 3)
     >>> human_pixels(p, Labelling(annotation="partial", tau_u=0.25), torch.Generator()).tolist()
     [[[[False, True, False]]]]
     """
     uncertain = least_confidence(probabilities) <= labelling.tau_u
-    if labelling.annotation in ("full", "model-only"):
+    if labelling.annotation == "superpixels":
+        return uncertain_regions(probabilities, regions)
+    if labelling.annotation in ("full", "model-only", "correction"):
         return torch.full_like(uncertain, labelling.annotation == "full")
     if labelling.annotation == "contour-band":
         return _nearest_to_contour(probabilities >= 0.5, uncertain.flatten(1).sum(1), generator)

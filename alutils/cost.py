@@ -54,6 +54,17 @@ def annotation_cost(truth: torch.Tensor, human: torch.Tensor, *, tolerance: floa
     return pd.DataFrame(percent).join(pd.DataFrame(drawings, columns=list(_DRAWN)).astype(_DRAWN))
 
 
+def clicked_cost(costs: pd.DataFrame, clicks: torch.Tensor) -> pd.DataFrame:
+    """The costs of labelling superpixels by a click each, where nothing is drawn.
+
+    Args:
+        costs: from :func:`annotation_cost`, of the pixels that were labelled.
+        clicks: superpixels labelled in each image, int64 (N,).
+    """
+    number = clicks.numpy()
+    return costs.assign(boundary_px=0.0, regions=number, vertices=0, clicks=number)
+
+
 def average_cost(annotations: pd.DataFrame) -> pd.DataFrame:
     """The mean cost per image, with and without the cold start, which is annotated in full in every mode.
 

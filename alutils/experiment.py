@@ -92,8 +92,18 @@ class Acquisition(_Settings):
 class Labelling(_Settings):
     """Who labels which pixels of the queried images (section III-B)."""
 
-    annotation: Literal["full", "partial", "human-only", "model-only", "partial-refreshed", "contour-band"] = Field(
-        "full", description="who labels the pixels of queried images, see alutils.annotation"
+    annotation: Literal[
+        "full",
+        "partial",
+        "human-only",
+        "model-only",
+        "partial-refreshed",
+        "contour-band",
+        "superpixels",
+        "correction",
+    ] = Field("full", description="who labels the pixels of queried images, see alutils.annotation")
+    oracle_noise: _Share = Field(
+        0.0, description="area that the simulated oracle labels wrongly, of the lesion's area; experts differ by 0.15"
     )
     tau_u: float = Field(0.25, ge=0, le=0.5, description="a pixel is uncertain where |0.5 - p| <= tau_u, see III-B")
     tau_b: float = Field(0.25, gt=0, lt=1, description="the model labels a pixel lesion where p >= tau_b, see III-B")
@@ -163,6 +173,9 @@ class Training(Augmentation, Computing):
     weight_decay: float = Field(0.0001, ge=0)
     schedule: Literal["constant", "cosine"] = Field("constant", description="of the learning rate within one training")
     loss: Literal["bce", "dice", "bce+dice"] = Field("bce", description="binary cross-entropy with logits, soft Dice")
+    consistency: float = Field(
+        0.0, ge=0, description="weight of the squared difference from the mirror image's prediction; [15] takes 1"
+    )
     fine_tune: bool = Field(True, description="each round starts from the last round's weights; false: from scratch")
 
     def steps_for(self, n_labelled: int) -> int:

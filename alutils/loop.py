@@ -27,15 +27,17 @@ from alutils.annotation import (
     combine,
     human_pixels,
 )
-from alutils.cost import annotation_cost
+from alutils.cost import annotation_cost, clicked_cost
 from alutils.data.packed import PackedMasks
 from alutils.data.splits import ImageView, Split, Splits, lesion_area
+from alutils.erring import simulated_oracle
 from alutils.experiment import Experiment
 from alutils.metrics import dice_score
 from alutils.model import unet_for
 from alutils.queries.cold import chosen_cold_start
 from alutils.queries.select import Answer, Strategy, ask, chosen_of, tied_at_the_cut
 from alutils.queries.view import Labelled, View
+from alutils.regions import CLICKED_MODES, dominant_labels, n_clicks, regions_of
 from alutils.rounds import ANNOTATION, COLD_START, QUERY, TRAINING, Draft, LabelledSet, Round, RunState, columns
 from alutils.runs.arm import Plan, build_network, check_oracle, make_plan, run_identity
 from alutils.runs.folder import RunFolder
@@ -123,7 +125,7 @@ def run_active_learning(
     folder = RunFolder(expanded("output_dir", output_dir), identity)
     initial, splits, once = initial.to(torch_device), splits.placed(torch_device), len(plan.sizes) == 1
     with memory_for("image_size: the masks and what the run had labelled", "take another device", torch_device):
-        oracle = Oracle(splits.train.masks) if oracle is None else oracle.to(torch_device)
+        oracle = simulated_oracle(splits.train.masks, experiment) if oracle is None else oracle.to(torch_device)
         state = folder.load(copy.deepcopy(initial), splits.train)
     if experiment.compile and not (state is not None and state.finished):
         check_compiler(torch_device)
@@ -262,15 +264,21 @@ def _query(run: _Run, draft: Draft, view: View, answer: Answer) -> None:
 
 def _annotate(run: _Run, state: RunState, draft: Draft) -> None:
     """Step 3: the labels of the human and, where the mode has it so, of the model."""
-    asked, human, suggestion = draft.asked, None, None
+    asked, human, suggestion, mode = draft.asked, None, None, run.experiment.annotation
     with run.phase("annotation", draft):
-        if run.experiment.annotation != "full":
+        if mode == "correction":
+            masks, human = run.oracle.correct(asked.indices, asked.masks[:], _regions(run, asked.indices))
+            draft.labelled = draft.labelled.plus(LabelledSet.of(asked.indices, masks, human))
+            return
+        if mode != "full":
             human, suggestion = asked.human[:].bool(), asked.masks[:]
         try:
             answers = run.oracle.annotate(asked.indices, human, suggestion=suggestion)
         except AnnotationsNeeded:
             run.folder.keep_waiting(draft, state.model)
             raise
+        if mode == "superpixels":
+            answers = dominant_labels(answers, _regions(run, asked.indices))
         masks = answers if human is None else torch.where(human, answers, suggestion)
         draft.labelled = draft.labelled.plus(replace(asked, masks=PackedMasks.pack(masks)))
 
@@ -320,7 +328,10 @@ def _save(run: _Run, state: RunState, draft: Draft) -> Round:
     trained = state.labelled
     n_before = state.rounds[-1].n_labelled if state.rounds else 0
     with run.phase("annotation", draft):
-        costs = annotation_cost(trained.masks[n_before:], trained.human[n_before:])
+        human = trained.human[n_before:]
+        costs = annotation_cost(trained.masks[n_before:], human)
+        if state.rounds and run.experiment.annotation in CLICKED_MODES:
+            costs = clicked_cost(costs, n_clicks(human, _regions(run, trained.indices[n_before:])))
     done = Round.of(draft.line, trained.indices, run.splits.train.ids)
     draft.line["annotations"] = {"image_id": list(done.labelled_ids[n_before:]), **columns(costs)}
     state.labelled = draft.labelled
@@ -336,9 +347,16 @@ def _pixels_to_ask(run: _Run, model: nn.Module, queried: torch.Tensor, generator
         nothing = torch.zeros((len(queried), *masks.shape[1:]), dtype=torch.uint8, device=masks.device)
         return LabelledSet.of(queried, nothing, nothing + 1)
     p = predict_probabilities(model, run.splits.train.images, run.experiment, indices=queried)
-    human = human_pixels(p, run.experiment, generator)
+    regions = _regions(run, queried) if run.experiment.annotation == "superpixels" else None
+    human = human_pixels(p, run.experiment, generator, regions)
     nothing = torch.zeros_like(human, dtype=torch.uint8)
     return LabelledSet.of(queried, combine(nothing, p, human, run.experiment.tau_b), human)
+
+
+def _regions(run: _Run, positions: torch.Tensor) -> torch.Tensor:
+    """The superpixels of these training images."""
+    images = run.splits.train.images
+    return regions_of(images[positions.to(images.device)])
 
 
 def _review(run: _Run, state: RunState) -> tuple[dict[str, list], LabelledSet]:

@@ -140,7 +140,11 @@ class _Trainer:
         y, known = y[:, :1], None if self.annotated is None else y[:, 1:]
         with self.compute.autocast():
             logits = self.model(x.contiguous(memory_format=self.compute.layout))
+            mirrored = self.model(x.flip(-1)).flip(-1) if self.training.consistency else logits
         loss = segmentation_loss(logits.float(), y.float(), self.training.loss, known)
+        if self.training.consistency:  # [15]
+            difference = logits.float().sigmoid() - mirrored.float().sigmoid()
+            loss = loss + self.training.consistency * (difference**2).mean()
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)

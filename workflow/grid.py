@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from alutils.experiment import ANNOTATION_MODES, TAU_B, TAU_U, same_run
+from alutils.experiment import TAU_B, TAU_U, same_run
 from alutils.queries.registry import BASELINES, STRATEGIES
 
 ARMS = (*STRATEGIES, *BASELINES)
@@ -46,8 +46,8 @@ class Cell:
 GRID = [Cell("partial", tau_u, tau_b) for tau_u, tau_b in product(TAU_U, TAU_B)]
 """The paper's Table II."""
 
-MODE_CELLS = [Cell(mode, 0.25, 0.25) for mode in ANNOTATION_MODES if mode not in ("full", "partial")]
-"""The other modes at one pair of thresholds. Mode full is the arm least_confidence of Table I."""
+MODE_CELLS = [Cell(mode, 0.25, 0.25) for mode in ("human-only", "model-only", "partial-refreshed", "contour-band")]
+"""The controls of mode partial, at one pair of thresholds. Mode full is the arm least_confidence of Table I."""
 
 
 def distinct(cells: list[Cell]) -> dict[str, Cell]:

@@ -21,7 +21,7 @@ def superpixels(images: torch.Tensor, n: int = N_SUPERPIXELS) -> torch.Tensor:
 
     >>> halves = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     >>> halves[..., 16:] = 255
-    >>> regions = superpixels(halves, 2)
+    >>> regions = superpixels(halves, 4)
     >>> regions.shape, regions[0, 0, 0].item() == regions[0, 0, 31].item()
     (torch.Size([1, 32, 32]), False)
     """
@@ -35,10 +35,10 @@ def superpixels(images: torch.Tensor, n: int = N_SUPERPIXELS) -> torch.Tensor:
 
 
 def region_share(values: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
-    """The share of true ``values`` in the region of each pixel, float32.
+    """The mean of ``values`` over the region of each pixel, float32 (N, h, w).
 
     Args:
-        values: bool (N, h, w).
+        values: bool or numbers, (N, h, w).
         regions: int64 (N, h, w), from 0.
 
     >>> regions = torch.tensor([[[0, 0, 1, 1]]])

@@ -16,6 +16,7 @@ from alutils.experiment import Experiment
 from alutils.model import unet_for
 from alutils.queries.registry import BASELINES, STRATEGIES
 from alutils.queries.select import Strategy, check_dropout, check_strategy, strategy_name
+from alutils.regions import CLICKED_MODES
 from alutils.rounds import COLD_START
 from alutils.runs.own_code import code_checksum
 from alutils.system.checks import ConfigError, did_you_mean, function_name
@@ -70,6 +71,13 @@ def check_oracle(oracle: Oracle, experiment: Experiment, strategy: Strategy | No
         raise ConfigError(
             f"oracle: it knows masks of shape {tuple(oracle.shape)}, the training split has {tuple(masks.shape)}; make "
             "it from that split"
+        )
+    if experiment.oracle_noise:
+        raise ConfigError("oracle_noise: it is about the simulated oracle; leave it at 0, or leave the oracle out")
+    if oracle.name != Oracle.name and experiment.annotation in CLICKED_MODES:
+        raise ConfigError(
+            "oracle: a person draws pixels and clicks no superpixels, which is what annotation "
+            f"'{experiment.annotation}' asks for; take another annotation, or leave the oracle out"
         )
     if oracle.name != Oracle.name and is_baseline(experiment, strategy):
         raise ConfigError(

@@ -1,0 +1,86 @@
+"""An oracle that errs: experts draw the same lesion differently (section VI doubts the simulated, perfect one)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from alutils.annotation import Oracle
+from alutils.experiment import Experiment
+from alutils.system.seeding import make_generator
+
+_ERRORS = 5  # what a generator's numbers are for, beside those of alutils.rounds
+
+
+def simulated_oracle(masks: torch.Tensor, experiment: Experiment) -> Oracle:
+    """The oracle of an experiment: one that errs if its ``oracle_noise`` is above 0."""
+    return ErringOracle(masks, experiment.oracle_noise, experiment.seed) if experiment.oracle_noise else Oracle(masks)
+
+
+class ErringOracle(Oracle):
+    """The simulated oracle, but with the borders that another expert might have drawn.
+
+    Its labels come from :func:`erring_mask`; the truth, which the audit and Dice compare with, stays what it was. What
+    it says of an image does not depend on when it is asked.
+
+    Args:
+        masks: uint8 (N, 1, H, W), 0 and 1, the truth.
+        noise: area labelled differently, as a share of the lesion's area, above 0. Dermatologists who drew 77 lesions
+            disagreed on 15 % of the lesion's area on average (Fortina et al., Skin Research and Technology 18, 2012).
+        seed: whose errors.
+    """
+
+    def __init__(self, masks: torch.Tensor, noise: float, seed: int) -> None:
+        super().__init__(masks)
+        self._noise, self._seed = noise, seed
+
+    def _labels(self, indices: torch.Tensor) -> torch.Tensor:
+        drawn = [
+            erring_mask(mask[0].cpu().numpy(), self._noise, make_generator(self._seed, _ERRORS, i))
+            for i, mask in zip(indices.tolist(), self.truth(indices), strict=True)
+        ]
+        masks = np.stack(drawn)[:, None] if drawn else np.zeros((0, *self.shape[1:]), np.uint8)
+        return torch.from_numpy(masks).to(self._masks.device)
+
+
+def erring_mask(mask: np.ndarray, noise: float, generator: torch.Generator) -> np.ndarray:
+    """A mask whose border a smooth random field has shifted, so that ``noise`` times the lesion's area is different.
+
+    The field varies over half the lesion's equivalent radius. Parts of a lesion beside its largest are missed with
+    probability ``noise``; what they cost counts too.
+
+    Args:
+        mask: uint8 (H, W), 0 and 1.
+        noise: 0 to 1.
+        generator: of the CPU.
+
+    >>> disc = np.add.outer((np.arange(64) - 32) ** 2, (np.arange(64) - 32) ** 2) < 400
+    >>> drawn = erring_mask(disc.astype(np.uint8), 0.15, make_generator(0))
+    >>> round(float((drawn != disc).sum() / disc.sum()), 2)
+    0.15
+    """
+    field = torch.randn(mask.shape, generator=generator, dtype=torch.float64).numpy()
+    lot = torch.rand(mask.size, generator=generator, dtype=torch.float64).numpy()
+    area = int(mask.sum())
+    if area in (0, mask.size):
+        return mask
+    kept = _without_missed_parts(mask, noise, lot)
+    field = ndimage.gaussian_filter(field, max(1.0, 0.5 * np.sqrt(area / np.pi)), mode="wrap")
+    inside = ndimage.distance_transform_edt(kept) - ndimage.distance_transform_edt(kept == 0)
+    depth = inside - np.sign(inside) / 2  # 0 on the border between two pixels
+    low, high = 0.0, float(np.hypot(*mask.shape)) / max(np.abs(field).max(), 1e-12)
+    for _ in range(30):  # the larger the shift, the more pixels change
+        middle = (low + high) / 2
+        changed = ((depth + middle * field > 0) != mask).sum()
+        low, high = (middle, high) if changed < noise * area else (low, middle)
+    return (depth + high * field > 0).astype(np.uint8)
+
+
+def _without_missed_parts(mask: np.ndarray, noise: float, lot: np.ndarray) -> np.ndarray:
+    parts, n = ndimage.label(mask)
+    sizes = np.bincount(parts.ravel(), minlength=n + 1)
+    missed = lot[: n + 1] < noise
+    missed[0] = True  # the skin
+    missed[1 + sizes[1:].argmax()] = False
+    return (~missed[parts]).astype(np.uint8)
