@@ -61,7 +61,7 @@ def test_the_person_corrects_the_largest_error_first_and_stops_when_it_is_good_e
 
 def test_no_region_is_clicked_twice_and_no_picture_is_forgotten():
     truth = (torch.arange(32) % 2).to(torch.uint8).expand(2, 1, 32, 32).clone()  # stripes that no square can follow
-    mask, clicked = correct(truth, 0 * truth, squares().expand(2, -1, -1, -1))
+    _, clicked = correct(truth, 0 * truth, squares().expand(2, -1, -1, -1))
     assert n_clicks(clicked, squares().expand(2, -1, -1, -1)).tolist() == [10, 10]
     empty, clicked = correct(0 * truth, 0 * truth, squares().expand(2, -1, -1, -1))
     assert not empty.any() and not clicked.any()

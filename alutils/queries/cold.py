@@ -16,8 +16,8 @@ def chosen_cold_start(images: torch.Tensor, experiment: Experiment, generator: t
 
     Args:
         images: all training images, uint8 (N, 3, H, W).
-        experiment: how the cold start is chosen ("kmeans" or "typiclust") and its size; the encoder and its weights, where
-            null makes thumbnails stand for features.
+        experiment: how the cold start is chosen ("kmeans" or "typiclust"), its size, and the encoder; thumbnails stand
+            for features where ``encoder_weights`` is null.
         generator: of the CPU.
     """
     features = untrained_features(images, experiment)
