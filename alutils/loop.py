@@ -32,7 +32,7 @@ from alutils.data.packed import PackedMasks
 from alutils.data.splits import ImageView, Split, Splits, lesion_area
 from alutils.erring import simulated_oracle
 from alutils.experiment import Experiment
-from alutils.metrics import dice_score
+from alutils.metrics import dice_score, predicted_dice
 from alutils.model import unet_for
 from alutils.queries.cold import chosen_cold_start
 from alutils.queries.select import Answer, Strategy, ask, chosen_of, tied_at_the_cut
@@ -310,14 +310,15 @@ def _evaluate(run: _Run, state: RunState, draft: Draft) -> Draft:
     """Step 5: Dice of the validation images, the audit of a model's labels, and at the end Dice of the test images."""
     splits, line = run.splits, draft.line
     with run.phase("evaluation", draft):
-        dice = evaluate(state.model, splits.val, run.experiment)
+        dice, predicted = evaluate(state.model, splits.val, run.experiment)
     line.update(val_dice=dice.double().mean().item(), val_dice_per_image=dice.tolist())
+    line["predicted_dice"] = predicted.double().mean().item()
     if run.experiment.annotation in WRITING_MODES:
         with run.phase("audit", draft):
             line["audit"], draft.labelled = _review(run, state)
     if run.is_last(draft):
         with run.phase("test", draft):
-            dice = evaluate(state.model, splits.test, run.experiment)
+            dice, _ = evaluate(state.model, splits.test, run.experiment)
         line["test_dice"] = dice.double().mean().item()
         line["test_dice_per_image"] = {"image_id": list(splits.test.ids), "dice": dice.tolist()}
     return draft
@@ -386,18 +387,19 @@ def _by_cohort(audits: pd.DataFrame, cohorts: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"images": groups.size(), **sums, **means}).rename_axis("cohort").reset_index()
 
 
-def evaluate(model: nn.Module, split: Split, experiment: Experiment) -> torch.Tensor:
-    """Dice of each image of ``split``, eq. 4: float32 (n,), 0 to 1, on the CPU.
+def evaluate(model: nn.Module, split: Split, experiment: Experiment) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dice of each image of ``split`` (eq. 4), and Dice as the model predicts it: float32 (n,), 0 to 1, on the CPU.
 
     Raises:
         TrainingDiverged: if a prediction is not a number.
     """
-    dice = []
+    dice, predicted = [], []
     for chosen, p in probability_batches(model, split.images, experiment):
         if not p.isfinite().all():
             raise TrainingDiverged(f"the predictions for images {chosen.start} to {chosen.stop - 1} are not numbers")
         dice.append(dice_score(p, split.masks[chosen].to(p.device)))
-    return torch.cat(dice).cpu()
+        predicted.append(predicted_dice(p))
+    return torch.cat(dice).cpu(), torch.cat(predicted).cpu()
 
 
 def _with_bar(rounds: Iterator[Round], total: int) -> Iterator[Round]:

@@ -36,3 +36,24 @@ def dice_score(predicted: torch.Tensor, truth: torch.Tensor, threshold: float = 
     overlap = (a & g).sum(1)
     total = a.sum(1) + g.sum(1)
     return torch.where(total > 0, 2 * overlap / total.clamp(min=1), 1.0).float()
+
+
+def predicted_dice(probabilities: torch.Tensor) -> torch.Tensor:
+    """Dice of each image as the model expects it, without a mask: ``2 sum(p a) / sum(p + a)``, a = 1 where p >= 0.5.
+
+    It is eq. 4 with the truth replaced by its expectation p, so it is as good as the probabilities are calibrated.
+
+    Args:
+        probabilities: of the lesion, float (N, 1, H, W), 0 to 1.
+
+    Returns:
+        float32 (N,), 0 to 1; 1 where all probabilities are 0.
+
+    >>> import torch
+    >>> predicted_dice(torch.tensor([[[[1.0, 0.0]]], [[[0.5, 0.5]]]])).tolist()
+    [1.0, 0.6666666865348816]
+    """
+    p = probabilities.flatten(1).float()
+    a = (p >= 0.5).float()
+    total = (p + a).sum(1)
+    return torch.where(total > 0, 2 * (p * a).sum(1) / total.clamp(min=1e-12), 1.0)

@@ -19,13 +19,14 @@ COLD_START, TRAINING, QUERY, ANNOTATION = 1, 2, 3, 4
 """What a generator's numbers are for: with the round, :func:`alutils.make_generator`'s purpose."""
 
 KEYS = (
-    "round", "n_labelled", "steps", "loss", "losses", "val_dice", "val_dice_per_image", "test_dice",
+    "round", "n_labelled", "steps", "loss", "losses", "val_dice", "predicted_dice", "val_dice_per_image", "test_dice",
     "test_dice_per_image", "tied", "seconds", "annotations", "queries", "audit",
 )  # fmt: skip
 """The keys of a round's line. The last three hold a table each, as lists by the column's name, and so does
-``test_dice_per_image`` in the last round. ``loss`` is the mean of the last epoch's steps."""
+``test_dice_per_image`` in the last round. ``loss`` is the mean of the last epoch's steps. ``predicted_dice`` is that of
+:func:`alutils.metrics.predicted_dice`, the mean over the validation images, whose masks it does not need."""
 
-_OF_A_ROUND = ("round", "n_labelled", "steps", "loss", "val_dice", "tied")
+_OF_A_ROUND = ("round", "n_labelled", "steps", "loss", "val_dice", "predicted_dice", "tied")
 _FLOATS = {"score", "dice", "seconds", "lesion_area_percent", "verify_percent", "positive_percent", "boundary_px"}
 _FLOATS |= {"mask_dice", "model_dice"}
 
@@ -194,7 +195,7 @@ def run_tables(lines: Sequence[Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
     """All tables of a finished run: "rounds", "queries", "annotations", "audit", "test_dice" and "timing".
 
     Args:
-        lines: of all its rounds; what they lack (older records have no "tied") the tables lack too.
+        lines: of all its rounds; what they lack (older records have no "tied", say) the tables lack too.
     """
     timing = [(line["round"], phase, seconds) for line in lines for phase, seconds in line["seconds"].items()]
     test = lines[-1]["test_dice_per_image"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 from code_hash import code_of_notebook, code_of_run
-from grid import ARMS, CONTROL_ARMS, GRID, MODE_CELLS, PAPER_ARMS, Cell, distinct
+from grid import CONTROL_ARMS, GRID, MODE_CELLS, PAPER_ARMS, Cell, check_arms, distinct
 
 from alutils.experiment import ANNOTATION_MODES, PROFILES_DIR, Experiment
 from alutils.system.checks import ConfigError, did_you_mean, expanded
@@ -64,7 +64,7 @@ class Batch:
         self.data = given.get("data", "")
         self.seeds = _seeds("seeds", given.get("seeds", [0, 1]))
         self.table2_seeds = _seeds("table2_seeds", given.get("table2_seeds", [0]))
-        self.arms = _arms(given.get("strategies", PAPER_ARMS if quick else PAPER_ARMS + CONTROL_ARMS))
+        self.arms = check_arms(_listed(given.get("strategies", PAPER_ARMS if quick else PAPER_ARMS + CONTROL_ARMS)))
         self.overrides = parse_settings(given.get("overrides", {}), source="overrides")
         name = Path(self.profile).stem
         default = {"n_queries": 20} if self.profile == "paper" else {}
@@ -246,13 +246,6 @@ def _seeds(key: str, value: Any) -> list[int]:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
             raise ConfigError(f"{key}: each must be a whole number from 0 to 2**32 - 1, such as [0, 1], got {seed!r}")
     return list(dict.fromkeys(seeds))
-
-
-def _arms(value: Any) -> list[str]:
-    for arm in (arms := _listed(value)):
-        if arm not in ARMS:
-            raise ConfigError(f"strategies: there is no '{arm}'; {did_you_mean(str(arm), list(ARMS))}")
-    return list(dict.fromkeys(arms))
 
 
 def _cells(value: Any) -> list[Cell]:

@@ -7,9 +7,19 @@ from itertools import product
 
 from alutils.experiment import TAU_B, TAU_U, same_run
 from alutils.queries.registry import BASELINES, STRATEGIES
+from alutils.system.checks import ConfigError, did_you_mean
 
 ARMS = (*STRATEGIES, *BASELINES)
 """What Table I may compare."""
+
+
+def check_arms(names: list[str]) -> list[str]:
+    """The names, each once; ConfigError unless each is a strategy's, maybe behind wrappers, or a baseline's."""
+    for name in names:
+        if name not in STRATEGIES and name not in BASELINES:
+            raise ConfigError(f"strategies: there is no '{name}'; {did_you_mean(str(name), list(ARMS))}")
+    return list(dict.fromkeys(names))
+
 
 PAPER_ARMS = ("random", "least_confidence", "entropy", "mc_dropout", "full")
 """Table I's."""
@@ -45,6 +55,9 @@ class Cell:
 
 GRID = [Cell("partial", tau_u, tau_b) for tau_u, tau_b in product(TAU_U, TAU_B)]
 """The paper's Table II."""
+
+CLICK_CELLS = [Cell(mode, 0.25, 0.25) for mode in ("superpixels", "correction")]
+"""Annotation by clicks on superpixels."""
 
 MODE_CELLS = [Cell(mode, 0.25, 0.25) for mode in ("human-only", "model-only", "partial-refreshed", "contour-band")]
 """The controls of mode partial, at one pair of thresholds. Mode full is the arm least_confidence of Table I."""

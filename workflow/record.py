@@ -13,23 +13,25 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from grid import ARMS, CONTROL_ARMS, GRID, MODE_CELLS, PAPER_ARMS, Cell, distinct
+from grid import ARMS, CLICK_CELLS, CONTROL_ARMS, GRID, MODE_CELLS, PAPER_ARMS, Cell, check_arms, distinct
 
 from alutils.lab.notebook import RUNS_DIR, open_workspace
 from alutils.loop import run_active_learning
 from alutils.runs.collect import write_results
 from alutils.system.checks import expanded
 
-PARTS = {"modes": [Cell("partial", 0.25, 0.25), *MODE_CELLS], "grid": GRID}
+PARTS = {"modes": [Cell("partial", 0.25, 0.25), *MODE_CELLS], "grid": GRID, "clicks": CLICK_CELLS}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="folder for the collected records")
     parser.add_argument("--table", nargs="+", type=int, choices=(1, 2), default=[1, 2])
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=PAPER_ARMS + CONTROL_ARMS, metavar="ARM",
-                        help=f"of Table I: {', '.join(ARMS)}; all but binary_entropy and bald")  # fmt: skip
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="of Table II; both")
+    parser.add_argument("--arms", nargs="+", default=PAPER_ARMS + CONTROL_ARMS, metavar="ARM",
+                        help=f"of Table I: {', '.join(ARMS)}, or one with a wrapper, such as power-entropy; "
+                        f"by default {', '.join(PAPER_ARMS + CONTROL_ARMS)}")  # fmt: skip
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=["modes", "grid"],
+                        help="of Table II; by default modes and grid")  # fmt: skip
     parser.add_argument("--profile", default="quick")
     parser.add_argument("--data", default="", help="folder with ISIC 2018; none: synthetic images")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -37,7 +39,7 @@ def main() -> None:
     parser.add_argument("--overrides", default="", help="changes of the profile, YAML")
     options = parser.parse_args()
 
-    settings = {arm: {"strategy": arm} for arm in options.arms if 1 in options.table}
+    settings = {arm: {"strategy": arm} for arm in check_arms(options.arms) if 1 in options.table}
     cells = [cell for part in options.only for cell in PARTS[part] if 2 in options.table]
     settings |= {name: vars(cell) for name, cell in distinct(cells).items()}
 
