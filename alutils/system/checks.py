@@ -30,7 +30,7 @@ def did_you_mean(name: str, valid: list[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` with line breaks and bytes that are no text as Python escapes them, for messages of one line per file."""
+    """``text`` with line breaks and bytes that are no text as Python escapes them, for messages on one line."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

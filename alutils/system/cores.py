@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Cores left by the CPU affinity (``taskset``, Slurm) and the quotas of the control groups (containers), at least 1.
+    """Cores that the CPU affinity (``taskset``, Slurm) and the control groups' quotas (containers) leave, at least 1.
 
     Part of a core counts as one. ``root`` is that of the file system in which the control groups are looked up.
     """

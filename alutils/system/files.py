@@ -73,7 +73,7 @@ class AppendedLines:
         return {"bytes": self._n_bytes, "sha256": self._sum.hexdigest()}
 
     def read(self, bytes: int, sha256: str) -> list[Any]:
-        """The lines of an earlier :attr:`checksum`, from now on the ones that count; ValueError if they were changed."""
+        """The lines of an earlier :attr:`checksum`, which count from now on; ValueError if they were changed."""
         with self.path.open("rb") as file:
             content = file.read(bytes)
         self._n_bytes, self._sum = len(content), hashlib.sha256(content)
