@@ -194,9 +194,9 @@ def test_a_number_in_a_file_of_settings_is_refused_before_anything_starts(tmp_pa
     assert "Traceback" not in said and not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("value", ["0 3", "0,3", [0, 3], ["0", "3", "0"]])
-def test_seeds_can_be_written_in_several_ways(value):
-    assert Batch({"seeds": value}).seeds == [0, 3]
+def test_seeds_can_be_written_in_several_ways():
+    for value in ("0 3", "0,3", [0, 3], ["0", "3", "0"]):
+        assert Batch({"seeds": value}).seeds == [0, 3]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,6 @@ def test_seeds_can_be_written_in_several_ways(value):
         ({"profile": "quik"}, "there is no profile file .*quik.yaml; did you mean 'quick'?"),
         ({"data": "nowhere/at/all"}, "data: there is no folder /.*/nowhere/at/all; give one with ISIC 2018"),
         ({"seeds": "0 one"}, "seeds: each must be a whole number from 0 .*, got 'one'"),
-        ({"seeds": [0, 1.5]}, "seeds: .*, got 1.5"),
         ({"table2_seeds": -1}, "table2_seeds: .*, got -1"),
         ({"strategies": "random entorpy"}, "strategies: there is no 'entorpy'; did you mean 'entropy'?"),
         ({"cells": [["partail", 0.25, 0.25]]}, "cells: there is no annotation 'partail'; did you mean 'partial'?"),

@@ -43,11 +43,9 @@ V1_GROUP = "4:memory:/a/b\n2:cpu,cpuacct:/a/b\n0::/\n"
         ("0::/\n", {"cpu.max": "300000 100000\n"}, 3),  # a container with a namespace of its own
         ("0::/\n", {"cpu.max": "max 100000\n"}, 8),
         ("0::/\n", {"cpu.max": "150000 100000\n"}, 2),  # part of a core counts as one
-        ("0::/\n", {"cpu.max": "5000 100000\n"}, 1),
         ("0::/\n", {"cpu.max": "6400000 100000\n"}, 8),  # more than there are
         ("0::/\n", {}, 8),
         ("0::/a/b\n", {"cpu.max": "max 100000\n", "a/cpu.max": "200000 100000\n", "a/b/cpu.max": "max 1\n"}, 2),
-        ("0::/a/b\n", {"a/cpu.max": "500000 100000\n", "a/b/cpu.max": "400000 100000\n"}, 4),
         ("0::/../other\n", {"cpu.max": "300000 100000\n"}, 3),
         (V1_GROUP, v1("cpu/a/b", -1), 8),
         (V1_GROUP, v1("cpu/a", 200_000), 2),
