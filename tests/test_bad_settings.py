@@ -186,11 +186,6 @@ def test_a_batch_is_refused_by_the_name_of_its_key(config, named):
     refused(lambda: Batch(config), named)
 
 
-def test_a_folder_keeps_the_name_it_was_given():
-    for name in ("yes", "2026", "007", "a~b", "./~"):
-        assert Batch({"runs": name}).runs == name
-
-
 # Python functions
 
 NOTHING, HALF = torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.full((2, 1, 4, 4), 0.5)

@@ -152,6 +152,7 @@ def test_a_path_begins_in_the_home_folder_where_it_says_so(tmp_path, monkeypatch
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copy(ROOT / "profiles" / "quick.yaml", tmp_path / "mine.yaml")
     batch = Batch({"profile": "~/mine.yaml", "data": "~", "runs": "~/runs", "figures": "~/figures"})
+    assert Batch({"runs": "a~b"}).runs == "a~b"
     assert (batch.profile, batch.data) == (str(tmp_path / "mine.yaml"), str(tmp_path))
     assert (batch.runs, batch.figures) == (str(tmp_path / "runs"), str(tmp_path / "figures"))
 
