@@ -188,12 +188,6 @@ def test_collected_results_that_were_changed_are_named(tmp_path, name):
         load_results(tmp_path / "collected")
 
 
-def test_results_that_an_earlier_version_collected_are_refused_in_one_sentence(tmp_path):
-    (tmp_path / "runs.csv").write_text("run,strategy\na,random\n")
-    with pytest.raises(RecordsError, match="an earlier version collected as CSV files; read them with that version"):
-        load_results(tmp_path)
-
-
 def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(RecordsError, match="no finished run below .*; 0 are unfinished"):
         load_runs(tmp_path)
