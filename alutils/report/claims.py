@@ -34,16 +34,12 @@ def judge(results: Results) -> pd.DataFrame:
         except KeyError:  # an arm that the claim is about was not run
             continue
         numbers = (effect.mean, effect.low, effect.high, effect.n_seeds)
-        rows.append((claim, where, measured, *numbers, _written(region), verdict(effect, region)))
+        low, high = region
+        below = f"below {high:g}" if low == -math.inf else f"{low:g} to {high:g}"
+        claimed = f"above {low:g}" if high == math.inf else below
+        rows.append((claim, where, measured, *numbers, claimed, verdict(effect, region)))
     columns = ["claim", "where", "measured", "effect", "low", "high", "seeds", "claimed", "verdict"]
     return pd.DataFrame(rows, columns=columns).set_index("claim")
-
-
-def _written(region: tuple[float, float]) -> str:
-    low, high = region
-    if math.inf in (-low, high):
-        return f"above {low:g}" if high == math.inf else f"below {high:g}"
-    return f"{low:g} to {high:g}"
 
 
 def verdict(effect: Difference, region: tuple[float, float]) -> str:

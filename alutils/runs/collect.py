@@ -1,7 +1,6 @@
 """Many finished runs together: their tables, whether they may be pooled, and a few small files to keep them in.
 
-A run's folder holds a record (``run.json``) and one line per round (``rounds.jsonl``). Collected results hold the same
-of many runs, in ``runs.jsonl`` (one record per line) and ``rounds.jsonl.gz``. All tables are derived on reading.
+These files hold what the runs' ``run.json`` and ``rounds.jsonl`` do. All tables are derived on reading.
 """
 
 from __future__ import annotations
@@ -59,12 +58,10 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
             person as the oracle are left out, except one whose own folder it is.
 
     Returns:
-        Columns: ``run`` (its folder below ``folder``), every setting of the experiment (``strategy`` is the one that
-        was used), ``network`` (the function that built it), ``n_train`` (images in the training set), ``n_labelled``
-        and ``steps`` (images at the end, optimizer steps in all), ``val_dice`` (mean, of the last round), ``test_dice``
-        (mean), ``verify_percent`` and ``positive_percent`` (Table II: means over the queried images, without the cold
-        start; NaN where nothing was queried), ``seconds`` (of all phases), and the ``device``, ``cpu``, ``torch`` and
-        ``git_commit`` of its last start.
+        ``run`` (its folder below ``folder``), every setting, ``network`` (the function's name), ``n_train``,
+        ``n_labelled``, ``steps`` and ``seconds`` (of all rounds), ``val_dice`` and ``test_dice`` (means, 0 to 1, of the
+        last round), ``verify_percent`` and ``positive_percent`` (Table II: means over the queried images; NaN where
+        nothing was queried), ``device``, ``cpu``, ``torch`` and ``git_commit`` (of its last start).
 
     Raises:
         RecordsError: if there is no finished run, or a file of one cannot be read.
@@ -147,7 +144,6 @@ def _records(folder: Path) -> dict[str, Record]:
 
 
 def _collected(folder: Path, name: str) -> list[Record]:
-    """The lines of a file of collected results, if it is as it was written."""
     path = folder / name
     try:
         sums = dict(line.split()[::-1] for line in (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines())
@@ -172,7 +168,6 @@ def _tables(runs: Runs) -> dict[str, pd.DataFrame]:
 
 
 def _summary(record: Record, tables: Mapping[str, pd.DataFrame]) -> Record:
-    """A run's row in the table of all runs."""
     cost = average_cost(tables["annotations"]).loc["queries (without cold start)"]
     # Lists do not group: as tuples they do
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in record["experiment"].items()}
@@ -221,7 +216,6 @@ def _shown(value: Any) -> str:
 
 
 def _chosen(settings: pd.DataFrame, only: str | Mapping[str, Any]) -> pd.DataFrame:
-    """The rows of the runs that have the settings ``only``."""
     known = sorted(settings)
     for name, value in parse_settings(only, source="only").items():
         if known and name not in known:

@@ -84,7 +84,7 @@ class RunFolder:
         return None
 
     def begin(self, state: RunState) -> None:
-        """Note that the run is under way, and cut off what a stop left behind. A finished run stays as it is."""
+        """Note that the run is under way, and cut off what a stop left behind."""
         if self.record["status"] == "finished":
             if state.finished:
                 self._drop_previous()  # a kill came before it
@@ -101,7 +101,7 @@ class RunFolder:
             self._finish(state)
 
     def save(self, state: RunState) -> None:
-        """Put the last of the state's rounds on disk; what it takes does not depend on how many there are."""
+        """Put the last of the state's rounds on disk."""
         self._lines.append(state.rounds[-1].line)
         content = {"model": _weights(state.model), "labelled": _packed(state.labelled), "rounds": self._lines.checksum}
         _write_tensors(self._states[0], content, keep=self._states[1])
@@ -110,7 +110,6 @@ class RunFolder:
             self._finish(state)
 
     def keep_waiting(self, draft: Draft, model: nn.Module) -> None:
-        """Keep a round that has to wait for a person before it is over."""
         parts = {"labelled": _packed(draft.labelled), "asked": _packed(draft.asked)}
         _write_tensors(self._waiting, {"model": _weights(model), "line": draft.line, **parts})
 
@@ -129,7 +128,6 @@ class RunFolder:
             raise RecordsError(message) from error
 
     def note_divergence(self, number: int, error: TrainingDiverged) -> None:
-        """Write that the training of round ``number`` diverged: the run has ended, without a result."""
         self.record |= {"status": "diverged", "diverged": {"round": number, "message": str(error)}}
         self._write_record()
 
@@ -218,7 +216,6 @@ def _write_tensors(path: Path, content: Mapping[str, Any], *, keep: Path | None 
 
 
 def _read_tensors(path: Path) -> dict[str, Any]:
-    """What :func:`_write_tensors` wrote, if it is unchanged; nothing in the file is executed."""
     with zipfile.ZipFile(path) as parts:  # torch writes checksums of all parts, but does not look at them
         damaged = parts.testzip()
     if damaged:
