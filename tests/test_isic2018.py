@@ -183,7 +183,7 @@ def test_a_root_that_does_not_exist_is_named_whole_with_the_remedy(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     message = error_of("data/isic")
     assert f"cannot be read from {tmp_path}/data/isic:" in message
-    assert "no such folder" in message and f'alutils-download "{tmp_path}/data/isic"' in message
+    assert f"{tmp_path}/data/isic does not exist" in message and f'alutils-download "{tmp_path}/data/isic"' in message
 
 
 def test_all_missing_and_empty_folders_are_named_with_what_was_found_instead(root):

@@ -79,7 +79,7 @@ def list_pairs(root: Path, layout: Layout) -> Listing:
         names = {name: _picture_names(root / name) for pair in layout.folders.values() for name in pair}
         if all(names.values()):
             return _paired(root, layout, names)
-        inside = listed(sorted(path.name for path in root.iterdir())) if root.is_dir() else "no such folder"
+        inside = sorted(path.name for path in root.iterdir()) if root.is_dir() else None
     except OSError as error:
         raise DataError(
             f"{layout.name} cannot be read from {root}: {error.filename}: {error.strerror}; remedy: check the "
@@ -88,8 +88,10 @@ def list_pairs(root: Path, layout: Layout) -> Listing:
     lines = [f"{layout.name} cannot be read from {root}:"]
     lines += [f"  there is no folder {name}" for name, found in names.items() if found is None]
     lines += [f"  the folder {name} holds no JPEG or PNG files" for name, found in names.items() if found == []]
-    lines += [f"found there: {inside or 'nothing'}", "remedy: " + layout.remedy.format(root=root)]
-    raise DataError("\n".join(lines))
+    there = (
+        f"{root} does not exist or is no folder" if inside is None else f"found there: {listed(inside) or 'nothing'}"
+    )
+    raise DataError("\n".join([*lines, there, "remedy: " + layout.remedy.format(root=root)]))
 
 
 def short(path: Path) -> str:

@@ -54,22 +54,19 @@ class LesionFactors:
 
     Args:
         seed: draws what the numbers below leave open, such as the course of the border and of the hairs.
-        subtype: one of :data:`SUBTYPES`; it sets the lesion's pigment.
+        subtype: one of ``SUBTYPES``; it sets the lesion's pigment.
         difficulty: what the other factors were drawn from, 0 easy to 1 hard; it does not change the picture itself.
         area: share of lesion pixels, exact up to the rounding to whole pixels.
         centre_x, centre_y: centre of the lesion (of its main part), in picture widths from the upper left corner.
-        elongation: 0 for a round lesion.
-        irregularity: how far the border runs in and out, 0 for a smooth one.
+        elongation, irregularity: 0 for a round lesion, and for a border that does not run in and out.
         n_parts: number of parts: the main one and its satellites, which may touch it.
         contrast: typical optical density of the lesion in green; 0.7 halves the light, 0 makes it invisible.
         softness: width of the border, as a share of the lesion's radius.
-        variegation: strength of the colour zones inside the lesion.
-        network: strength of the pigment network inside the lesion.
+        variegation, network: strength of the colour zones and of the pigment network inside the lesion.
         skin_tone: 0 light to 1 dark.
         patches: optical density of the red to brown patches of the skin.
         exposure, warmth: brightness and white balance (-1 bluish to 1 yellowish) of the camera.
-        shading: difference of the light between two sides of the picture.
-        vignette: darkness of the corners.
+        shading, vignette: difference of the light between two sides of the picture, and darkness of its corners.
         n_freckles, n_ink, n_bubbles, n_hairs: number of brown spots, pen strokes, gel bubbles and hairs.
         ruler: 1 for a ruler, 0 for none.
 
