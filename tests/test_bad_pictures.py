@@ -112,7 +112,7 @@ SOUND_PNG = pixels(PNG), SOUND[1]
 # --- truncated and damaged files -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cut", [0.05, 0.5, 0.95])
+@pytest.mark.parametrize("cut", [0.05, 0.95])
 @pytest.mark.parametrize(
     ("folder", "file", "data"),
     [(IMAGES, "A.jpg", JPEG), (IMAGES, "A.png", PNG), (MASKS, MASK, MASK_PNG)],
@@ -179,74 +179,31 @@ def test_arbitrary_bytes_are_one_error(data, head):
 # --- kinds of files --------------------------------------------------------------------------------------------------
 
 
-def png_claiming(width, height):
+def png_with_header(width, height, depth, rows=b""):
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
-def sixteen_bit_rgb():
-    rows = b"".join(b"\0" + bytes(32 * 6) for _ in range(32))
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-TWELVE_BITS = JPEG.replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc1\x00\x11\x0c")
-LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 20000\n"
-
-UNREADABLE = "cannot be decoded"
 NOT_PICTURES = {
-    "zero bytes": (b"", UNREADABLE, "0 bytes"),
-    "HTML": (b"\n<!DOCTYPE html><title>404 Not Found</title>", UNREADABLE, "DOCTYPE html"),
-    "Git LFS pointer": (LFS_POINTER, UNREADABLE, "version https://git-lfs"),
-    "GIF": (encoded(PHOTO, "GIF"), UNREADABLE, "GIF8"),
-    "PNG bomb": (png_claiming(60000, 60000), UNREADABLE, "exceeds limit"),
-    "PNG without pixels": (png_claiming(32, 32), UNREADABLE, "A.jpg: "),
-    "16-bit grey": (encoded(Image.fromarray(np.zeros((32, 32), np.uint16)), "PNG"), "more than 8 bits", "I;16"),
-    "16-bit colours": (sixteen_bit_rgb(), "more than 8 bits", "RGB;16"),
-    "12-bit JPEG": (TWELVE_BITS, UNREADABLE, "A.jpg: "),
+    "zero bytes": (b"", "0 bytes"),
+    "Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "version https://git-lfs"),
+    "GIF": (encoded(PHOTO, "GIF"), "GIF8"),
+    "PNG bomb": (png_with_header(60000, 60000, 8), "exceeds limit"),
+    "PNG without pixels": (png_with_header(32, 32, 8), "A.jpg: "),
+    "16-bit grey": (encoded(Image.fromarray(np.zeros((32, 32), np.uint16)), "PNG"), "I;16"),
+    "16-bit colours": (png_with_header(32, 32, 16, bytes(32 * (1 + 32 * 6))), "RGB;16"),
+    "12-bit JPEG": (JPEG.replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc1\x00\x11\x0c"), "A.jpg: "),
 }
 
 
 @pytest.mark.parametrize("kind", NOT_PICTURES)
 def test_what_is_no_8_bit_jpeg_or_png_is_named(root, kind):
-    data, problem, reason = NOT_PICTURES[kind]
+    data, reason = NOT_PICTURES[kind]
     put(root, data)
-    assert_one_short_error(root, f"{problem} (1)", f"{IMAGES}/{IMAGE}: ", reason)
-
-
-def png_with(chunk, *, behind):
-    """A PNG with one more chunk, before the pixels or behind them."""
-    image, at = PNG[:33], PNG.index(b"IEND") - 4
-    body = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    return PNG[:at] + body + PNG[at:] if behind else image + body + PNG[33:]
-
-
-LONG = zlib.compress(bytes(3_000_000))
-LONG_TEXTS = {
-    "zTXt": b"zTXtComment\0\0" + LONG,
-    "tEXt": b"tEXtComment\0" + b"text" * 17_000_000,  # more than Pillow's 64 MiB
-    "iCCP": b"iCCPprofile\0\0" + LONG,
-}
-
-
-@pytest.mark.parametrize(("kind", "behind"), [("zTXt", False), ("tEXt", True), ("iCCP", False)])
-def test_a_png_with_a_long_text_or_colour_profile_is_sound(root, kind, behind):
-    put(root, png_with(LONG_TEXTS[kind], behind=behind), "A.png")
-    assert torch.equal(load_silently(root).train.images[0], SOUND_PNG[0])
-
-
-def test_a_damaged_png_with_a_long_text_is_named(root):
-    data = bytearray(png_with(LONG_TEXTS["zTXt"], behind=False))
-    data[data.index(b"IDAT") + 50] ^= 1
-    put(root, data, "A.png")
-    assert_one_short_error(root, "cannot be decoded (1)", f"{IMAGES}/A.png")
+    assert_one_short_error(root, "cannot be decoded (1)", f"{IMAGES}/{IMAGE}: ", reason)
 
 
 def palette(transparent=False):
@@ -274,26 +231,18 @@ def without_alpha(data):
 
 KINDS = {
     "RGB JPEG": (JPEG, pixels(JPEG)),
-    "progressive JPEG": ((d := encoded(PHOTO, "JPEG", progressive=True)), pixels(d)),
     "grey JPEG": ((d := encoded(PHOTO.convert("L"), "JPEG")), pixels(d)),
     "CMYK JPEG": ((d := encoded(PHOTO.convert("CMYK"), "JPEG")), pixels(d)),
-    "JPEG with text behind it": (JPEG + b"some text", pixels(JPEG)),
     "several JPEG frames": (
         encoded(PHOTO, "MPO", quality=95, save_all=True, append_images=[Image.new("RGB", (32, 32))]),
         pixels(JPEG),
     ),
-    "RGB PNG": (PNG, pixels(PNG)),
-    "grey PNG": (encoded(PHOTO.convert("L"), "PNG"), pixels(encoded(PHOTO.convert("L"), "PNG"))),
     "1-bit PNG": ((d := encoded(PHOTO.convert("1"), "PNG")), pixels(d)),
     "palette": ((d := palette()), pixels(d)),
     "palette with transparency": (palette(True), pixels(palette())),
     "LA": ((d := with_alpha("L")), without_alpha(d)),
     "RGBA": ((d := with_alpha("RGB")), without_alpha(d)),
     "animated PNG": (several_frames(), pixels(PNG)),
-    "grey with a transparent level": (
-        encoded(PHOTO.convert("L"), "PNG", transparency=7),
-        pixels(encoded(PHOTO.convert("L"), "PNG")),
-    ),
 }
 
 
@@ -310,7 +259,7 @@ def turned(orientation):
     return {"exif": exif}
 
 
-@pytest.mark.parametrize("orientation", [1, 6, 9])
+@pytest.mark.parametrize("orientation", [6, 9])
 def test_an_exif_orientation_of_both_turns_neither_image_nor_mask(root, orientation):
     put(root, encoded(PHOTO, "PNG", **turned(orientation)))
     put(root, encoded(BOX, "PNG", **turned(orientation)), MASK, MASKS)
@@ -318,23 +267,14 @@ def test_an_exif_orientation_of_both_turns_neither_image_nor_mask(root, orientat
     assert torch.equal(train.images[0], SOUND_PNG[0]) and torch.equal(train.masks[0, 0], SOUND[1])
 
 
-@pytest.mark.parametrize(("orientation", "kind"), [(2, "JPEG"), (6, "PNG")])
-def test_an_image_that_exif_turns_and_its_mask_not_is_taken_as_stored_and_named_at_each_opening(
-    root, orientation, kind
-):
-    put(root, encoded(PHOTO, kind, **turned(orientation), **({"quality": 95} if kind == "JPEG" else {})))
+def test_an_image_that_exif_turns_and_its_mask_not_is_taken_as_stored_and_named_at_each_opening(root):
+    put(root, encoded(PHOTO, "PNG", **turned(6)))
     for _ in range(2):
         with pytest.warns(UserWarning, match=rf"EXIF data turn, .* \(1\): {IMAGES}/{IMAGE}; .* as they are") as warned:
             train = load_isic2018(root, 32).train
         assert len(warned) == 1 and warned[0].filename == __file__
-    assert torch.equal(train.images[0], pixels(JPEG if kind == "JPEG" else PNG))
+    assert torch.equal(train.images[0], pixels(PNG))
     assert torch.equal(train.masks[0, 0], SOUND[1])
-
-
-def test_a_mask_of_an_image_that_exif_turned_is_told_so_by_its_size(root):
-    put(root, encoded(PHOTO.resize((48, 32)), "JPEG", **turned(6)))
-    put(root, mask_of((32, 48)), MASK, MASKS)
-    assert_one_short_error(root, "mask's size (1)", "32 x 48 pixels, but its image has 48 x 32, turned by EXIF")
 
 
 def test_a_large_photograph_gives_no_warning(root, monkeypatch):
@@ -378,15 +318,14 @@ def mask_of(size):
 
 
 BAD_MASKS = {
-    **{f"one pixel of {value}": (level(value), "mask's values (1)") for value in (1, 128, 254)},
+    **{f"one pixel of {value}": (level(value), "mask's values (1)") for value in (1, 128)},
     "a JPEG": (encoded(BOX.resize((32, 32), Image.Resampling.BILINEAR, (1, 1, 30, 31)), "JPEG"), "mask's values (1)"),
     "two greys": (encoded(BOX.point(lambda v: 100 + v // 5), "PNG"), "mask's values (1)"),
-    "red and black": (encoded(Image.merge("RGB", (BOX, BOX.point([0] * 256), BOX.point([0] * 256))), "PNG"), "values"),
     "no lesion": (encoded(Image.new("L", (32, 32), 0), "PNG"), "mask without lesion (1)"),
     "all lesion": (encoded(Image.new("L", (32, 32), 255), "PNG"), "mask all lesion (1)"),
-    "16 bits": (encoded(Image.fromarray(np.asarray(BOX).astype(np.uint16) * 257), "PNG"), "more than 8 bits (1)"),
-    "HTML": (b"<html>", "cannot be decoded (1)"),
-    **{f"{width} x {height}": (mask_of((width, height)), "mask's size (1)") for width, height in ((31, 32), (64, 64))},
+    "all ones": (encoded(Image.new("L", (32, 32), 1), "PNG"), "mask all lesion (1)"),
+    "16 bits": (encoded(Image.fromarray(np.asarray(BOX).astype(np.uint16) * 257), "PNG"), "cannot be decoded (1)"),
+    "31 x 32": (mask_of((31, 32)), "mask's size (1)"),
 }
 
 
@@ -397,22 +336,10 @@ def test_what_is_no_mask_is_named(root, kind):
     assert_one_short_error(root, problem, f"{MASKS}/{MASK}", degenerate_masks="error")
 
 
-@pytest.mark.parametrize(("mode", "colour"), [("LA", 0), ("RGBA", 76), ("P", 255)])
-def test_a_mask_in_the_alpha_channel_is_named_as_such(root, mode, colour):
-    image = Image.new("RGBA", (32, 32), (colour,) * 3)
-    image.putalpha(BOX)
-    if mode == "P":
-        image = BOX.point(lambda value: value // 255).convert("P")
-        image.putpalette([colour] * 6)
-        image.info["transparency"] = bytes([0, 255])
-    put(root, encoded(image if mode == "P" else image.convert(mode), "PNG"), MASK, MASKS)
-    assert_one_short_error(root, "mask in the alpha channel (1)", f"{MASK}: {colour} everywhere, alpha 0, 255")
-
-
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stem", ["Mélanome", "two words", "a\nb", "a.b", "a'\"b", "%s{0}", "😀"])
+@pytest.mark.parametrize("stem", ["two words", "a\nb", "a.b", "%s{0}", "😀"])
 def test_any_name_works_and_is_one_line_in_an_error(root, stem):
     (root / IMAGES / IMAGE).rename(root / IMAGES / f"{stem}.JPG")
     (root / MASKS / MASK).rename(root / MASKS / f"{stem}_segmentation.PNG")
@@ -426,7 +353,7 @@ def test_any_name_works_and_is_one_line_in_an_error(root, stem):
 COMPOSED, DECOMPOSED = "M\u00e9lanome", "Me\u0301lanome"  # as macOS writes it
 
 
-@pytest.mark.parametrize(("image", "mask"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED), (DECOMPOSED, DECOMPOSED)])
+@pytest.mark.parametrize(("image", "mask"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, DECOMPOSED)])
 def test_names_that_differ_in_unicode_form_alone_are_one_name(root, image, mask):
     (root / IMAGES / IMAGE).rename(root / IMAGES / f"{image}.jpg")
     (root / MASKS / MASK).rename(root / MASKS / f"{mask}_segmentation.png")
@@ -451,17 +378,15 @@ def test_another_name_for_a_mask_is_refused(root, name):
     assert_one_short_error(root, "mask's name (1)", f"{MASKS}/{name}")
 
 
-@pytest.mark.parametrize("name", ["A.JPG", "A.png"])
-def test_two_images_of_one_name_are_refused(root, name):
-    (root / IMAGES / name).write_bytes(JPEG)
-    assert_one_short_error(root, "several files of one name (1)", f"{IMAGES}/{name}", f"{IMAGES}/A.jpg")
+def test_two_images_of_one_name_are_refused(root):
+    (root / IMAGES / "A.png").write_bytes(JPEG)
+    assert_one_short_error(root, "several files of one name (1)", f"{IMAGES}/A.png", f"{IMAGES}/A.jpg")
 
 
-@pytest.mark.parametrize("split", ["val", "test"])
-def test_an_id_in_two_splits_is_refused(root, split):
-    for folder, name, data in zip(FOLDERS[split], (IMAGE, MASK), (JPEG, MASK_PNG), strict=True):
+def test_an_id_in_two_splits_is_refused(root):
+    for folder, name, data in zip(FOLDERS["test"], (IMAGE, MASK), (JPEG, MASK_PNG), strict=True):
         (root / folder / name).write_bytes(data)
-    assert_one_short_error(root, "id in two splits (1)", f"A: train and {split}")
+    assert_one_short_error(root, "id in two splits (1)", "A: train and test")
 
 
 @pytest.mark.parametrize(("folder", "name", "kind"), [(IMAGES, IMAGE, "image"), (MASKS, MASK, "mask")])
@@ -473,26 +398,12 @@ def test_a_missing_half_of_a_pair_is_named(root, folder, name, kind):
 # --- what is no file -------------------------------------------------------------------------------------------------
 
 
-def fifo(path):
-    os.mkfifo(path)
-
-
-def loop(path):
-    path.symlink_to(path.name)
-
-
-def link_to_fifo(path):
-    os.mkfifo(path.parent.parent / "pipe")
-    path.symlink_to(path.parent.parent / "pipe")
-
-
 SPECIAL = {
-    "folder": (lambda path: path.mkdir(), "Is a directory"),
-    "FIFO": (fifo, "is a pipe"),
-    "link to a FIFO": (link_to_fifo, "is a pipe"),
-    "device": (lambda path: path.symlink_to("/dev/zero"), "is a pipe, a socket or a device"),
+    "folder": (lambda path: path.mkdir(), "is a folder"),
+    "FIFO": (os.mkfifo, "a pipe"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "a device"),
     "broken link": (lambda path: path.symlink_to("gone"), "No such file"),
-    "loop of links": (loop, "oo many"),
+    "loop of links": (lambda path: path.symlink_to(path.name), "oo many"),
 }
 
 
@@ -513,10 +424,13 @@ def test_links_to_files_and_folders_are_followed(root):
     assert torch.equal(load_silently(root).train.images[0], SOUND[0])
 
 
-@pytest.mark.parametrize("folder", [IMAGES, MASKS])
 @pytest.mark.parametrize(
-    ("kind", "text"),
-    [("missing", "there is no folder"), ("empty", "holds no JPEG or PNG files"), ("file", "there is no folder")],
+    ("folder", "kind", "text"),
+    [
+        (IMAGES, "missing", "there is no folder"),
+        (MASKS, "empty", "holds no JPEG or PNG files"),
+        (MASKS, "file", "there is no folder"),
+    ],
 )
 def test_a_folder_that_is_none_is_named(root, folder, kind, text):
     (root / folder).rename(root / "away")
@@ -527,28 +441,27 @@ def test_a_folder_that_is_none_is_named(root, folder, kind, text):
     assert_one_short_error(root, folder, text, "remedy: ")
 
 
-@pytest.mark.parametrize("name", [IMAGE, MASK])
-def test_a_file_that_may_not_be_read_is_named(root, monkeypatch, name):
+def test_a_file_that_may_not_be_read_is_named(root, monkeypatch):
     real_open = Image.open
 
     def refuse(path, *args, **options):
-        if Path(path).name == name:
+        if Path(path).name == MASK:
             raise PermissionError(13, "Permission denied", str(path))
         return real_open(path, *args, **options)
 
     monkeypatch.setattr(Image, "open", refuse)
-    assert_one_short_error(root, "unreadable file (1)", f"/{name}: Permission denied")
+    assert_one_short_error(root, "unreadable file (1)", f"/{MASK}: Permission denied")
 
 
 def test_a_folder_that_may_not_be_listed_is_named(root, monkeypatch):
-    real_scandir = os.scandir
+    iterdir = Path.iterdir
 
     def refuse(path):
-        if Path(path).name == MASKS:
+        if path.name == MASKS:
             raise PermissionError(13, "Permission denied", str(path))
-        return real_scandir(path)
+        return iterdir(path)
 
-    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(Path, "iterdir", refuse)
     assert_one_short_error(root, MASKS, "Permission denied", "remedy: ")
 
 
@@ -591,13 +504,6 @@ def test_identical_images_in_two_splits_are_warned_of_at_each_opening(root):
         with pytest.warns(UserWarning, match=r"A \(train\) = E00 \(val\); remedy: take one of each out") as warned:
             load_isic2018(root, 32)
         assert len(warned) == 1 and warned[0].filename == __file__
-
-
-def test_at_most_ten_pairs_are_named(root):
-    repeat(root, 12)
-    with pytest.warns(UserWarning, match=r"E09 \(val\), \.\.\. \(12 in all\)") as warned:
-        load_isic2018(root, 32)
-    assert "E10" not in str(warned[0].message)
 
 
 def test_identical_images_within_one_split_are_no_matter_of_evaluation(root):
@@ -646,11 +552,6 @@ def test_sums_do_not_depend_on_how_the_tensor_lies_in_memory():
     assert torch.equal(picture_sums(shifted), expected)
     assert torch.equal(picture_sums(pictures.contiguous(memory_format=torch.channels_last)), expected)
     assert torch.equal(picture_sums(pictures[1:]), expected[1:])
-
-
-def test_sums_of_other_types_are_refused():
-    with pytest.raises(ValueError, match="uint8"):
-        picture_sums(torch.zeros(1, 3, 8, 8))
 
 
 def test_every_single_bit_changes_the_checksum():

@@ -152,6 +152,7 @@ def test_a_path_begins_in_the_home_folder_where_it_says_so(tmp_path, monkeypatch
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copy(ROOT / "profiles" / "quick.yaml", tmp_path / "mine.yaml")
     batch = Batch({"profile": "~/mine.yaml", "data": "~", "runs": "~/runs", "figures": "~/figures"})
+    assert Batch({"runs": "a~b"}).runs == "a~b"
     assert (batch.profile, batch.data) == (str(tmp_path / "mine.yaml"), str(tmp_path))
     assert (batch.runs, batch.figures) == (str(tmp_path / "runs"), str(tmp_path / "figures"))
 
@@ -172,11 +173,11 @@ def test_a_profile_elsewhere_does_not_share_the_folders_of_a_shipped_one(tmp_pat
     assert Batch({"profile": tmp_path / "quick.yaml", "runs": "mine", "figures": "drawn"}).runs == "mine"
 
 
-@pytest.mark.parametrize("text", ["$(touch made)", "`x`", "C:\\isic", 'it\'s "mine"', "two\nrows"])
-def test_what_a_cluster_s_jobs_would_get_otherwise_is_refused(text):
+def test_what_a_cluster_s_jobs_would_get_otherwise_is_refused():
     check_for_cluster(["runs=2024_05_01", "data=it's here", 'overrides={loss: "dice"}'])
-    with pytest.raises(ConfigError, match=f"^data: .*{re.escape(repr(text))}.* --configfile"):
-        check_for_cluster(["runs=2024_05_01", f"data={text}"])
+    for text in ("$(touch made)", "`x`", "C:\\isic", 'it\'s "mine"', "two\nrows"):
+        with pytest.raises(ConfigError, match=f"^data: .*{re.escape(repr(text))}.* --configfile"):
+            check_for_cluster(["runs=2024_05_01", f"data={text}"])
 
 
 def test_a_cluster_is_refused_what_its_shells_would_change(tmp_path):
@@ -194,9 +195,9 @@ def test_a_number_in_a_file_of_settings_is_refused_before_anything_starts(tmp_pa
     assert "Traceback" not in said and not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("value", ["0 3", "0,3", [0, 3], ["0", "3", "0"]])
-def test_seeds_can_be_written_in_several_ways(value):
-    assert Batch({"seeds": value}).seeds == [0, 3]
+def test_seeds_can_be_written_in_several_ways():
+    for value in ("0 3", "0,3", [0, 3], ["0", "3", "0"]):
+        assert Batch({"seeds": value}).seeds == [0, 3]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,6 @@ def test_seeds_can_be_written_in_several_ways(value):
         ({"profile": "quik"}, "there is no profile file .*quik.yaml; did you mean 'quick'?"),
         ({"data": "nowhere/at/all"}, "data: there is no folder /.*/nowhere/at/all; give one with ISIC 2018"),
         ({"seeds": "0 one"}, "seeds: each must be a whole number from 0 .*, got 'one'"),
-        ({"seeds": [0, 1.5]}, "seeds: .*, got 1.5"),
         ({"table2_seeds": -1}, "table2_seeds: .*, got -1"),
         ({"strategies": "random entorpy"}, "strategies: there is no 'entorpy'; did you mean 'entropy'?"),
         ({"cells": [["partail", 0.25, 0.25]]}, "cells: there is no annotation 'partail'; did you mean 'partial'?"),

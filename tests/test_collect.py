@@ -121,12 +121,9 @@ def test_load_table_joins_the_runs_and_keeps_ids_as_text(tmp_path):
         "random": 0.75,
     }
     assert load_table(tmp_path, "queries")["score"].tolist() == [1.5, 1.5]
-    assert load_table(tmp_path, "timing")["seconds"].sum() == 12
     annotations = load_table(tmp_path, "annotations")
     assert annotations["image_id"].tolist() == ["007", "NA", "x", "y"] * 2 and annotations["clicks"].sum() == 72
-    assert load_table(tmp_path, "audit")["wrong_pixels"].tolist() == [12, 12]
-    names = "rounds, queries, annotations, audit, test_dice, timing"
-    with pytest.raises(ValueError, match=f"name must be one of {names}, got 'round'"):
+    with pytest.raises(ValueError, match="name must be one of rounds, queries, .*, got 'round'"):
         load_table(tmp_path, "round")
 
 
@@ -143,11 +140,6 @@ def test_every_digit_comes_back_and_collected_runs_give_the_same_tables(tmp_path
     collected = load_results(tmp_path / "collected")
     for name, table in found.items():
         pd.testing.assert_frame_equal(collected[name], table, check_exact=True)
-    types = {name: str(dtype) for name, dtype in found["queries"].dtypes.items()}
-    assert types == {
-        "run": "str", "strategy": "str", "seed": "int64", "round": "int64", "image_id": "str", "score": "float64",
-        "lesion_area_percent": "float64", "rank": "int64",
-    }  # fmt: skip
 
 
 def test_collected_runs_are_the_same_bytes_whenever_they_are_collected(tmp_path):
@@ -165,10 +157,9 @@ def test_collected_runs_are_the_same_bytes_whenever_they_are_collected(tmp_path)
     subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=tmp_path / "one", check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("name", ["quick", "isic2018-small"])
-def test_recorded_results_are_read_by_one_line_of_pandas(name):
-    rounds = pd.read_json(RECORDED / name / "rounds.jsonl.gz", lines=True, precise_float=True)
-    expected = load_results(RECORDED / name)["rounds"]
+def test_recorded_results_are_read_by_one_line_of_pandas():
+    rounds = pd.read_json(RECORDED / "quick" / "rounds.jsonl.gz", lines=True, precise_float=True)
+    expected = load_results(RECORDED / "quick")["rounds"]
     pd.testing.assert_frame_equal(rounds[["run", "round", "val_dice"]], expected[["run", "round", "val_dice"]])
     assert 'pd.read_json("results/quick/rounds.jsonl.gz", lines=True)' in (RECORDED / "README.md").read_text()
 
@@ -186,12 +177,6 @@ def test_collected_results_that_were_changed_are_named(tmp_path, name):
     path.unlink()
     with pytest.raises(RecordsError, match="no finished run" if name == "runs.jsonl" else "No such file"):
         load_results(tmp_path / "collected")
-
-
-def test_results_that_an_earlier_version_collected_are_refused_in_one_sentence(tmp_path):
-    (tmp_path / "runs.csv").write_text("run,strategy\na,random\n")
-    with pytest.raises(RecordsError, match="an earlier version collected as CSV files; read them with that version"):
-        load_results(tmp_path)
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
@@ -281,14 +266,13 @@ def test_the_band_of_the_queries_is_a_setting_where_it_chooses_them(tmp_path):
     [
         {"data": {"test": {"checksum": "ab"}}},
         {"others": {"network": {"name": "mine"}}},
-        {"others": {"oracle": {"code": "ab"}}},
     ],
-    ids=["pictures", "network", "oracle"],
+    ids=["pictures", "network"],
 )
-def test_tables_i_and_ii_are_of_the_same_pictures_network_and_oracle(tmp_path, other):
+def test_tables_i_and_ii_are_of_the_same_pictures_and_network(tmp_path, other):
     make_arm(tmp_path / "a")
     make_arm(tmp_path / "b", "least_confidence", 0, "partial", **other)
-    with pytest.raises(RecordsError, match=r"\n  (data.test.checksum|network.name|oracle.code): absent in a; "):
+    with pytest.raises(RecordsError, match=r"\n  (data.test.checksum|network.name): absent in a; "):
         load_results(tmp_path)
     assert load_results(tmp_path, only="{annotation: full}")["runs"]["run"].tolist() == ["a"]
 
@@ -310,23 +294,3 @@ def test_what_belongs_to_an_arm_may_differ_between_arms_alone(tmp_path):
     make_arm(tmp_path / "d", "mine", seed=1, others={"source": "another"})
     with pytest.raises(RecordsError, match="\n  source: one in a; another in d\n"):
         load_results(tmp_path)
-
-
-def test_collected_runs_are_held_to_the_same_and_a_long_list_is_cut(tmp_path):
-    for seed in range(30):
-        make_arm(tmp_path / "runs" / f"{seed:02d}", seed=seed)
-    write_results(tmp_path, tmp_path / "runs")
-    records = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
-    for k, record in enumerate(records):
-        record["experiment"] |= {"epochs": k, "seed": 0}
-    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    sums = "".join(
-        f"{hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()}  {name}\n"
-        for name in ("runs.jsonl", "rounds.jsonl.gz")
-    )
-    (tmp_path / "SHA256SUMS").write_text(sums)
-    with pytest.raises(RecordsError) as error:
-        load_results(tmp_path)
-    assert "epochs: 0 in 00; 1 in 01;" in str(error.value) and "(30 in all)" in str(error.value)
-    assert len(str(error.value)) < 1500
-    assert load_results(tmp_path, only={"epochs": 3, "decoder_channels": (16, 8)})["runs"]["run"].tolist() == ["03"]

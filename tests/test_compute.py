@@ -128,10 +128,10 @@ def test_precision_is_bfloat16_where_asked_for_and_by_itself_where_the_device_ha
 
 @pytest.mark.parametrize(
     ("capability", "expected"),
-    [((9, 0), torch.bfloat16), ((7, 5), torch.float16), ((7, 0), torch.float16), ((6, 1), torch.float32)],
+    [((9, 0), torch.bfloat16), ((7, 0), torch.float16), ((6, 1), torch.float32)],
 )
 def test_a_gpu_without_bfloat16_takes_float16_where_it_has_that(capability, expected, monkeypatch):
-    """An H100, a T4, a V100 and a GTX 1080. torch answers for the current GPU, which must be the one in use."""
+    """An H100, a V100 and a GTX 1080. torch answers for the current GPU, which must be the one in use."""
     present = []
     monkeypatch.setattr(torch.cuda, "device", lambda device: present.append(device.index) or nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
@@ -182,22 +182,26 @@ def test_without_a_compiler_the_setting_compile_is_refused_at_the_call(tmp_path)
     assert "g++" in done.stdout and "set compile to false" in done.stdout
 
 
-THIRTY_TIMES_64_MIB = """
-import resource
+FREED = """
+import psutil
 import torch
 from alutils.system.device import keep_freed_memory
-assert keep_freed_memory()
-for _ in range(30):
-    torch.ones(2**24)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+
+def left():
+    before = psutil.Process().memory_info().rss
+    torch.ones(2**26)
+    return psutil.Process().memory_info().rss - before
+
+print(left(), keep_freed_memory() and left())
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library can be told to keep memory")
 def test_freed_memory_is_kept_for_the_next_pass():
-    """64 MiB are 16,384 pages, which would be fetched anew each time; some are until the heap has its holes."""
-    fetched = subprocess.run([sys.executable, "-c", THIRTY_TIMES_64_MIB], capture_output=True, text=True, check=True)
-    assert int(fetched.stdout) < 20 * 16384
+    """Of 256 MiB that were used and freed the process still has next to nothing, and afterwards all."""
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    without, kept = map(int, done.stdout.split())
+    assert without < 2**26 and kept > 2**27
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
@@ -245,7 +249,7 @@ def test_deterministic_algorithms_are_on_only_within_and_only_where_asked_for(mo
 
 
 def test_a_run_trains_and_scores_with_them_and_leaves_the_user_s_own_between_rounds(tmp_path):
-    experiment, during, before = make_partial("partial", deterministic=True), set(), switches()
+    experiment, during, before = make_partial("partial", deterministic=True, n_queries=1), set(), switches()
 
     def score(model, images, experiment, generator):
         during.add(switches())
@@ -359,7 +363,7 @@ class Gathered(torch.overrides.TorchFunctionMode):
 
 @pytest.mark.parametrize("strategy", ["mc_dropout", "entropy"])
 def test_no_more_pictures_than_a_batch_are_copied_at_a_time(tmp_path, strategy):
-    experiment = make_partial("partial-refreshed", strategy=strategy, batch_size=2, query_size=5, n_queries=2)
+    experiment = make_partial("partial-refreshed", strategy=strategy, batch_size=2, query_size=5, n_queries=1)
     splits = make_splits(20)
     with Gathered() as copies:
         run(tmp_path, experiment, splits)

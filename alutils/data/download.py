@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import shutil
 import sys
+import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import NamedTuple
 
 import requests
 from filelock import FileLock
-from requests.adapters import HTTPAdapter, Retry
 from tqdm import tqdm
 
 from alutils.system.checks import ConfigError, expanded
@@ -32,18 +32,14 @@ class Archive(NamedTuple):
 
     name: str
     size: int  # bytes
-    sha256: str  # lower-case hexadecimal digits
-    n_images: int = 0  # images or masks in it; 0 if that is not known
+    sha256: str
 
-    @property
-    def folder(self) -> str:
-        return self.name.removesuffix(".zip")
+    def folder(self, root: Path) -> Path:
+        return root / self.name.removesuffix(".zip")
 
-
-_COUNTS = {"Training": 2594, "Validation": 100, "Test": 1000}
 
 ARCHIVES = tuple(
-    Archive(f"ISIC2018_{name}.zip", size, sha256, _COUNTS[name.split("_")[1]])
+    Archive(f"ISIC2018_{name}.zip", size, sha256)
     for name, size, sha256 in (
         ("Task1-2_Training_Input", 11_165_358_566, "80f98572347a2d7a376227fa9eb2e4f7459d317cb619865b8b9910c81446675f"),
         ("Task1_Training_GroundTruth", 27_402_895, "99f8b2bb3c4d6af483362010715f7e7d5d122d9f6c02cac0e0d15bef77c7604c"),
@@ -53,44 +49,29 @@ ARCHIVES = tuple(
         ("Task1_Test_GroundTruth", 9_680_101, "2e8f6edce454a5bdee52485e39f92bd6eddf357e81f39018d05512175238ef82"),
     )
 )
-"""The six official archives."""
-
-BASE_URLS = (
+BASE_URLS = (  # the second is tried where the first fails
     "https://isic-archive.s3.amazonaws.com/challenges/2018/",
     "https://isic-challenge-data.s3.amazonaws.com/2018/",
 )
-"""The addresses that have them; the second is tried where the first fails."""
-
-_RETRIES = Retry(4, backoff_factor=1, status_forcelist=(500, 502, 503, 504))  # before the first byte: in 15 seconds
+_WAITS = (0, 1, 2, 4, 8)  # seconds before each round of the addresses
 _TIMEOUTS = (10, 60)  # seconds to connect, and without a byte arriving
 _CHUNK = 1 << 16  # bytes; a chunk in which the connection breaks is lost
-_UNPACKED = 1.1  # unpacked size over the archive's: JPEG and PNG hardly shrink in a zip file
 
 
 def download_isic2018(
-    root: str | Path,
-    *,
-    archives: Sequence[Archive] = ARCHIVES,
-    base_urls: Sequence[str] = BASE_URLS,
-    keep_archives: bool = False,
+    root: str | Path, *, archives: Sequence[Archive] = ARCHIVES, base_urls: Sequence[str] = BASE_URLS
 ) -> Path:
-    """Fetch and unpack the official archives (13.8 GB), so that ``load_isic2018(root)`` reads them.
+    """Fetch and unpack the official archives (13.8 GB) into ``root``, so that ``load_isic2018(root)`` reads them.
 
     A second call skips the folders that are there and resumes interrupted downloads (``.part`` files). A zip file that
     the user put into ``root`` is verified, used and never deleted.
-
-    Args:
-        root: the folder that takes the six folders; it is made if it is not there.
-        archives: what to fetch.
-        base_urls: addresses to which an archive's name is appended, in the order in which they are tried.
-        keep_archives: keep the downloaded zip files after unpacking.
 
     Returns:
         ``root``.
 
     Raises:
-        DownloadError: if a folder that is there has fewer images than its archive, the disk is too small or cannot be
-            written, no address delivers, or an archive is corrupt. No folder is ever left half unpacked.
+        DownloadError: if the disk is too small or cannot be written, no address delivers, or an archive is corrupt. No
+            folder is ever left half unpacked.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as root:  # without archives=, all six are fetched
@@ -104,48 +85,35 @@ def download_isic2018(
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".download.lock"):  # two processes must not append to one file
             missing = _missing(root, archives)
-            _check_disk(root, missing, keep_archives)
+            _check_disk(root, missing)
             for archive in missing:
-                path, part = root / archive.name, root / f"{archive.name}.part"
-                found = path.exists()  # the user's own, or kept by an earlier call
-                if not found:
-                    _download([f"{url.rstrip('/')}/{archive.name}" for url in base_urls], part, archive.size)
-                _verify(path if found else part, archive)
-                _unpack(path if found else part, root / archive.folder)
-                if not found:
-                    part.replace(path) if keep_archives else part.unlink()
+                path = root / archive.name  # the user's own
+                if not path.exists():
+                    path = root / f"{archive.name}.part"
+                    _download([f"{url.rstrip('/')}/{archive.name}" for url in base_urls], path, archive.size)
+                _verify(path, archive)
+                _unpack(path, archive.folder(root))
+                if path.suffix == ".part":
+                    path.unlink()
     except OSError as error:
-        raise DownloadError(
-            f"{root} cannot be written: {error}. Make room or choose another folder, and call again."
-        ) from None
+        raise DownloadError(f"{root} cannot be written: {error}; make room or choose another, and call again") from None
     return root
 
 
 def _missing(root: Path, archives: Sequence[Archive]) -> list[Archive]:
-    """The archives whose folders are not there; a folder that has only a part of its images is refused."""
-    found = {
-        archive: sum("_superpixels" not in path.name for path in (root / archive.folder).glob("ISIC_*"))
-        for archive in archives
-    }
-    short = "".join(f"  {a.folder} has {n:,} of {a.n_images:,} files\n" for a, n in found.items() if 0 < n < a.n_images)
-    if short:
-        raise DownloadError(
-            f"{root} has only a part of ISIC 2018; nothing was downloaded:\n{short}remedy: to fetch these folders "
-            "whole, move them away and call again; to use the part, leave them there: load_isic2018 reads it if each "
-            "image has its mask"
-        )
-    return [archive for archive, n in found.items() if not n]
+    return [archive for archive in archives if not any(archive.folder(root).glob("ISIC_*"))]
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _check_disk(root: Path, missing: Sequence[Archive], keep_archives: bool) -> None:
-    """Refuse to start what the disk cannot take: everything unpacked, and all archives or the largest of them."""
-    lacking = [max(0, a.size - max(_size(root / a.name), _size(root / f"{a.name}.part"))) for a in missing]
-    needed = _UNPACKED * sum(archive.size for archive in missing)
-    needed += sum(lacking) if keep_archives else max(lacking, default=0)
+def _check_disk(root: Path, missing: Sequence[Archive]) -> None:
+    """Refuse to start what the disk cannot take: everything unpacked, and the archive that lacks most."""
+    lacking = [a.size - max(_size(root / a.name), _size(root / f"{a.name}.part")) for a in missing]
+    needed = 1.1 * sum(archive.size for archive in missing) + max(
+        lacking, default=0
+    )  # JPEG and PNG hardly shrink in a zip
     free = shutil.disk_usage(root).free
     if free < needed:
         raise DownloadError(
@@ -155,49 +123,42 @@ def _check_disk(root: Path, missing: Sequence[Archive], keep_archives: bool) -> 
 
 
 def _verify(path: Path, archive: Archive) -> None:
-    """Compare the SHA-256; what was downloaded and is not right is deleted, what the user put there is not."""
+    """Compare the SHA-256; what the user put there is never deleted."""
     tqdm.write(f"verifying {archive.name}", file=sys.stderr)
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found == archive.sha256:
-        return
-    size, remedy = _size(path), "Move it away, or put the right file there, and call again."
-    if path.suffix == ".part":
-        path.unlink()
-        remedy = f"It was deleted. Call again, or fetch {archive.name} in a browser and put it into {path.parent}."
-    raise DownloadError(
-        f"{path} is not the official archive: it has {size:,} bytes and the SHA-256 {found} instead of "
-        f"{archive.size:,} bytes and {archive.sha256}. {remedy}"
-    )
+    if found != archive.sha256:
+        if path.suffix == ".part":
+            path.unlink()
+        raise DownloadError(
+            f"{path} is not the official archive: its SHA-256 is {found} instead of {archive.sha256}. Delete it if it "
+            f"is still there, and call again; or fetch {archive.name} in a browser and put it into {path.parent}."
+        )
 
 
 def _download(urls: Sequence[str], part: Path, size: int) -> None:
-    """Bring ``part`` to its full size from the first address that delivers; ask again as long as the file grows."""
-    session, failures = requests.Session(), ""
-    for scheme in ("https://", "http://"):
-        session.mount(scheme, HTTPAdapter(max_retries=_RETRIES))
-    for url in urls:
-        before = -1
-        while _size(part) > before:
-            before = _size(part)
+    """Bring ``part`` to its full size; each attempt goes on where the last one broke off."""
+    failures = {}
+    for wait in _WAITS:
+        time.sleep(wait)
+        for url in urls:
             try:
-                return _fetch(session, url, part, size)
+                return _fetch(url, part, size)
             except requests.RequestException as error:
-                failure = error
-        failures += f"  {url}: {failure}\n"
+                failures[url] = f"  {url}: {error}\n"
     raise DownloadError(
-        f"{part.stem} cannot be downloaded:\n{failures}remedy: check the network and call again (what has arrived is "
-        f"kept); or fetch the file in a browser and put it into {part.parent}, where the next call finds it."
+        f"{part.stem} cannot be downloaded:\n{''.join(failures.values())}remedy: check the network and call again "
+        f"(what has arrived is kept), or fetch the file in a browser and put it into {part.parent}"
     )
 
 
-def _fetch(session: requests.Session, url: str, part: Path, size: int) -> None:
+def _fetch(url: str, part: Path, size: int) -> None:
     """Ask once for what ``part`` lacks of ``size`` bytes; a server that ignores the range sends all of them."""
-    have = _size(part) if _size(part) <= size else 0
-    if have == size:
+    have = _size(part)
+    if have >= size:
         return
     headers = {"Accept-Encoding": "identity", "Range": f"bytes={have}-"}
-    with session.get(url, headers=headers, stream=True, timeout=_TIMEOUTS) as response:
+    with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUTS) as response:
         response.raise_for_status()
         start = have if response.status_code == 206 else 0
         announced = response.headers.get("Content-Length")
@@ -218,11 +179,9 @@ def _unpack(path: Path, target: Path) -> None:
     unfinished = target.with_name(f".{target.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process, since this one holds the lock
     try:
-        with zipfile.ZipFile(path) as zipped:  # it drops absolute paths and .. from its members' names
+        with zipfile.ZipFile(path) as zipped:
             for member in tqdm(zipped.namelist(), desc=f"unpacking {target.name}", unit="file", mininterval=1):
                 zipped.extract(member, unfinished)
-        for other in target.iterdir() if target.exists() else ():  # the user's, such as .DS_Store: no images
-            other.replace(unfinished / target.name / other.name)
         (unfinished / target.name).replace(target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -232,13 +191,12 @@ def main(arguments: Sequence[str] | None = None) -> str | None:
     """The command ``alutils-download ROOT``; what it returns goes to ``sys.exit``: nothing, or what went wrong."""
     parser = argparse.ArgumentParser("alutils-download", description="Fetch and unpack ISIC 2018 Task 1 (13.8 GB).")
     parser.add_argument("root", metavar="ROOT", help="the folder that takes the six official folders")
-    parser.add_argument("--keep-archives", action="store_true", help="keep the zip files after unpacking")
     options = parser.parse_args(arguments)
     try:
-        download_isic2018(options.root, keep_archives=options.keep_archives)
+        download_isic2018(options.root)
     except (ConfigError, DownloadError) as error:
         return str(error)
     except KeyboardInterrupt:
         return "interrupted; the same command continues where this one stopped"
-    print(f"ISIC 2018 Task 1 is complete in {options.root}")
+    print(f"the six folders of ISIC 2018 Task 1 are in {options.root}")
     return None

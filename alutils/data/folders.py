@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from itertools import chain, combinations
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,11 +27,9 @@ _REMEDIES = {
     "id in two splits": "keep it in one: the model would be evaluated on what it was trained on",
     "file's name": "rename them: a name must be text in UTF-8, or a run could not record it",
     "unreadable file": "check the permissions, the links and the disk",
-    "more than 8 bits": "convert them to 8 bits per channel: scale images to 0 to 255, masks to 0 and 255",
     "cannot be decoded": "copy or download them again (git lfs pull replaces Git LFS pointers), or convert them to "
     "JPEG or PNG of 8 bits per channel; another name does not convert a file",
     "mask's size": "each mask needs the native size of its image, before EXIF data turn either",
-    "mask in the alpha channel": 'store that channel as the mask: PIL.Image.open(mask).getchannel("A")',
     "mask's values": "masks hold 0 and 255, or 0 and 1, in 8 bits: store them as such, without lossy compression",
     "mask without lesion": 'correct them, or load with degenerate_masks="warn" or "keep"',
     "mask all lesion": 'correct them, or load with degenerate_masks="warn" or "keep"',
@@ -40,21 +37,13 @@ _REMEDIES = {
 
 
 class Layout(NamedTuple):
-    """Where the files of a data set lie below its root.
-
-    Args:
-        name: of the data set.
-        folders: the folder of the images and the folder of the masks of each split.
-        mask_suffix: how the name of a mask goes on after the name of its image.
-        ignored: a pattern of pictures that are neither images nor masks.
-        remedy: how a user gets the folders; "{root}" stands for the data set's folder.
-    """
+    """Where the files of a data set lie below its root."""
 
     name: str
-    folders: dict[str, tuple[str, str]]
-    mask_suffix: str
-    ignored: str
-    remedy: str
+    folders: dict[str, tuple[str, str]]  # split -> the folder of the images, and that of the masks
+    mask_suffix: str  # how the name of a mask goes on after the name of its image
+    ignored: str  # a pattern of pictures that are neither images nor masks
+    remedy: str  # how a user gets the folders; "{root}" stands for the data set's folder
 
 
 class Problem(NamedTuple):
@@ -73,19 +62,11 @@ class Pair:
 
 
 class Listing(NamedTuple):
-    """What the folders of a data set hold.
+    """What the folders of a data set hold."""
 
-    Args:
-        pairs: split -> id -> files, sorted by id.
-        problems: those that the names alone show.
-        fingerprint: a hash of the names, the sizes and both ends of all files; empty where there are problems.
-        n_ignored: how many pictures are neither images nor masks.
-    """
-
-    pairs: dict[str, dict[str, Pair]]
-    problems: list[Problem]
-    fingerprint: str
-    n_ignored: int
+    pairs: dict[str, dict[str, Pair]]  # split -> id -> files, sorted by id
+    problems: list[Problem]  # those that the names alone show
+    fingerprint: str  # a hash of the names, the sizes and both ends of all files; empty where there are problems
 
 
 def list_pairs(root: Path, layout: Layout) -> Listing:
@@ -95,21 +76,22 @@ def list_pairs(root: Path, layout: Layout) -> Listing:
         DataError: if a folder is missing, is empty or cannot be listed.
     """
     try:
-        _check_folders(root, layout)
-        return _list_pairs(root, layout)
+        names = {name: _picture_names(root / name) for pair in layout.folders.values() for name in pair}
+        if all(names.values()):
+            return _paired(root, layout, names)
+        inside = sorted(path.name for path in root.iterdir()) if root.is_dir() else None
     except OSError as error:
         raise DataError(
             f"{layout.name} cannot be read from {root}: {error.filename}: {error.strerror}; remedy: check the "
             "permissions and the disk"
         ) from None
-
-
-def picture_names(folder: Path) -> Iterator[str]:
-    """The names in ``folder`` that look like those of pictures, in no order."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.name.startswith(".") and entry.name.lower().endswith((".jpg", ".jpeg", ".png")):
-                yield entry.name
+    lines = [f"{layout.name} cannot be read from {root}:"]
+    lines += [f"  there is no folder {name}" for name, found in names.items() if found is None]
+    lines += [f"  the folder {name} holds no JPEG or PNG files" for name, found in names.items() if found == []]
+    there = (
+        f"{root} does not exist or is no folder" if inside is None else f"found there: {listed(inside) or 'nothing'}"
+    )
+    raise DataError("\n".join([*lines, there, "remedy: " + layout.remedy.format(root=root)]))
 
 
 def short(path: Path) -> str:
@@ -126,41 +108,23 @@ def refusal(layout: Layout, root: Path, problems: list[Problem]) -> DataError:
     return DataError("\n".join(lines))
 
 
-def _check_folders(root: Path, layout: Layout) -> None:
-    """Raise one error that names every folder that is missing or holds no pictures."""
-    names = [name for pair in layout.folders.values() for name in pair]
-    wrong = [f"  there is no folder {name}" for name in names if not (root / name).is_dir()]
-    wrong += [
-        f"  the folder {name} holds no JPEG or PNG files"
-        for name in names
-        if (root / name).is_dir() and not any(picture_names(root / name))
-    ]
-    if not wrong:
-        return
-    lines = [f"{layout.name} cannot be read from {root}:", *wrong]
-    if root.is_dir():
-        inside = sorted(child for child in root.iterdir() if not child.name.startswith("."))
-        lines.append(f"found in {root}: {listed(child.name for child in inside) or 'nothing'}")
-        deeper = [child for child in inside if any((child / name).is_dir() for name in names)]
-        lines += [f"hint: folders lie one level deeper, in {child}: pass that, or move them up" for child in deeper]
-        if root.name in names:
-            lines.append(f"hint: pass the folder above: {root.parent}")
-    else:
-        lines.append(f"{root} " + ("is a file, not a folder" if root.exists() else "does not exist"))
-    raise DataError("\n".join([*lines, "remedy: " + layout.remedy.format(root=root)]))
+def _picture_names(folder: Path) -> list[str] | None:
+    """The names that look like those of pictures; None if there is no such folder."""
+    if not folder.is_dir():
+        return None
+    visible = (path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(name for name in visible if name.lower().endswith((".jpg", ".jpeg", ".png")))
 
 
-def _list_pairs(root: Path, layout: Layout) -> Listing:
+def _paired(root: Path, layout: Layout, names: dict[str, list[str]]) -> Listing:
     listing: dict[str, dict[str, Pair]] = {}
     problems: list[Problem] = []
     known: list[Path] = []
-    n_ignored = 0
     for split, folders in layout.folders.items():
         pairs: dict[str, Pair] = {}
         for kind, suffix, folder in zip(("image", "mask"), ("", layout.mask_suffix), folders, strict=True):
-            for name in sorted(picture_names(root / folder)):
+            for name in names[folder]:
                 if fnmatch(name, layout.ignored):
-                    n_ignored += 1
                     continue
                 path, stem = root / folder / name, unicodedata.normalize("NFC", name).rpartition(".")[0]
                 known.append(path)
@@ -175,7 +139,7 @@ def _list_pairs(root: Path, layout: Layout) -> Listing:
                     setattr(pair, kind, path)
         listing[split] = dict(sorted(pairs.items()))
     problems += _unpaired(listing, layout)
-    return Listing(listing, problems, "" if problems else _fingerprint(known), n_ignored)
+    return Listing(listing, problems, "" if problems else _fingerprint(known))
 
 
 def _unpaired(listing: dict[str, dict[str, Pair]], layout: Layout) -> Iterator[Problem]:
@@ -195,24 +159,23 @@ def _unpaired(listing: dict[str, dict[str, Pair]], layout: Layout) -> Iterator[P
 
 def _fingerprint(files: list[Path]) -> str:
     """A hash of what the copies of a data set share, unlike times of change."""
-
-    def identities(some: list[Path]) -> list[str]:
-        return [f"{path.parent.name}/{unicodedata.normalize('NFC', path.name)} {_size_and_ends(path)}" for path in some]
-
-    with ThreadPoolExecutor(_READERS) as pool:  # few long jobs: a job for each file would cost more than reading it
-        lines = chain.from_iterable(pool.map(identities, (files[i::_READERS] for i in range(_READERS))))
-        return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+    with ThreadPoolExecutor(_READERS) as pool:
+        contents = pool.map(_size_and_ends, files)
+    names = (f"{path.parent.name}/{unicodedata.normalize('NFC', path.name)}" for path in files)
+    lines = sorted(" ".join(line) for line in zip(names, contents, strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _size_and_ends(path: Path) -> str:
     try:
-        if not stat.S_ISREG((status := path.stat()).st_mode):  # opening a pipe would wait for a writer, for ever
+        if not path.is_file():  # opening a pipe would wait for a writer, for ever
             return ""
         with path.open("rb", buffering=0) as file:
             content = file.read(_ENDS_BYTES)
-            if status.st_size > _ENDS_BYTES:
-                file.seek(max(_ENDS_BYTES, status.st_size - _ENDS_BYTES))
+            size = file.seek(0, os.SEEK_END)
+            if size > _ENDS_BYTES:
+                file.seek(max(_ENDS_BYTES, size - _ENDS_BYTES))
                 content += file.read(_ENDS_BYTES)
     except OSError as error:  # decoding will say so
         return str(error.errno)
-    return f"{status.st_size} {hashlib.sha256(content).hexdigest()}"
+    return f"{size} {hashlib.sha256(content).hexdigest()}"

@@ -11,15 +11,13 @@ from alutils.data.folders import Layout
 from alutils.data.pairs import open_pairs
 from alutils.data.splits import Splits
 
-OFFICIAL_COUNTS = {"train": 2594, "val": 100, "test": 1000}
-"""Images in the official training, validation and test set (section IV-A)."""
+OFFICIAL_COUNTS = {"train": 2594, "val": 100, "test": 1000}  # images (section IV-A)
 
-FOLDERS = {
+FOLDERS = {  # the images and the masks of each split, as in the official archives
     "train": ("ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth"),
     "val": ("ISIC2018_Task1-2_Validation_Input", "ISIC2018_Task1_Validation_GroundTruth"),
     "test": ("ISIC2018_Task1-2_Test_Input", "ISIC2018_Task1_Test_GroundTruth"),
 }
-"""The folders of the images and of the masks of each split, as in the official archives."""
 
 LAYOUT = Layout(
     name="ISIC 2018",
@@ -29,7 +27,6 @@ LAYOUT = Layout(
     remedy='alutils-download "{root}" fetches what is missing (13.8 GB in all) and unpacks official archives that lie '
     "there; or pass the folder that holds the six official folders",
 )
-"""What :mod:`alutils.data.folders` needs to know of ISIC 2018."""
 
 
 def load_isic2018(
@@ -42,19 +39,18 @@ def load_isic2018(
 ) -> Splits:
     """The images and masks of ISIC 2018 Task 1, squashed to squares as in section IV-D.
 
-    The first call decodes every file and writes a cache, which later calls map into memory; it can be deleted at any
-    time (:func:`~alutils.data.cache.sweep_caches`). Its key is the names, the sizes and the first and last 4 KiB of all
-    files, so that a copy of the data uses the same cache. A change that leaves all of these as they were is not
-    noticed: then delete the cache. A checksum is verified at each opening.
+    The first call decodes every file and writes a cache, which later calls verify and map into memory. Its key is the
+    names, the sizes and the first and last 4 KiB of all files, so that a copy of the data uses the same cache. Delete
+    the cache (:func:`~alutils.data.cache.sweep_caches`) after a change that leaves all of these as they were.
 
     A subset of the official files works too (:func:`isic2018_report`). Pixels are taken as they are stored, the first
     frame of several, without transparency. Each opening warns of images that EXIF data turn while their masks are not
-    turned, and of images in two splits whose pixels are all equal. The checksums in PNG files are verified; JPEG has
-    none, so damage that still decodes is not noticed.
+    turned, and of images in two splits whose pixels are all equal. JPEG files hold no checksum: damage that still
+    decodes is not noticed.
 
     Args:
-        root: the folder with the six official folders (:data:`FOLDERS`), as :func:`alutils.download_isic2018` leaves
-            it. Images and masks are JPEG or PNG of any size; other files and superpixels are ignored.
+        root: the folder with the six official folders, as :func:`alutils.download_isic2018` leaves it. Images and masks
+            are JPEG or PNG of any size; other files and superpixels are ignored.
         image_size: side of the squares in pixels, a multiple of 32 from 32 to 2048. Images are antialiased; a pixel of
             the mask is 1 where at least half of its area is lesion.
         cache_dir: folder of the cache; by default the environment variable ``ALUTILS_CACHE`` or, without it, the
@@ -64,13 +60,12 @@ def load_isic2018(
         n_workers: threads that decode; by default one for each CPU core that this process may use.
 
     Returns:
-        The three splits, each sorted by id (the file's name in Unicode's composed form). Writing to the tensors changes
-        neither the cache nor the files.
+        The three splits, each sorted by id. Writing to the tensors changes neither the cache nor the files.
 
     Raises:
         ValueError: if a parameter is out of range.
-        DataError: if a folder is missing, or any file is missing, broken or not what it should be; one message counts
-            each kind of problem, with its first ten files and the remedy. Or if the cache cannot be written.
+        DataError: if a folder is missing, or any file is missing, broken or not what it should be (one message counts
+            each kind of problem, with its first ten files and the remedy), or the cache cannot be written.
 
     >>> load_isic2018("no/such/folder")
     Traceback (most recent call last):

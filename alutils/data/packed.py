@@ -28,17 +28,12 @@ class PackedMasks:
 
     @classmethod
     def pack(cls, masks: torch.Tensor) -> PackedMasks:
-        """Pack masks, uint8 or bool (N, C, H, W). The width is a multiple of 8, as any ``image_size`` is.
-
-        Raises:
-            ValueError: if a mask holds anything but 0 and 1: other values would spill into their neighbours' bits.
-        """
+        """Pack masks of 0 and 1 (else ValueError), uint8 or bool (N, C, H, W), whose width is a multiple of 8."""
         check_mask("masks", masks)
         eights = masks.to(torch.uint8).unflatten(-1, (-1, 8))
         return cls((eights << _shifts(masks.device)).sum(-1, dtype=torch.uint8))
 
     def __getitem__(self, index: slice | torch.Tensor) -> torch.Tensor:
-        """The masks at ``index``, uint8 (n, C, H, W)."""
         return ((self.bits[index].unsqueeze(-1) >> _shifts(self.device)) & 1).flatten(-2)
 
     def __len__(self) -> int:
@@ -46,12 +41,10 @@ class PackedMasks:
 
     @property
     def shape(self) -> torch.Size:
-        """Shape of the masks, (N, C, H, W)."""
         return torch.Size([*self.bits.shape[:-1], 8 * self.bits.shape[-1]])
 
     @property
     def device(self) -> torch.device:
-        """The device that holds the bits."""
         return self.bits.device
 
     def plus(self, others: PackedMasks) -> PackedMasks:

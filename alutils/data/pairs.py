@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import stat
 import threading
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from alutils.data.cache import cache_folder, cached
 from alutils.data.folders import Layout, Pair, Problem, list_pairs, refusal, short
@@ -24,6 +23,7 @@ from alutils.data.splits import Split, Splits, identical_pictures, picture_sums
 from alutils.system.checks import expanded, listed
 from alutils.system.cores import usable_cores
 from alutils.system.progress import progress_bar
+from alutils.system.tensors import is_number
 
 _FORMAT_VERSION = 4  # of the cache; raise it when the decoding or the order of the planes changes
 _FORMATS = ("JPEG", "PNG")  # Pillow is not to try its other decoders on a mislabelled file
@@ -46,12 +46,8 @@ _NOTES = {
 class _Decoded(NamedTuple):
     planes: np.ndarray  # uint8, (3, S, S) of an image, (1, S, S) with 0 and 1 of a mask
     native: tuple[int, int]  # width and height of the file
-    orientation: int  # how EXIF data turn it, 2 to 8; 1: not at all
+    turned: bool  # by EXIF data
     problem: Problem | None = None  # with a mask's values
-
-
-class _TooManyBits(ValueError):
-    """The file holds more than 8 bits per channel."""
 
 
 def open_pairs(
@@ -64,12 +60,12 @@ def open_pairs(
     n_workers: int | None,
 ) -> Splits:
     """The pairs below ``root``; parameters and errors are those of :func:`~alutils.data.isic2018.load_isic2018`."""
-    if not (isinstance(image_size, int) and 32 <= image_size <= 2048 and image_size % 32 == 0):
+    if not (is_number(image_size, whole=True) and 32 <= image_size <= 2048 and image_size % 32 == 0):
         why = "because the U-Net halves the image five times"
         raise ValueError(f"image_size must be a multiple of 32 from 32 to 2048, {why}; got {image_size!r}")
     if degenerate_masks not in ("warn", "error", "keep"):
         raise ValueError(f'degenerate_masks must be "warn", "error" or "keep", got {degenerate_masks!r}')
-    if n_workers is not None and not (type(n_workers) is int and n_workers >= 1):
+    if n_workers is not None and not (is_number(n_workers, whole=True) and n_workers >= 1):
         raise ValueError(f"n_workers must be None or an integer of at least 1, got {n_workers!r}")
     root = expanded("root", root).absolute()
     listing = list_pairs(root, layout)
@@ -102,18 +98,16 @@ def open_pairs(
     splits = Splits(*(Split.trusted(*parts, pd.DataFrame()) for parts in zip(images, masks, names, strict=True)))
     same = identical_pictures(splits, image_sums=sums[: 3 * n].view(n, 3).sum(1).split(sizes))
     spoken = [note for note in found if note.kind == _TURNED or degenerate_masks == "warn"]
-    for said in _sayings(spoken, layout.ignored, listing.n_ignored, same):
+    for said in _sayings(spoken, same):
         warnings.warn(f"{layout.name} in {root} has {said}", stacklevel=3)
     return splits
 
 
-def _sayings(notes: list[Problem], ignored: str, n_ignored: int, same: pd.DataFrame) -> Iterator[str]:
+def _sayings(notes: list[Problem], same: pd.DataFrame) -> Iterator[str]:
     """What a user should know of sound files."""
     for kind, (name, remedy) in _NOTES.items():
         if found := [note.text for note in notes if note.kind == kind]:
             yield f"{name} ({len(found)}): {listed(found)}; {remedy}"
-    if n_ignored:
-        yield f"pictures ({n_ignored}) beside its images, which are ignored: {ignored}"
     if len(same):
         shown = listed(f"{p.first_id} ({p.first_split}) = {p.second_id} ({p.second_split})" for p in same.itertuples())
         yield (
@@ -125,12 +119,9 @@ def _sayings(notes: list[Problem], ignored: str, n_ignored: int, same: pd.DataFr
 def _decode_all(
     pairs: list[Pair], image_size: int, n_workers: int, label: str, file: BinaryIO | None, start: int
 ) -> tuple[list[Problem], torch.Tensor]:
-    """Decode every file in threads.
+    """All problems and notes, and the sum of each plane.
 
     The planes go to ``file``, from the byte ``start`` on: red, green and blue of each image, then all masks.
-
-    Returns:
-        All problems and notes, and the sum of each plane.
     """
     sums = torch.zeros(4 * len(pairs), dtype=torch.int64)
     writing = threading.Lock()
@@ -149,26 +140,14 @@ def _decode_all(
     problems: list[Problem] = []
     pool = ThreadPoolExecutor(n_workers)  # Pillow lets go of the interpreter's lock while it works
     try:
-        with _lenient_pillow(), progress_bar(label, len(pairs), "image") as bar:
+        with warnings.catch_warnings(), progress_bar(label, len(pairs), "image") as bar:
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # large photographs and odd metadata cost no pixel
             for found in pool.map(work, range(len(pairs))):
                 problems += found
                 bar.update()
     finally:
         pool.shutdown(cancel_futures=True)  # an interrupt or a full disk ends the work at once
     return problems, sums
-
-
-@contextmanager
-def _lenient_pillow() -> Iterator[None]:
-    """Let Pillow accept, in all threads, what costs no pixel: large photographs, odd metadata, long texts in PNG."""
-    limits = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28
-        try:
-            yield
-        finally:
-            PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = limits
 
 
 def _decode_pair(pair: Pair, image_size: int) -> tuple[list[Problem], list[np.ndarray]]:
@@ -187,10 +166,9 @@ def _decode_pair(pair: Pair, image_size: int) -> tuple[list[Problem], list[np.nd
     if len(decoded) == 2:
         image, mask = decoded
         if image.native != mask.native:
-            of_image = " x ".join(map(str, image.native)) + ", turned by EXIF data" * (image.orientation != 1)
-            of_mask = " x ".join(map(str, mask.native))
+            of_image, of_mask = (" x ".join(map(str, picture.native)) for picture in decoded)
             found.append(Problem("mask's size", f"{short(pair.mask)}: {of_mask} pixels, but its image has {of_image}"))
-        elif image.orientation != mask.orientation:
+        elif image.turned and not mask.turned:
             found.append(Problem(_TURNED, short(pair.image)))
     return found, [picture.planes for picture in decoded]
 
@@ -198,8 +176,6 @@ def _decode_pair(pair: Pair, image_size: int) -> tuple[list[Problem], list[np.nd
 def _undecodable(path: Path, error: Exception) -> Problem:
     if isinstance(error, OSError) and error.errno is not None:  # the system's own errors carry a number
         return Problem("unreadable file", f"{short(path)}: {error.strerror}")
-    if isinstance(error, _TooManyBits):
-        return Problem("more than 8 bits", f"{short(path)}: {error}")
     words = str(error)
     if isinstance(error, UnidentifiedImageError):  # whose words say no more than the path
         with path.open("rb") as file:
@@ -209,56 +185,42 @@ def _undecodable(path: Path, error: Exception) -> Problem:
 
 def _decode_image(path: Path, image_size: int) -> _Decoded:
     with _opened(path) as image:
-        native, orientation = image.size, _orientation(image)
+        native, turned = image.size, _turned(image)
         # libjpeg shrinks large photographs by 2, 4 or 8 while it decodes them. What both steps leave is at least
         # twice the target, so that the filter still antialiases: a test bounds the difference.
         image.draft(None, (2 * image_size, 2 * image_size))
         square = image.convert("RGB").resize((image_size, image_size), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    return _Decoded(np.asarray(square).transpose(2, 0, 1), native, orientation)
+    return _Decoded(np.asarray(square).transpose(2, 0, 1), native, turned)
 
 
 def _decode_mask(path: Path, image_size: int) -> _Decoded:
     with _opened(path) as image:
-        grey, orientation = image.convert("L"), _orientation(image)
-        alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+        grey, turned = image.convert("L"), _turned(image)
     share = grey.point([0] + [255] * 255).resize((image_size, image_size), Image.Resampling.BOX)
     mask = (np.asarray(share) >= 128).astype(np.uint8)[None]
-    return _Decoded(mask, grey.size, orientation, _check_levels(path, grey, alpha))
-
-
-def _check_levels(path: Path, grey: Image.Image, alpha: Image.Image | None) -> Problem | None:
-    levels, opacities = _levels(grey), _levels(alpha) if alpha else []
-    if len(levels) == 1 and len(opacities) > 1:
-        found = f"{short(path)}: {levels[0]} everywhere, alpha {listed(opacities)}"
-        return Problem("mask in the alpha channel", found)
+    levels = [level for _, level in grey.getcolors()]
+    problem = None
     if not (set(levels) <= {0, 255} or set(levels) <= {0, 1}):
-        return Problem("mask's values", f"{short(path)}: {listed(levels)}")
-    if len(levels) == 1:
-        return Problem("mask all lesion" if levels[0] else "mask without lesion", short(path))
-    return None
+        problem = Problem("mask's values", f"{short(path)}: {listed(levels)}")
+    elif len(levels) == 1:
+        problem = Problem("mask all lesion" if levels[0] else "mask without lesion", short(path))
+    return _Decoded(mask, grey.size, turned, problem)
 
 
-def _levels(plane: Image.Image) -> list[int]:
-    return [value for value, count in enumerate(plane.histogram()) if count]
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # as Pillow raises on damaged metadata, which cost no pixel
-        return 1
-    return orientation if orientation in range(2, 9) else 1
+def _turned(image: Image.Image) -> bool:
+    with suppress(Exception):  # as Pillow raises on damaged metadata, which cost no pixel
+        return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
+    return False
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe would wait for a writer, for ever
-        raise OSError(errno.EINVAL, "is a pipe, a socket or a device, not a file")
+    if path.exists() and not path.is_file():  # opening a pipe would wait for a writer, for ever
+        raise OSError(errno.EINVAL, "is a folder, a pipe or a device, not a file")
     with Image.open(path, formats=_FORMATS) as image:
         stored = str(image.tile[0][3]) if image.tile else image.mode
         if image.mode not in _EIGHT_BIT_MODES or "16" in stored:  # Pillow cuts 16-bit colours down to 8 in silence
-            raise _TooManyBits(f"has pixels of type {stored}")
+            raise ValueError(f"has pixels of type {stored}, not of 8 bits per channel")
         if image.format != "PNG":
             yield image
             return

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,8 @@ from scipy.special import expit
 
 from alutils.system.tensors import is_number
 
+# The kinds of picture: the common one, three rare lesions and two rare artefacts.
 SUBTYPES = ("common", "hypopigmented", "reddish", "multipart", "hairy", "ink")
-"""The kinds of picture: the common one, three rare lesions and two rare artefacts."""
 
 # Optical densities in red, green and blue of the amount of pigment that has a density of 1 in green.
 MELANIN = np.array([0.45, 1.0, 1.36])
@@ -35,15 +34,10 @@ _LAYERS = ("shape", "texture", "skin", "light", "freckles", "ink", "bubbles", "r
 _OVERSAMPLING = 4  # drawings are made this many times larger and averaged down, which smooths them
 
 
-def check_range(name: str, value: Any, low: float, high: float, kind: type = Real) -> None:
-    """Refuse what is no number from ``low`` to ``high``, or no whole one where ``kind`` is Integral, with ValueError.
-
-    >>> check_range("rare", 1.5, 0, 1)
-    Traceback (most recent call last):
-    ValueError: rare must be a number from 0 to 1, got 1.5
-    """
-    if not is_number(value, whole=kind is Integral) or not low <= value <= high:
-        what = "a whole number" if kind is Integral else "a number"
+def check_range(name: str, value: Any, low: float, high: float, *, whole: bool = False) -> None:
+    """Refuse, with ValueError, what is no number from ``low`` to ``high``, or no whole one."""
+    if not is_number(value, whole=whole) or not low <= value <= high:
+        what = "a whole number" if whole else "a number"
         raise ValueError(f"{name} must be {what} from {low} to {high}, got {value!r}")
 
 
@@ -60,27 +54,23 @@ class LesionFactors:
 
     Args:
         seed: draws what the numbers below leave open, such as the course of the border and of the hairs.
-        subtype: one of :data:`SUBTYPES`; it sets the lesion's pigment.
+        subtype: one of ``SUBTYPES``; it sets the lesion's pigment.
         difficulty: what the other factors were drawn from, 0 easy to 1 hard; it does not change the picture itself.
         area: share of lesion pixels, exact up to the rounding to whole pixels.
         centre_x, centre_y: centre of the lesion (of its main part), in picture widths from the upper left corner.
-        elongation: 0 for a round lesion.
-        irregularity: how far the border runs in and out, 0 for a smooth one.
+        elongation, irregularity: 0 for a round lesion, and for a border that does not run in and out.
         n_parts: number of parts: the main one and its satellites, which may touch it.
         contrast: typical optical density of the lesion in green; 0.7 halves the light, 0 makes it invisible.
         softness: width of the border, as a share of the lesion's radius.
-        variegation: strength of the colour zones inside the lesion.
-        network: strength of the pigment network inside the lesion.
+        variegation, network: strength of the colour zones and of the pigment network inside the lesion.
         skin_tone: 0 light to 1 dark.
         patches: optical density of the red to brown patches of the skin.
         exposure, warmth: brightness and white balance (-1 bluish to 1 yellowish) of the camera.
-        shading: difference of the light between two sides of the picture.
-        vignette: darkness of the corners.
+        shading, vignette: difference of the light between two sides of the picture, and darkness of its corners.
         n_freckles, n_ink, n_bubbles, n_hairs: number of brown spots, pen strokes, gel bubbles and hairs.
         ruler: 1 for a ruler, 0 for none.
 
-    Raises:
-        ValueError: if a factor lies outside its range; the message names it.
+    A factor outside its range is a ValueError that names it.
 
     >>> from dataclasses import replace
     >>> faint = replace(LesionFactors(), contrast=0.1)
@@ -118,28 +108,20 @@ class LesionFactors:
             raise ValueError(f"subtype must be one of {', '.join(SUBTYPES)}, got {self.subtype!r}")
         for item in fields(self):
             if "range" in item.metadata:
-                kind = Integral if isinstance(item.default, int) else Real
-                check_range(item.name, getattr(self, item.name), *item.metadata["range"], kind)
+                whole = isinstance(item.default, int)
+                check_range(item.name, getattr(self, item.name), *item.metadata["range"], whole=whole)
 
 
 def render_lesion(factors: LesionFactors, image_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """One picture and its mask; the same factors give the same composition at every size.
+    """One picture, uint8 (size, size, 3), RGB, and its mask, uint8 (size, size), 1 on the lesion.
 
-    Args:
-        factors: what to draw.
-        image_size: height and width in pixels, 16 to 1024.
-
-    Returns:
-        The picture, uint8 (size, size, 3), RGB, and the mask, uint8 (size, size), 1 on the lesion.
-
-    Raises:
-        ValueError: if ``image_size`` is out of range.
+    The same factors give the same composition at every ``image_size``, which is 16 to 1024 pixels (else ValueError).
 
     >>> image, mask = render_lesion(LesionFactors(area=0.25), image_size=32)
     >>> image.shape, int(mask.sum()) == 32 * 32 // 4
     ((32, 32, 3), True)
     """
-    check_range("image_size", image_size, 16, 1024, Integral)
+    check_range("image_size", image_size, 16, 1024, whole=True)
     size = int(image_size)
     q, mask = _lesion_field(factors, size)
     density = _skin(factors, size) + _lesion(factors, q)
@@ -157,9 +139,6 @@ def render_lesion(factors: LesionFactors, image_size: int = 64) -> tuple[np.ndar
         picture += _hairs(factors, size) * (light * HAIR - picture)
     picture += 0.012 * _stream(factors, "camera").standard_normal(picture.shape)
     return np.rint(255 * np.clip(picture, 0, 1)).astype(np.uint8), mask.astype(np.uint8)
-
-
-# --- Tools that the layers share --------------------------------------------------------------------------------------
 
 
 def _stream(factors: LesionFactors, layer: str) -> np.random.Generator:
@@ -212,16 +191,10 @@ class _Canvas:
         return np.asarray(self._image.reduce(_OVERSAMPLING), dtype=float)[..., None] / 255
 
 
-# --- The lesion -------------------------------------------------------------------------------------------------------
-
-
 def _lesion_field(factors: LesionFactors, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The field q (0 at the centre, 1 on the border) and the mask q <= 1, both (size, size).
-
-    Each part has q = r / R(theta) with log R = Re(sum_k c_k exp(i k theta)), a polynomial of the direction
-    exp(i theta). The lesion's q is the smallest over its parts, scaled so that the wanted number of pixels has q <= 1.
-    The area is therefore right for every shape, also where the picture cuts the lesion off.
-    """
+    """The field q (0 at the centre, 1 on the border) and the mask q <= 1, both (size, size)."""
+    # Each part has q = r / R(theta) with log R = Re(sum_k c_k exp(i k theta)), a polynomial of exp(i theta). The least
+    # q over the parts is scaled so that the wanted number of pixels has q <= 1, whatever the shape and the cut.
     rng = _stream(factors, "shape")
     middle = complex(factors.centre_x, factors.centre_y)
     radius = np.sqrt(factors.area / np.pi)
@@ -259,9 +232,6 @@ def _lesion(factors: LesionFactors, q: np.ndarray) -> np.ndarray:
     if factors.subtype != "hypopigmented":
         pigment = pigment + share * (second - pigment)
     return factors.contrast * presence[..., None] * (base * pigment + lines * MELANIN)
-
-
-# --- What surrounds it ------------------------------------------------------------------------------------------------
 
 
 def _skin(factors: LesionFactors, size: int) -> np.ndarray:

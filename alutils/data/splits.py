@@ -1,7 +1,4 @@
-"""Images and masks as uint8 tensors: the one form in which pictures travel through the project.
-
-Files or the synthetic generator become a :class:`Splits` once; from there on nothing is decoded again.
-"""
+"""Images and masks as uint8 tensors: the one form in which pictures travel through the project."""
 
 from __future__ import annotations
 
@@ -22,14 +19,7 @@ from alutils.system.tensors import check_mask
 
 
 def lesion_area(masks: torch.Tensor) -> torch.Tensor:
-    """Share of lesion pixels of each mask, float32 (N,), 0 to 1.
-
-    Args:
-        masks: uint8, (N, 1, H, W), 0 and 1.
-
-    >>> lesion_area(torch.tensor([[[[1, 0], [0, 0]]]], dtype=torch.uint8))
-    tensor([0.2500])
-    """
+    """Share of lesion pixels of each mask, float32 (N,), 0 to 1; masks are uint8 (N, 1, H, W), 0 and 1."""
     return masks.flatten(1).mean(1, dtype=torch.float32)
 
 
@@ -44,24 +34,11 @@ def _checked_id(name: str) -> str:
 
 
 def picture_sums(pictures: torch.Tensor) -> torch.Tensor:
-    """A number for each picture that changes with any one of its bits, int64 (N,), on the device of ``pictures``.
+    """A number for each picture, uint8 (N, C, H, W), that changes with any one of its bits: int64 (N,).
 
-    It is the sum, modulo 2^64, of the picture's bytes taken eight at a time, so that one pass over the memory is all it
-    costs. Different pictures can have equal sums, for instance where groups of eight bytes change places.
-
-    Args:
-        pictures: uint8, (N, C, H, W).
-
-    Raises:
-        ValueError: if ``pictures`` is of another type or number of dimensions.
-
-    >>> pictures = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
-    >>> pictures[1, 0, 2, 1] = 3  # the second byte of its group
-    >>> picture_sums(pictures).tolist()
-    [0, 768]
+    It is the sum, modulo 2^64, of the picture's bytes taken eight at a time: one pass over the memory. Different
+    pictures can have equal sums, for instance where groups of eight bytes change places.
     """
-    if pictures.dtype != torch.uint8 or pictures.ndim != 4:
-        raise ValueError(f"pictures must be uint8 (N, C, H, W), got {pictures.dtype} {tuple(pictures.shape)}")
     pixels = pictures.flatten(1).contiguous()
     if pixels.shape[1] % 8:
         pixels = F.pad(pixels, (0, -pixels.shape[1] % 8))
@@ -72,22 +49,12 @@ def picture_sums(pictures: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ImageView:
-    """Some images of a larger tensor, without a copy of them: what is asked for is gathered then.
-
-    Args:
-        images: (N, C, H, W), such as all of the training split's.
-        indices: int64 (n,), positions in ``images``.
-
-    >>> view = ImageView(torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1), torch.tensor([4, 0, 2]))
-    >>> len(view), view.shape, view[1:].flatten().tolist(), view[torch.tensor([2, 0])].flatten().tolist()
-    (3, torch.Size([3, 1, 1, 1]), [0, 2], [2, 4])
-    """
+    """Those of ``images`` (N, C, H, W) at ``indices`` (int64), without a copy: what is asked for is gathered then."""
 
     images: torch.Tensor
     indices: torch.Tensor
 
     def __getitem__(self, chosen: slice | torch.Tensor) -> torch.Tensor:
-        """The images at these positions of the view, (m, C, H, W), where the larger tensor lies."""
         return self.images[self.indices[chosen].to(self.images.device)]
 
     def __len__(self) -> int:
@@ -95,21 +62,14 @@ class ImageView:
 
     @property
     def shape(self) -> torch.Size:
-        """(n, C, H, W)."""
         return torch.Size([len(self), *self.images.shape[1:]])
 
     @property
-    def ndim(self) -> int:
-        return self.images.ndim
-
-    @property
     def dtype(self) -> torch.dtype:
-        """Of the larger tensor."""
         return self.images.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the larger tensor lies."""
         return self.images.device
 
 
@@ -118,10 +78,6 @@ def images_at(images: torch.Tensor | ImageView, indices: torch.Tensor | None) ->
 
     Raises:
         ValueError: if ``indices`` is not int64 (n,) from 0 to N - 1.
-
-    >>> images_at(torch.zeros(3, 1, 1, 1), torch.tensor([0, 3]))
-    Traceback (most recent call last):
-    ValueError: indices must be int64 of shape (n,), each from 0 to 2, got torch.int64 (2,) with 0 to 3
     """
     if indices is None:
         return images
@@ -145,7 +101,7 @@ class Split:
         masks: uint8, shape (N, 1, H, W), 1 on the lesion and 0 on the background.
         ids: N different names, in the order of the images; kept in Unicode's composed form (NFC), so that a name is one
             name however a disk writes its accents.
-        factors: what is known about how each image was made, a row an image (empty for photographs).
+        factors: what is known about how each image was made, one row per image (empty for photographs).
 
     Raises:
         ValueError: if shapes, types or lengths do not fit together, a mask holds anything but 0 and 1, or an id stands
@@ -166,31 +122,24 @@ class Split:
         object.__setattr__(self, "ids", tuple(map(_checked_id, self.ids)))
         n = len(self.ids)
         for name, tensor, channels in (("images", self.images, 3), ("masks", self.masks, 1)):
-            if tensor.dtype != torch.uint8 or tensor.ndim != 4 or tensor.shape[1] != channels:
+            if tensor.dtype != torch.uint8 or tensor.ndim != 4 or tensor.shape[:2] != (n, channels):
                 raise ValueError(
-                    f"{name} must be uint8 of shape (N, {channels}, H, W), got {tensor.dtype} {tuple(tensor.shape)}"
+                    f"{name} must be uint8 of shape ({n}, {channels}, H, W), as there are {n} ids; got {tensor.dtype} "
+                    f"{tuple(tensor.shape)}"
                 )
-            if len(tensor) != n:
-                raise ValueError(f"{name} has {len(tensor)} pictures but there are {n} ids")
         if self.images.shape[2:] != self.masks.shape[2:]:
             raise ValueError(
                 f"images are {tuple(self.images.shape[2:])} pixels and masks {tuple(self.masks.shape[2:])}"
             )
         if len(self.factors) not in (0, n):
             raise ValueError(f"factors has {len(self.factors)} rows but there are {n} ids")
-        if len(set(self.ids)) != n:
-            twice = sorted(name for name, count in Counter(self.ids).items() if count > 1)
+        if twice := sorted(name for name, count in Counter(self.ids).items() if count > 1):
             raise ValueError(f"each id must be unique; these stand more than once: {listed(twice)}")
         check_mask("masks", self.masks)
 
     @classmethod
     def trusted(cls, images: torch.Tensor, masks: torch.Tensor, ids: tuple[str, ...], factors: pd.DataFrame) -> Split:
-        """A split of parts that were checked already: looking at every mask again would take as long as loading them.
-
-        >>> images, masks = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
-        >>> Split.trusted(images, masks, ("a",), pd.DataFrame()).ids
-        ('a',)
-        """
+        """A split of parts that were checked already: looking at every mask again takes as long as loading them."""
         split = object.__new__(cls)
         vars(split).update(images=images, masks=masks, ids=ids, factors=factors)
         return split
@@ -201,14 +150,10 @@ class Split:
     def select(self, indices: Sequence[int] | torch.Tensor) -> Split:
         """The pictures at ``indices``, in that order."""
         index = torch.as_tensor(indices, dtype=torch.long)
-        rows = index.tolist()
-        on_device = index.to(self.images.device)
-        return Split.trusted(
-            self.images[on_device],
-            self.masks[on_device],
-            tuple(self.ids[i] for i in rows),
-            self.factors.iloc[rows].reset_index(drop=True) if len(self.factors) else self.factors,
-        )
+        rows, on_device = index.tolist(), index.to(self.images.device)
+        factors = self.factors.iloc[rows].reset_index(drop=True) if len(self.factors) else self.factors
+        ids = tuple(self.ids[i] for i in rows)
+        return Split.trusted(self.images[on_device], self.masks[on_device], ids, factors)
 
     def to(self, device: str | torch.device) -> Split:
         """The same split with its tensors on ``device``."""
@@ -224,12 +169,6 @@ class Split:
         """16 hexadecimal digits that change with any id, the size, or any one bit of an image or a mask.
 
         Computed anew at each access, by one pass over the pixels on the device where they lie.
-
-        >>> images, masks = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
-        >>> Split(images, masks, ("a",)).checksum
-        'ada20cb52dbeda5a'
-        >>> Split(images, masks, ("b",)).checksum
-        '2d9dd5531247f13e'
         """
         digest = hashlib.sha256(json.dumps([self.ids, list(self.images.shape)]).encode())
         for pictures in (self.images, self.masks):
@@ -250,9 +189,8 @@ class Splits:
     test: Split
 
     def __post_init__(self) -> None:
-        for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
-            shared = sorted(set(getattr(self, first).ids) & set(getattr(self, second).ids))
-            if shared:
+        for (first, a), (second, b) in combinations(vars(self).items(), 2):
+            if shared := sorted(set(a.ids) & set(b.ids)):
                 raise ValueError(f"{first} and {second} share {len(shared)} ids: {listed(shared)}")
 
     def to(self, device: str | torch.device) -> Splits:
@@ -262,11 +200,8 @@ class Splits:
     def placed(self, device: torch.device, *, free_bytes: int | None = None) -> Splits:
         """All three splits on ``device`` where they fit, else the images in the CPU's memory and the masks on it.
 
-        Training and prediction copy images that lie elsewhere batch by batch.
-
-        Args:
-            device: where the network computes.
-            free_bytes: what the pictures may take; None: of a GPU the half of what is free, of other devices all.
+        Training and prediction copy images that lie elsewhere batch by batch. ``free_bytes`` is what the pictures may
+        take; None: of a GPU the half of what is free, of other devices all.
         """
         if free_bytes is None and device.type == "cuda":
             free_bytes = torch.cuda.mem_get_info(device)[0] // 2
@@ -276,10 +211,9 @@ class Splits:
         return Splits(*(Split.trusted(s.images, s.masks.to(device), s.ids, s.factors) for s in splits))
 
     def summary(self) -> pd.DataFrame:
-        """A row a split: images, height, width, and the mean, least and largest lesion area (% of the pixels)."""
+        """One row per split: images, height, width, and the mean, least and largest lesion area (% of the pixels)."""
         rows = []
-        for name in ("train", "val", "test"):
-            split: Split = getattr(self, name)
+        for name, split in vars(self).items():
             area = 100 * split.lesion_area
             rows.append(
                 {
@@ -303,7 +237,7 @@ def identical_pictures(splits: Splits, *, image_sums: Sequence[torch.Tensor] | N
         image_sums: :func:`picture_sums` of the images of train, val and test, where they are known already.
 
     Returns:
-        A row for each pair of images of two splits that are equal in all pixels, with ``first_split``, ``first_id``,
+        One row for each pair of images of two splits that are equal in all pixels, with ``first_split``, ``first_id``,
         ``second_split`` and ``second_id``; train comes before val, and val before test.
 
     >>> images, masks = torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
@@ -312,17 +246,16 @@ def identical_pictures(splits: Splits, *, image_sums: Sequence[torch.Tensor] | N
     >>> identical_pictures(splits).values.tolist()
     [['train', 'a', 'test', 'd']]
     """
-    named = {"train": splits.train, "val": splits.val, "test": splits.test}
-    if image_sums is None:
-        image_sums = [picture_sums(split.images) for split in named.values()]
-    rows_with: dict[int, list[tuple[str, int]]] = {}
+    named: dict[str, Split] = vars(splits)
+    image_sums = image_sums or [picture_sums(split.images) for split in named.values()]
+    places: dict[int, list[tuple[str, int]]] = {}
     for name, sums in zip(named, image_sums, strict=True):
         for row, total in enumerate(sums.tolist()):
-            rows_with.setdefault(total, []).append((name, row))
+            places.setdefault(total, []).append((name, row))
     pairs = [
         (first, named[first].ids[i], second, named[second].ids[j])
-        for places in rows_with.values()
-        for (first, i), (second, j) in combinations(places, 2)
+        for same in places.values()
+        for (first, i), (second, j) in combinations(same, 2)
         if first != second and torch.equal(named[first].images[i], named[second].images[j])
     ]
     return pd.DataFrame(pairs, columns=["first_split", "first_id", "second_split", "second_id"])

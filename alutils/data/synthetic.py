@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from numbers import Integral
 
 import numpy as np
 import pandas as pd
@@ -27,7 +26,7 @@ def _draw_factors(
     artefacts: float,
     skin_tones: tuple[float, float],
 ) -> LesionFactors:
-    """Draw the factors of one picture; the other arguments are those of :func:`make_synthetic`."""
+    """Draw the factors of one picture; the knobs are those of :func:`make_synthetic`."""
     seed = int(rng.integers(2**32))
     is_rare = rng.random() < rare
     n_kinds = 5 if artefacts else 3  # the last two kinds are artefacts
@@ -67,16 +66,6 @@ def _draw_factors(
         n_bubbles=count(artefacts * (0.5 + 4 * hard), 50),
         n_hairs=count(artefacts * (30 if subtype == "hairy" else 4 * rng.random() ** 2 + 8 * hard), 200),
     )
-
-
-def _check_memory(n: int, size: int) -> None:
-    """Refuse more pictures than the memory holds: the system would kill the process after hours of drawing."""
-    needed, memory = 4 * n * size**2, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory:
-        raise ValueError(
-            f"n_train, n_val, n_test: {n} pictures of {size} x {size} pixels take {needed / 2**30:.0f} GiB, and this "
-            f"machine has {memory / 2**30:.0f} GiB of memory; take fewer, or a smaller image_size"
-        )
 
 
 def _make_split(name: str, n: int, size: int, seeds: tuple[int, int], draw: Callable[..., LesionFactors]) -> Split:
@@ -133,10 +122,15 @@ def make_synthetic(  # ten parameters, because each is one property of the data 
     """
     sizes = {"train": n_train, "val": n_val, "test": n_test}
     for name, n in sizes.items():
-        check_range(f"n_{name}", n, 1, 1_000_000, Integral)
-    check_range("image_size", image_size, 16, 1024, Integral)
-    check_range("seed", seed, 0, 2**32 - 1, Integral)
-    _check_memory(sum(sizes.values()), image_size)
+        check_range(f"n_{name}", n, 1, 1_000_000, whole=True)
+    check_range("image_size", image_size, 16, 1024, whole=True)
+    check_range("seed", seed, 0, 2**32 - 1, whole=True)
+    needed, memory = 4 * sum(sizes.values()) * image_size**2, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:  # the system would kill the process after hours of drawing
+        raise ValueError(
+            f"n_train, n_val, n_test: the pictures take {needed / 2**30:.0f} GiB, and this machine has "
+            f"{memory / 2**30:.0f} GiB of memory; take fewer, or a smaller image_size"
+        )
     knobs = {"difficulty": difficulty, "rare": rare, "mean_area": mean_area, "artefacts": artefacts}
     for name, (low, high) in _KNOB_RANGES.items():
         check_range(name, knobs[name], low, high)

@@ -16,18 +16,16 @@ def reliability(probabilities: torch.Tensor, masks: torch.Tensor, n_bins: int = 
     The ranges have equal width and include their lower edge: 0 <= p < 0.1, and so on. The last also includes 1.
 
     Args:
-        probabilities: of the lesion, floating point, 0 to 1, any shape, on any device.
+        probabilities: floating point, 0 to 1, any shape, on any device.
         masks: 0 and 1, the same shape.
         n_bins: number of ranges, 1 to 10 000.
 
     Returns:
-        One row per range: ``low`` and ``high`` (its edges), ``confidence`` (mean probability of its pixels),
-        ``lesion_share`` (the share of its pixels that are lesion) and ``pixels`` (their number). Confidence and share
-        agree if the model is calibrated; in an empty range both are NaN.
+        One row per range: its edges ``low`` and ``high``, ``confidence`` (mean probability of its pixels),
+        ``lesion_share`` and ``pixels`` (their number). In an empty range confidence and share are NaN.
 
     Raises:
-        ValueError: if the shapes differ, there are no pixels, a probability is not a number from 0 to 1, a mask holds
-            other values than 0 and 1, or ``n_bins`` is out of range.
+        ValueError: if an argument is not as above.
 
     >>> table = reliability(torch.tensor([0.1, 0.1, 0.9, 0.9]), torch.tensor([0, 1, 1, 1]), n_bins=2)
     >>> table.lesion_share.tolist(), table.pixels.tolist()
@@ -35,11 +33,10 @@ def reliability(probabilities: torch.Tensor, masks: torch.Tensor, n_bins: int = 
     """
     if not is_number(n_bins, whole=True) or not 1 <= n_bins <= 10_000:
         raise ValueError(f"n_bins: must be a whole number from 1 to 10000, got {n_bins!r}")
-    for name, values in (("probabilities", probabilities), ("masks", masks)):
-        if not isinstance(values, torch.Tensor):
-            raise ValueError(f"{name} must be a tensor, got {type(values).__name__}; torch.as_tensor makes one")
-    if not probabilities.is_floating_point():
-        raise ValueError(f"probabilities must be floating point, got {probabilities.dtype}")
+    both = (probabilities, masks)
+    if not all(isinstance(values, torch.Tensor) for values in both) or not probabilities.is_floating_point():
+        kinds = " and ".join(str(getattr(values, "dtype", type(values).__name__)) for values in both)
+        raise ValueError(f"probabilities and masks must be tensors, the first of floating point, got {kinds}")
     if probabilities.shape != masks.shape or not probabilities.numel():
         raise ValueError(
             f"probabilities and masks must have the same shape and at least one pixel, "
@@ -48,7 +45,7 @@ def reliability(probabilities: torch.Tensor, masks: torch.Tensor, n_bins: int = 
     edges = torch.linspace(0, 1, n_bins + 1, dtype=torch.float64)
     pixels = torch.zeros(n_bins, dtype=torch.int64)
     probability_sums, lesion_pixels = torch.zeros(2, n_bins, dtype=torch.float64)  # float32 stops counting at 2^24
-    parts = (values.flatten().split(_PIXELS_AT_A_TIME) for values in (probabilities, masks))
+    parts = (values.flatten().split(_PIXELS_AT_A_TIME) for values in both)
     for p, truth in zip(*parts, strict=True):
         p, truth = p.cpu().double(), truth.cpu().double()
         check_probabilities(p)
@@ -74,11 +71,7 @@ def expected_calibration_error(probabilities: torch.Tensor, masks: torch.Tensor,
     The sum runs over the ranges b of :func:`reliability`; range b holds n_b of all n pixels. Most pixels are easy
     background and keep the error small, so compare models on the same images and read the table too.
 
-    Args:
-        probabilities, masks, n_bins: as for :func:`reliability`, which also raises the errors.
-
-    Returns:
-        0 (calibrated) to 1 (always sure and always wrong).
+    Arguments and errors are those of :func:`reliability`. 0 is calibrated, 1 is always sure and always wrong.
 
     >>> round(expected_calibration_error(torch.tensor([0.1, 0.1, 0.9, 0.9]), torch.tensor([0, 1, 1, 1]), n_bins=2), 3)
     0.25

@@ -11,8 +11,7 @@ from alutils.report.statistics import Difference, paired_difference
 from alutils.report.tables import cells, in_full, least_confidence_partial
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided at this scale"
-MARGIN = 1.0
-"""Dice points: the paper's tables are rounded to one, so smaller differences count as similar."""
+MARGIN = 1.0  # Dice points: the paper's tables are rounded to one, so smaller differences count as similar
 
 Results = Mapping[str, pd.DataFrame]
 Measure = Callable[[Results], tuple[str, Difference]]
@@ -21,16 +20,12 @@ Measure = Callable[[Results], tuple[str, Difference]]
 def judge(results: Results) -> pd.DataFrame:
     """Each claim with its effect, its interval and a verdict.
 
-    The effect is the mean over seeds of the differences between paired runs, with its 95 % t interval. Each claim says
-    in which region the effect lies, and :func:`verdict` compares the interval with that region.
+    The effect is the mean over seeds of the differences between paired runs, with its 95 % t interval. ``claimed`` is
+    the region in which the claim says that it lies; :func:`verdict` compares the interval with it. ``effect``, ``low``
+    and ``high`` are Dice points, or % of the pixels. Claims that there are no runs for are left out.
 
     Args:
         results: from :func:`alutils.runs.collect.load_results`.
-
-    Returns:
-        One row per claim that there are runs for: ``where`` (in the paper), ``measured`` (what the effect is),
-        ``effect``, ``low``, ``high`` (Dice points, or % of the pixels), ``seeds``, ``claimed`` (where the effect should
-        lie), ``verdict``.
     """
     rows = []
     for claim, where, region, measure in CLAIMS:
@@ -39,27 +34,18 @@ def judge(results: Results) -> pd.DataFrame:
         except KeyError:  # an arm that the claim is about was not run
             continue
         numbers = (effect.mean, effect.low, effect.high, effect.n_seeds)
-        rows.append((claim, where, measured, *numbers, _written(region), verdict(effect, region)))
+        low, high = region
+        below = f"below {high:g}" if low == -math.inf else f"{low:g} to {high:g}"
+        claimed = f"above {low:g}" if high == math.inf else below
+        rows.append((claim, where, measured, *numbers, claimed, verdict(effect, region)))
     columns = ["claim", "where", "measured", "effect", "low", "high", "seeds", "claimed", "verdict"]
     return pd.DataFrame(rows, columns=columns).set_index("claim")
-
-
-def _written(region: tuple[float, float]) -> str:
-    low, high = region
-    if math.inf in (-low, high):
-        return f"above {low:g}" if high == math.inf else f"below {high:g}"
-    return f"{low:g} to {high:g}"
 
 
 def verdict(effect: Difference, region: tuple[float, float]) -> str:
     """Supported if the whole interval lies in ``region``, not supported if none of it does, else undecided.
 
     One seed has no interval and decides nothing.
-
-    >>> verdict(Difference(2.0, 1.0, 3.0, 0.01, 5), (0, math.inf))
-    'supported'
-    >>> verdict(Difference(2.0, -1.0, 5.0, 0.3, 5), (0, math.inf))
-    'undecided at this scale'
     """
     low, high = region
     if effect.n_seeds < 2:
@@ -70,7 +56,7 @@ def verdict(effect: Difference, region: tuple[float, float]) -> str:
 
 
 def _dice(results: Results) -> dict[str, pd.Series]:
-    """The test Dice of each arm of Table I in %, by seed."""
+    """Table I in %, by seed."""
     runs = in_full(results["runs"])
     return {arm: 100 * group.set_index("seed")["test_dice"] for arm, group in runs.groupby("strategy")}
 
@@ -89,7 +75,6 @@ def _best(results: Results) -> tuple[str, Difference]:
 
 
 def _arms(measured: str, arm: str, baseline: str) -> Measure:
-    """One arm of Table I against another."""
     return lambda results: (measured, paired_difference(_dice(results)[arm], _dice(results)[baseline]))
 
 
@@ -117,6 +102,7 @@ def _few_pixels(results: Results) -> tuple[str, Difference]:
 _beats_full = _arms("least confidence - full data", "least_confidence", "full")
 _dropout = _arms("Monte Carlo dropout - random", "mc_dropout", "random")
 
+# Claim, place in the paper, region in which the effect should lie, how it is measured
 CLAIMS: tuple[tuple[str, str, tuple[float, float], Measure], ...] = (
     ("Least confidence is the best strategy.", "V-A, Table I", (0, math.inf), _best),
     ("It surpasses the full data set.", "V-A, Table I", (0, math.inf), _beats_full),
@@ -125,4 +111,3 @@ CLAIMS: tuple[tuple[str, str, tuple[float, float], Measure], ...] = (
     ("tau_b has no significant influence.", "V-B, Table II", (-MARGIN, MARGIN), _tau_b),
     ("After a few rounds under 5 % of the pixels are annotated.", "V-B, Fig. 5", (-math.inf, 5), _few_pixels),
 )
-"""Claim, place in the paper, region in which the effect should lie, how the effect is measured."""

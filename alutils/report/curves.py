@@ -24,7 +24,7 @@ def draw_learning_curves(axes: Axes, rounds: pd.DataFrame, full: pd.Series) -> N
     Args:
         axes: to draw on.
         rounds: ``strategy``, ``n_labelled`` and ``val_dice`` (0 to 1), of all seeds.
-        full: validation Dice of the full-data runs, 0 to 1, one value per seed; if it is empty, no level is drawn.
+        full: validation Dice of the full-data runs, 0 to 1, one per seed; empty: no level is drawn.
     """
     for strategy, group in rounds.groupby("strategy"):
         colour, marker, line = ARM_STYLES.get(strategy, ("gray", "x", "solid"))
@@ -40,8 +40,7 @@ def draw_annotation_curves(upper: Axes, lower: Axes, rounds: pd.DataFrame, annot
     """Fig. 5: validation Dice over labelled images, and below it the share of pixels annotated in each query.
 
     Args:
-        upper: for the Dice.
-        lower: for the pixels.
+        upper, lower: for the Dice and for the pixels.
         rounds: ``round``, ``n_labelled`` and ``val_dice`` (0 to 1) of the runs of one annotation mode, all seeds.
         annotations: ``round``, ``verify_percent`` and ``positive_percent`` of each image of the same runs.
     """
@@ -58,7 +57,6 @@ def draw_annotation_curves(upper: Axes, lower: Axes, rounds: pd.DataFrame, annot
 
 
 def _draw_dice(axes: Axes, rounds: pd.DataFrame, colour: str, *, band: float = 0.12, **line: str) -> None:
-    """The mean over seeds as a line, and worst to best seed as a band of this opacity."""
     dice = 100 * rounds.groupby("n_labelled")["val_dice"].agg(["mean", "min", "max"])
     axes.plot(dice.index, dice["mean"], color=colour, markersize=4, **line)
     axes.fill_between(dice.index, dice["min"], dice["max"], color=colour, alpha=band, linewidth=0)

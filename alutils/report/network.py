@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,71 +10,53 @@ from alutils.model import UNet
 
 
 def feature_shapes(model: UNet, image_size: int) -> pd.DataFrame:
-    """What the stages of the network put out for one square image.
-
-    Args:
-        model: from :func:`alutils.build_unet`.
-        image_size: height and width of the image, pixels.
-
-    Returns:
-        One row per stage, with its ``channels`` and its ``size`` (height and width, pixels).
+    """``channels`` and ``size`` (height and width, pixels) of what each stage makes of one square image.
 
     >>> from alutils.model import build_unet
     >>> model = build_unet(encoder_weights=None, decoder_channels=(16, 16, 16, 16, 16))
     >>> feature_shapes(model, 64).loc[["encoder 5", "decoder 1"]].values.tolist()
     [[512, 2], [16, 4]]
     """
-    shapes: dict[str, torch.Size] = {}
-
-    def record(name: str) -> Callable[..., None]:
-        return lambda _module, _inputs, output: shapes.__setitem__(name, output.shape)
-
     stages = {f"encoder {i}": lateral for i, lateral in enumerate(model.laterals, 1)}
     stages |= {f"decoder {i}": block for i, block in enumerate(model.decoder.blocks, 1)}
-    hooks = [stage.register_forward_hook(record(name)) for name, stage in stages.items()]
+    names, rows = {stage: name for name, stage in stages.items()}, {}
+
+    def record(stage: torch.nn.Module, _: object, output: torch.Tensor) -> None:
+        rows[names[stage]] = output.shape[1:3]
+
+    hooks = [stage.register_forward_hook(record) for stage in names]
     try:
         _forward_once(model, image_size)
     finally:
         for hook in hooks:
             hook.remove()
-    rows = [{"stage": name, "channels": shape[1], "size": shape[2]} for name, shape in shapes.items()]
-    return pd.DataFrame(rows).set_index("stage")
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["channels", "size"]).rename_axis("stage")
 
 
 def model_costs(model: UNet, image_size: int) -> pd.DataFrame:
-    """The parameters of the network's parts, and the operations that each part needs for one square image.
+    """``parameters`` of the network's parts, and their ``GFLOP`` for one square image of ``image_size`` pixels a side.
 
-    Args:
-        model: from :func:`alutils.build_unet`.
-        image_size: height and width of the image, pixels.
-
-    Returns:
-        One row per part and one for all, with ``parameters`` and ``GFLOP`` (a multiplication and an addition are two).
+    A multiplication and an addition are two operations.
 
     >>> from alutils.model import build_unet
     >>> costs = model_costs(build_unet(encoder_weights=None), 512)
     >>> costs["GFLOP"].round(1).to_dict()
     {'encoder': 18.9, '1x1 convolutions': 1.1, 'decoder': 24.2, 'segmentation head': 0.1, 'all': 44.3}
     """
-    parts = {
-        "encoder": model.encoder,
-        "1x1 convolutions": model.laterals,
-        "decoder": model.decoder,
-        "segmentation head": model.segmentation_head,
-        "all": model,
-    }
     with FlopCounterMode(display=False) as counter:
         _forward_once(model, image_size)
     flops = {name: sum(found.values()) for name, found in counter.get_flop_counts().items()}
-    # Counted module by module without children, since a list of modules is never called itself.
-    leaves = {
-        m: flops.get(f"{type(model).__name__}.{name}", 0) for name, m in model.named_modules() if not [*m.children()]
-    }
-    costs = {
-        name: (sum(p.numel() for p in part.parameters()), sum(leaves.get(m, 0) for m in part.modules()) / 1e9)
-        for name, part in parts.items()
-    }
-    return pd.DataFrame.from_dict(costs, orient="index", columns=["parameters", "GFLOP"]).rename_axis("part")
+    root = type(model).__name__
+    rows = {}
+    for part in ("encoder", "laterals", "decoder", "segmentation_head"):
+        # A list of modules is not counted, since it is never called itself
+        called = [part] if part != "laterals" else [f"laterals.{i}" for i in range(len(model.laterals))]
+        n_parameters = sum(p.numel() for p in getattr(model, part).parameters())
+        rows[part] = n_parameters, sum(flops.get(f"{root}.{name}", 0) for name in called) / 1e9
+    rows["all"] = sum(p.numel() for p in model.parameters()), flops[root] / 1e9
+    names = {"laterals": "1x1 convolutions", "segmentation_head": "segmentation head"}
+    costs = pd.DataFrame.from_dict(rows, orient="index", columns=["parameters", "GFLOP"])
+    return costs.rename(index=names).rename_axis("part")
 
 
 def _forward_once(model: UNet, image_size: int) -> None:

@@ -13,8 +13,8 @@ from statsmodels.stats.multitest import multipletests
 class Difference(NamedTuple):
     """A mean difference with its 95 % interval (t distribution over seeds) and p value.
 
-    Interval and p are NaN for a single seed, and for differences that are all the same but not 0: neither says anything
-    about chance. Differences that are all 0 come from the same runs and have p = 1.
+    Interval and p are NaN for a single seed, and where all seeds have the same difference, which says nothing about
+    chance; differences that are all 0 come from the same runs and have p = 1.
     """
 
     mean: float
@@ -27,12 +27,7 @@ class Difference(NamedTuple):
 def paired_difference(one: pd.Series, other: pd.Series) -> Difference:
     """``one - other`` over the seeds that both have: runs of one seed share cold start and initial weights.
 
-    Args:
-        one: one number per seed, indexed by seed.
-        other: the same.
-
-    Raises:
-        ValueError: if a seed stands twice.
+    Both have one number per seed, indexed by seed; ValueError if a seed stands twice.
 
     >>> difference = paired_difference(pd.Series([3.0, 4.0, 5.0]), pd.Series([2.0, 2.0, 2.0]))
     >>> print(" ".join(f"{value:.2f}" for value in difference))
@@ -54,12 +49,12 @@ def paired_difference(one: pd.Series, other: pd.Series) -> Difference:
 
 
 def compare_arms(runs: pd.DataFrame, baseline: str, value: str = "test_dice") -> pd.DataFrame:
-    """Every arm against one of them, paired by seed, with Holm's correction for the number of comparisons.
+    """Every other arm against ``baseline``, paired by seed, with Holm's correction for the number of comparisons.
 
     Args:
-        runs: one row per run, with ``arm``, ``seed`` and ``value``.
-        baseline: the arm that the others are compared with.
-        value: the column to compare.
+        runs: one row per run, with ``arm``, ``seed`` and the column ``value``, which is compared.
+        baseline: an arm.
+        value: a column's name.
 
     Returns:
         One row per arm: the fields of :class:`Difference` and ``p_holm``.
@@ -78,12 +73,7 @@ def compare_arms(runs: pd.DataFrame, baseline: str, value: str = "test_dice") ->
 
 
 def bootstrap_interval(values: pd.Series, *, seed: int = 0, n_resamples: int = 2000) -> tuple[float, float]:
-    """95 % interval of the mean if the values (test images) were drawn anew; NaN if all are the same.
-
-    >>> low, high = bootstrap_interval(pd.Series([0.5, 0.7, 0.9]))
-    >>> 0.5 <= low < 0.7 < high <= 0.9
-    True
-    """
+    """95 % interval of the mean if the values (test images) were drawn anew; NaN if all are the same."""
     if len(values) < 2 or np.ptp(values) == 0:
         return np.nan, np.nan
     rng = np.random.default_rng(seed)
@@ -92,26 +82,12 @@ def bootstrap_interval(values: pd.Series, *, seed: int = 0, n_resamples: int = 2
 
 
 def area_under_curve(rounds: pd.DataFrame) -> float:
-    """Area under a run's learning curve (validation Dice over labelled images), divided by its width.
-
-    Args:
-        rounds: of one run, with ``n_labelled`` and ``val_dice``.
-
-    Returns:
-        A mean Dice, 0 to 1; NaN for a single round.
-
-    >>> area_under_curve(pd.DataFrame({"n_labelled": [10, 20, 40], "val_dice": [0.2, 0.6, 0.6]}))
-    0.533...
-    """
+    """The mean height of a run's learning curve (``val_dice`` over ``n_labelled``); NaN for a single round."""
     x, y = rounds["n_labelled"].to_numpy(), rounds["val_dice"].to_numpy()
     return float(np.trapezoid(y, x) / (x[-1] - x[0])) if len(x) > 1 else np.nan
 
 
 def images_to_reach(rounds: pd.DataFrame, level: float) -> float:
-    """The labelled images at which the validation Dice is first at least ``level``; NaN if it never is.
-
-    >>> images_to_reach(pd.DataFrame({"n_labelled": [10, 20, 40], "val_dice": [0.2, 0.6, 0.7]}), 0.5)
-    20.0
-    """
+    """The labelled images at which the validation Dice is first at least ``level``; NaN if it never is."""
     enough = rounds.loc[rounds["val_dice"] >= level, "n_labelled"]
     return float(enough.iloc[0]) if len(enough) else np.nan

@@ -44,11 +44,9 @@ def table_1(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         results: from :func:`alutils.runs.collect.load_results`.
 
     Returns:
-        One row per arm, those of the paper first; Dice in %: ``paper_val``, ``paper_test``, ``val`` and ``test`` (means
-        over seeds), ``sd`` (of test, between seeds), ``low`` and ``high`` (95 % bootstrap interval over the test
-        images), ``seeds``, ``images`` (labelled at the end), ``area`` (under the learning curve, validation), and
-        ``to_95`` and ``to_100``: labelled images at which the mean curve reaches 95 % and 100 % of the validation
-        Dice of ``full``.
+        One row per arm; Dice in %. ``sd`` is of ``test`` between seeds, ``low`` and ``high`` are its 95 % bootstrap
+        interval over the test images, ``images`` are labelled at the end, ``area`` is that under the validation curve,
+        ``to_95`` and ``to_100`` are labelled images at which the mean curve reaches as much % of the Dice of ``full``.
     """
     runs, rounds, test_dice = in_full(results["runs"]), results["rounds"], results["test_dice"]
     full = runs.loc[runs["strategy"] == "full", "val_dice"].mean()
@@ -79,16 +77,14 @@ def table_1(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def table_2(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Table II: partial annotation at each tau_u and tau_b, the paper's numbers beside those of the runs.
 
-    Least confidence queries the images. Where several cells are the same run (:func:`alutils.experiment.same_run`), all
-    of them show its numbers.
+    Where several cells are the same run (:func:`alutils.experiment.same_run`), all of them show its numbers.
 
     Args:
         results: from :func:`alutils.runs.collect.load_results`.
 
     Returns:
-        One row per cell, all in %: ``paper_dice``, ``paper_positive``, ``paper_verify``, ``dice`` (test, mean over
-        seeds), ``sd``, ``positive`` and ``verify`` (means over the queried images), ``seeds``, and ``same_as``: the
-        cell that stands for it.
+        One row per cell, in %: test ``dice`` (mean over seeds) and its ``sd``, ``positive`` and ``verify`` (means over
+        the queried images), ``seeds``, and ``same_as``: the cell that stands for it.
     """
     runs = least_confidence_partial(results["runs"])
     shown = [same_run(*thresholds) for thresholds in PAPER_TABLE_2.index]
@@ -110,12 +106,7 @@ def table_2(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def table_modes(results: Mapping[str, pd.DataFrame], tau_u: float = 0.25, tau_b: float = 0.25) -> pd.DataFrame:
-    """Who labels the pixels of queried images, at one tau_u and tau_b, with full annotation beside them.
-
-    Returns:
-        One row per annotation mode, the best first: ``dice`` (test, %, mean over seeds), ``sd``, ``seeds``, ``verify``
-        and ``positive`` (%, means over the queried images), ``clicks`` (mean over the queried images).
-    """
+    """The annotation modes at one tau_u and tau_b, the best first: columns of :func:`table_2` and ``clicks``."""
     runs = results["runs"].query("strategy == 'least_confidence'")
     same = (cells(runs) == same_run(tau_u, tau_b)) & (runs["annotation"] == "partial")
     runs = runs[(runs["annotation"] == "full") | same | ((runs["tau_u"] == tau_u) & (runs["tau_b"] == tau_b))]
@@ -151,14 +142,7 @@ def least_confidence_partial(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def ledger(runs: pd.DataFrame) -> pd.DataFrame:
-    """What the paper leaves open, and what the runs did according to their settings.
-
-    Args:
-        runs: from :func:`alutils.runs.collect.load_results`.
-
-    Returns:
-        Columns ``detail``, ``the paper``, ``these runs``. A setting in which the runs differ has all their values.
-    """
+    """What the paper leaves open, and what ``runs`` did: where they differ in a setting, all its values."""
     settings = {
         name: ", ".join(str(value) for value in column.drop_duplicates().sort_values(key=lambda s: s.astype(str)))
         for name, column in runs.astype(object).where(runs.notna(), "none").items()
@@ -169,22 +153,14 @@ def ledger(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_table(stem: str | Path, table: pd.DataFrame) -> None:
-    """Write ``table`` with its index as ``stem.csv`` (all digits) and ``stem.md`` (one decimal).
-
-    >>> import tempfile
-    >>> stem = Path(tempfile.mkdtemp()) / "dice"
-    >>> write_table(stem, pd.DataFrame({"test": [86.25]}, pd.Index(["full"], name="arm")))
-    >>> print(Path(f"{stem}.md").read_text())
-    | arm   | test   |
-    |:------|:-------|
-    | full  | 86.2   |
-    """
+    """Write ``table`` with its index as ``stem.csv`` (all digits) and ``stem.md`` (one decimal)."""
     write_csv(f"{stem}.csv", table.reset_index())
     shown = table.map(lambda value: "" if pd.isna(value) else f"{value:.1f}" if isinstance(value, float) else value)
     markdown = shown.rename(index=str).reset_index().to_markdown(index=False, disable_numparse=True)
     write_text(f"{stem}.md", markdown + "\n")
 
 
+# Detail, what the paper says, what the runs did: a text with the names of settings in braces
 READINGS = (
     ("image size", "512 x 512", "{image_size} x {image_size}; photographs are squashed, whatever their shape"),
     (
@@ -219,4 +195,3 @@ READINGS = (
     ),
     ("precision", "not given", "{precision}"),
 )
-"""Detail, what the paper says, what the runs did: a text with the names of settings in braces."""

@@ -27,10 +27,7 @@ from alutils.training import leaves_one_pixel
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The trainings of a run: of how many images each (the first ones are given), and of how many optimizer steps.
-
-    Where ``n_steps`` is None, the experiment's epochs decide.
-    """
+    """The trainings of a run: positions of the first images, the images of each, and optimizer steps (None: epochs)."""
 
     experiment: Experiment
     first: torch.Tensor
@@ -41,11 +38,16 @@ class Plan:
 def make_plan(experiment: Experiment, strategy: Strategy | None, splits: Splits) -> Plan:
     """The plan of a run; ConfigError if the strategy or the splits are such that a training could not work."""
     _check_strategy(experiment, strategy)
-    _check_splits(experiment, splits)
+    for name in ("train", "val", "test"):
+        _check_split(name, getattr(splits, name), experiment.image_size)
+    if experiment.cold_start > len(splits.train):
+        raise ConfigError(
+            f"cold_start: {experiment.cold_start} images, but the training set has only {len(splits.train)}"
+        )
     # All arms of a seed take their first images from the start of one random order
     order = torch.randperm(len(splits.train), generator=make_generator(experiment.seed, COLD_START))
     sizes, n_steps = experiment.labelled_among(len(order)), None
-    if is_baseline(experiment, strategy):
+    if _is_baseline(experiment, strategy):
         n_steps = sum(map(experiment.steps_for, sizes))
         sizes = (sizes[-1] if experiment.strategy == "random_at_once" else len(order),)
         if experiment.strategy == "full_cosine":
@@ -60,8 +62,7 @@ def make_plan(experiment: Experiment, strategy: Strategy | None, splits: Splits)
     return Plan(experiment, order[: sizes[0]], sizes, n_steps)
 
 
-def is_baseline(experiment: Experiment, strategy: Strategy | None) -> bool:
-    """Whether the run trains once and queries nothing."""
+def _is_baseline(experiment: Experiment, strategy: Strategy | None) -> bool:
     return strategy is None and experiment.strategy in BASELINES
 
 
@@ -79,7 +80,7 @@ def check_oracle(oracle: Oracle, experiment: Experiment, strategy: Strategy | No
             "oracle: a person draws pixels and clicks no superpixels, which is what annotation "
             f"'{experiment.annotation}' asks for; take another annotation, or leave the oracle out"
         )
-    if oracle.name != Oracle.name and is_baseline(experiment, strategy):
+    if oracle.name != Oracle.name and _is_baseline(experiment, strategy):
         raise ConfigError(
             f"oracle: strategy '{experiment.strategy}' queries no images, so that a person has nothing to draw; take "
             "another strategy, or leave the oracle out"
@@ -89,7 +90,7 @@ def check_oracle(oracle: Oracle, experiment: Experiment, strategy: Strategy | No
 def build_network(
     network: Callable[[Experiment], nn.Module], experiment: Experiment, strategy: Strategy | None
 ) -> nn.Module:
-    """The network with its initial weights, on the CPU; ConfigError if the loop or the strategy cannot use it."""
+    """The network with the seed's weights, on the CPU; ConfigError if the loop or the strategy cannot use it."""
     if not callable(network):
         raise ConfigError(f"network: must be a function of the experiment, got {network!r}")
     image = torch.zeros(1, 3, experiment.image_size, experiment.image_size, dtype=torch.uint8)
@@ -123,14 +124,15 @@ def run_identity(
     model: nn.Module,
     oracle: Oracle | None,
 ) -> dict[str, Any]:
-    """Plain values that tell this run from others: settings, pictures, code of the user's own, network, annotator.
-
-    ConfigError if the source of a function cannot be had.
-    """
+    """Plain values that tell this run from others; ConfigError if the source of a function cannot be had."""
     score = _scorer(experiment, strategy)
     settings = {**experiment.model_dump(mode="json"), "strategy": strategy_name(experiment, strategy)}
     del settings["degenerate_masks"]  # what is said about masks while they are loaded changes nothing
-    data: dict[str, Any] = {name: _pictures(getattr(splits, name)) for name in ("train", "val", "test")}
+    data: dict[str, Any] = {}
+    for name in ("train", "val", "test"):
+        split: Split = getattr(splits, name)
+        height, width = split.images.shape[2:]
+        data[name] = {"images": len(split), "height": height, "width": width, "checksum": split.checksum}
     if oracle is not None and oracle.name != Oracle.name:  # the records of simulated runs do not say
         data["oracle"] = oracle.name
     if experiment.cold_start_by != "random":
@@ -155,12 +157,6 @@ def _scorer(experiment: Experiment, strategy: Strategy | None) -> Strategy | Non
     return STRATEGIES.get(experiment.strategy) if strategy is None else strategy
 
 
-def _pictures(split: Split) -> dict[str, Any]:
-    """Only the checksum tells the synthetic pictures of two seeds apart."""
-    height, width = split.images.shape[2:]
-    return {"images": len(split), "height": height, "width": width, "checksum": split.checksum}
-
-
 def _annotator(oracle: Oracle, masks: torch.Tensor) -> dict[str, Any] | None:
     """Who annotates; None for the simulated oracle on the training split's own masks."""
     shown = picture_sums(oracle.truth(torch.arange(len(masks)))).cpu()
@@ -178,25 +174,19 @@ def _check_strategy(experiment: Experiment, strategy: Strategy | None) -> None:
     name = experiment.strategy
     if strategy is None and name not in STRATEGIES and name not in BASELINES:
         raise ConfigError(f"strategy: there is no '{name}'; {did_you_mean(name, [*STRATEGIES, *BASELINES])}")
-    if is_baseline(experiment, strategy) and experiment.annotation != "full":
+    if _is_baseline(experiment, strategy) and experiment.annotation != "full":
         raise ConfigError(
             f"annotation: '{experiment.annotation}' is about queried images, and strategy '{name}' queries none; take "
             "annotation 'full' or another strategy"
         )
 
 
-def _check_splits(experiment: Experiment, splits: Splits) -> None:
-    for name in ("train", "val", "test"):
-        split: Split = getattr(splits, name)
-        height, width = split.images.shape[2:]
-        if len(split) == 0:
-            raise ConfigError(f"splits: the {name} split has no images")
-        if not height == width == experiment.image_size:
-            raise ConfigError(
-                f"image_size: {experiment.image_size} in the experiment, but the {name} images are {height} x {width}; "
-                "load them at the experiment's size"
-            )
-    if experiment.cold_start > len(splits.train):
+def _check_split(name: str, split: Split, image_size: int) -> None:
+    height, width = split.images.shape[2:]
+    if len(split) == 0:
+        raise ConfigError(f"splits: the {name} split has no images")
+    if not height == width == image_size:
         raise ConfigError(
-            f"cold_start: {experiment.cold_start} images, but the training set has only {len(splits.train)}"
+            f"image_size: {image_size} in the experiment, but the {name} images are {height} x {width}; load them at "
+            "the experiment's size"
         )

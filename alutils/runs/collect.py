@@ -1,14 +1,13 @@
 """Many finished runs together: their tables, whether they may be pooled, and a few small files to keep them in.
 
-A run's folder holds a record (``run.json``) and one line per round (``rounds.jsonl``). Collected results hold the same
-of many runs, in ``runs.jsonl`` (one record per line) and ``rounds.jsonl.gz``. All tables are derived on reading.
+These files hold what the runs' ``run.json`` and ``rounds.jsonl`` do. All tables are derived on reading.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,9 @@ from alutils.system.files import replacing, sha256
 from alutils.system.settings import parse_settings
 
 TABLES = ("rounds", "queries", "annotations", "audit", "test_dice", "timing")
-"""The tables of a run."""
+"""The tables of a run, which :func:`alutils.rounds.run_tables` makes."""
 
 RUNS, ROUNDS, CHECKSUMS = "runs.jsonl", "rounds.jsonl.gz", "SHA256SUMS"
-"""The files of collected results; the last says what the others should be, in the format of ``sha256sum``."""
 
 Record = dict[str, Any]
 Runs = dict[str, tuple[Record, list[Record]]]
@@ -41,11 +39,8 @@ def load_results(folder: str | Path, *, only: str | Mapping[str, Any] = "") -> d
     are annotated in full (Table I), and among the others (Table II, which has fewer queries in the paper).
 
     Args:
-        folder: either collected results, as :func:`write_results` leaves them, or folders of runs.
+        folder: collected results, as :func:`write_results` leaves them, or folders of runs.
         only: settings by name, as a mapping or as YAML text: runs with other values are left out.
-
-    Returns:
-        Tables as :func:`load_runs` and :func:`load_table` make them.
 
     Raises:
         RecordsError: if there is no finished run, a file cannot be read or was changed, or the runs do not belong
@@ -63,12 +58,10 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
             person as the oracle are left out, except one whose own folder it is.
 
     Returns:
-        Columns: ``run`` (its folder below ``folder``), every setting of the experiment (``strategy`` is the one that
-        was used), ``network`` (the function that built it), ``n_train`` (images in the training set), ``n_labelled``
-        and ``steps`` (images at the end, optimizer steps in all), ``val_dice`` (mean, of the last round), ``test_dice``
-        (mean), ``verify_percent`` and ``positive_percent`` (Table II: means over the queried images, without the cold
-        start; not a number where nothing was queried), ``seconds`` (of all phases), and the ``device``, ``cpu``,
-        ``torch`` and ``git_commit`` of its last start.
+        ``run`` (its folder below ``folder``), every setting, ``network`` (the function's name), ``n_train``,
+        ``n_labelled``, ``steps`` and ``seconds`` (of all rounds), ``val_dice`` and ``test_dice`` (means, 0 to 1, of the
+        last round), ``verify_percent`` and ``positive_percent`` (Table II: means over the queried images; NaN where
+        nothing was queried), ``device``, ``cpu``, ``torch`` and ``git_commit`` (of its last start).
 
     Raises:
         RecordsError: if there is no finished run, or a file of one cannot be read.
@@ -77,15 +70,7 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
 
 
 def load_table(folder: str | Path, name: str) -> pd.DataFrame:
-    """One of :data:`TABLES`, over all the runs that :func:`load_runs` finds.
-
-    Returns:
-        ``run``, ``strategy`` and ``seed``, then the table's own columns.
-
-    Raises:
-        ValueError: if there is no table of that name.
-        RecordsError: as :func:`load_runs`.
-    """
+    """One of :data:`TABLES` over all the runs of :func:`load_runs`, whose names, strategies and seeds it has too."""
     if name not in TABLES:
         raise ValueError(f"name must be one of {', '.join(TABLES)}, got {name!r}")
     return _tables(_finished(expanded("folder", folder)))[name]
@@ -94,16 +79,7 @@ def load_table(folder: str | Path, name: str) -> pd.DataFrame:
 def load_diverged(folder: str | Path, *, only: str | Mapping[str, Any] = "") -> pd.DataFrame:
     """The runs below ``folder`` whose training diverged, and which therefore have no result: one row per run.
 
-    Args:
-        folder: searched with its subfolders for ``run.json`` files.
-        only: as for :func:`load_results`.
-
-    Returns:
-        Columns ``run``, ``strategy``, ``annotation``, ``seed``, ``round`` (whose training it was) and ``message``.
-
-    Raises:
-        RecordsError: if a ``run.json`` cannot be read.
-        ConfigError: if ``only`` names a setting that no run has.
+    Arguments and errors are those of :func:`load_results`. ``round`` is the one whose training it was.
 
     >>> load_diverged("nowhere").empty
     True
@@ -118,14 +94,10 @@ def load_diverged(folder: str | Path, *, only: str | Mapping[str, Any] = "") -> 
 
 
 def write_results(folder: str | Path, runs: str | Path) -> None:
-    """Collect finished runs into a few small files, which :func:`load_results` reads as it reads the runs themselves.
+    """Collect the finished runs of the folder ``runs`` into a few small files, which :func:`load_results` reads too.
 
     The same runs give the same bytes. The losses of single steps and the validation Dice of single images, of which no
     table is made, are left out.
-
-    Args:
-        folder: where :data:`RUNS`, :data:`ROUNDS` and :data:`CHECKSUMS` go.
-        runs: as ``folder`` of :func:`load_results`.
 
     Raises:
         RecordsError: as :func:`load_results`.
@@ -154,11 +126,6 @@ def _finished(folder: Path) -> Runs:
         for line in _collected(folder, ROUNDS):
             runs[line.pop("run")][1].append(line)
         return runs
-    if (folder / "runs.csv").exists():
-        raise RecordsError(
-            f"{folder} holds results that an earlier version collected as CSV files; read them with that version, or "
-            "collect the runs again"
-        )
     records = _records(folder)
     finished = {run: record for run, record in records.items() if record["status"] == "finished"}
     if not finished:
@@ -177,7 +144,6 @@ def _records(folder: Path) -> dict[str, Record]:
 
 
 def _collected(folder: Path, name: str) -> list[Record]:
-    """The lines of a file of collected results, if it is as it was written."""
     path = folder / name
     try:
         sums = dict(line.split()[::-1] for line in (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines())
@@ -202,7 +168,6 @@ def _tables(runs: Runs) -> dict[str, pd.DataFrame]:
 
 
 def _summary(record: Record, tables: Mapping[str, pd.DataFrame]) -> Record:
-    """A run's row in the table of all runs."""
     cost = average_cost(tables["annotations"]).loc["queries (without cold start)"]
     # Lists do not group: as tuples they do
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in record["experiment"].items()}
@@ -251,7 +216,6 @@ def _shown(value: Any) -> str:
 
 
 def _chosen(settings: pd.DataFrame, only: str | Mapping[str, Any]) -> pd.DataFrame:
-    """The rows of the runs that have the settings ``only``."""
     known = sorted(settings)
     for name, value in parse_settings(only, source="only").items():
         if known and name not in known:
@@ -262,59 +226,37 @@ def _chosen(settings: pd.DataFrame, only: str | Mapping[str, Any]) -> pd.DataFra
 
 def _refuse_mixture(folder: Path, settings: pd.DataFrame) -> None:
     """Refuse runs that differ where they are pooled, or that stand for the same arm and seed."""
-    arms = pd.Series(map(_arm, settings.to_dict("records")), settings.index, dtype=object)
-    pools = {"all": [settings], "table": _groups(settings, settings["annotation"] == "full")}
-    pools["arm"] = _groups(settings, arms)
-    differing = [found for where, parts in pools.items() for part in parts for found in _differing(part, where)]
-    twice = [
-        f"{', '.join(arms[part.index[0]])}, seed {part['seed'].iloc[0]}: {listed(part.index)}"
-        for part in _groups(settings, [arms, settings["seed"]])
-        if len(part) > 1
-    ]
-    if not differing and not twice:
-        return
-    lines = [f"{name}: " + "; ".join(f"{value} in {listed(runs)}" for value, runs in by) for name, by in differing]
-    alone = {name: by[0][0] for name, by in reversed(differing)}
-    choice = ", ".join(f"{name}: {value}" for name, value in reversed(alone.items()))
-    remedy = f', or read only runs with certain settings: only="{{{choice}}}" (a parameter of notebook 06 too)'
-    raise RecordsError(
-        f"the runs below {folder} cannot be pooled: there must be one run per arm and seed, and all other settings and "
-        "the pictures must be equal. These differ, or are there more than once:\n  "
-        + listed([*lines, *twice], separator="\n  ")
-        + f"\nMove or delete the folders that do not belong here{remedy if differing else ''}"
-    )
-
-
-def _groups(settings: pd.DataFrame, by: Any) -> list[pd.DataFrame]:
-    return [group for _, group in settings.groupby(by, sort=False)]
-
-
-def _differing(settings: pd.DataFrame, where: str) -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
-    """The settings that must be equal in "all" runs, in those of a "table" or in those of an "arm", and differ.
-
-    Each comes with its values, the most frequent first, and the names of the runs with that value.
-    """
-    of_an_arm = {"strategy", "annotation", "tau_u", "tau_b", "seed"}
-    if "reduction" in settings and set(settings["annotation"] + settings["reduction"]) == {"fullband_mean"}:
-        of_an_arm.remove("tau_u")  # it takes part in the choice of the queries
-    for name in settings:
-        if _compared_in(name) == where and name not in of_an_arm:
-            by_value = [(part[name].iloc[0], list(part.index)) for part in _groups(settings, name)]
+    in_full, arms = settings["annotation"] == "full", settings.apply(_arm, axis="columns")
+    # Without the band's mean, runs that are annotated in full have no use for tau_u
+    with_band = settings[in_full & (settings.get("reduction") == "band_mean")]
+    lines, alone = [], {}
+    for name in settings.columns.difference(["strategy", "annotation", "tau_b", "seed"], sort=False):
+        pools = in_full if name in Experiment.model_fields else arms  # such as the code of a strategy of one's own
+        if name.partition(".")[0] in ("data", "network", "oracle"):
+            pools = pd.Series("all", settings.index)
+        for _, pool in (with_band if name == "tau_u" else settings)[name].groupby(pools):
+            by_value = {value: listed(pool.index[pool == value]) for value in pool.value_counts().index}
             if len(by_value) > 1:
-                yield name, sorted(by_value, key=lambda item: -len(item[1]))
+                lines.append(f"{name}: " + "; ".join(f"{value} in {runs}" for value, runs in by_value.items()))
+                alone.setdefault(name, next(iter(by_value)))
+    twice = settings.groupby([arms, settings["seed"]]).groups.items()
+    lines += [f"{arm}, seed {seed}: {listed(runs)}" for (arm, seed), runs in twice if len(runs) > 1]
+    if lines:
+        choice = ", ".join(f"{name}: {value}" for name, value in alone.items())
+        remedy = f', or read only runs with certain settings: only="{{{choice}}}" (a parameter of notebook 06 too)'
+        raise RecordsError(
+            f"the runs below {folder} cannot be pooled: there must be one run per arm and seed, and all other settings "
+            "and the pictures must be equal. These differ, or are there more than once:\n  "
+            + listed(lines, separator="\n  ")
+            + f"\nMove or delete the folders that do not belong here{remedy if alone else ''}"
+        )
 
 
-def _compared_in(name: str) -> str:
-    if name.partition(".")[0] in ("data", "network", "oracle"):
-        return "all"
-    return "table" if name in Experiment.model_fields else "arm"  # such as the code of a strategy of one's own
-
-
-def _arm(settings: Mapping[str, str]) -> tuple[str, ...]:
+def _arm(settings: Mapping[str, str]) -> str:
     """What is compared in Tables I and II: the strategy, who annotates, and the thresholds where these matter."""
     mode, thresholds = settings["annotation"], (settings["tau_u"], settings["tau_b"])
     if mode == "full":
-        return settings["strategy"], mode
-    if mode == "partial":
-        thresholds = tuple(str(value) for value in same_run(*map(float, thresholds)))
-    return settings["strategy"], mode, *thresholds
+        thresholds = ()
+    elif mode == "partial":
+        thresholds = same_run(*map(float, thresholds))
+    return ", ".join([settings["strategy"], mode, *map(str, thresholds)])

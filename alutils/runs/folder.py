@@ -45,12 +45,8 @@ class RunFolder:
     that damages the last one. A round that waits for a person leaves its model and what it asks for in ``waiting.pt``:
     trained or predicted again, on another machine or with other threads, it would ask for other pixels.
 
-    An unfinished run belongs to one process: the first that asks, as long as it lives and holds this object.
-
-    Args:
-        path: the folder; it need not exist.
-        identity: from :func:`alutils.runs.arm.run_identity`; a folder with another one is refused by ConfigError, which
-            lists the fields that differ.
+    An unfinished run belongs to one process: the first that asks, as long as it lives and holds this object. A folder
+    with another ``identity`` (:func:`alutils.runs.arm.run_identity`) is refused by ConfigError.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -68,10 +64,9 @@ class RunFolder:
 
         Where the last state is damaged, a warning says so and the one before is taken; RecordsError if both are.
         """
-        hint, damaged = "", []
+        damaged = []
         if self.record["status"] == "finished":
             read_rounds(self.path, self.record)
-            hint = ". The run is finished: its rounds can still be read (load_runs, load_table)"
         for path in filter(Path.exists, self._states):
             try:
                 state = self._read_state(path, model, train)
@@ -81,12 +76,15 @@ class RunFolder:
             if damaged:
                 warnings.warn(f"{damaged[0]}: going on from round {len(state.rounds) - 1}, in {path}", stacklevel=3)
             return state
-        if damaged:
-            raise RecordsError(f"{'; '.join(damaged)}{hint}; delete {self.path} to run it anew")
+        if damaged or self.record["status"] == "finished":
+            found = "; ".join(damaged) or f"{self._states[0]} is gone"
+            raise RecordsError(
+                f"{found}; delete {self.path} to run it anew (a finished run can still be read: load_runs, load_table)"
+            )
         return None
 
     def begin(self, state: RunState) -> None:
-        """Note that the run is under way, and cut off what a stop left behind. A finished run stays as it is."""
+        """Note that the run is under way, and cut off what a stop left behind."""
         if self.record["status"] == "finished":
             if state.finished:
                 self._drop_previous()  # a kill came before it
@@ -103,7 +101,7 @@ class RunFolder:
             self._finish(state)
 
     def save(self, state: RunState) -> None:
-        """Put the last of the state's rounds on disk; what it takes does not depend on how many there are."""
+        """Put the last of the state's rounds on disk."""
         self._lines.append(state.rounds[-1].line)
         content = {"model": _weights(state.model), "labelled": _packed(state.labelled), "rounds": self._lines.checksum}
         _write_tensors(self._states[0], content, keep=self._states[1])
@@ -112,7 +110,6 @@ class RunFolder:
             self._finish(state)
 
     def keep_waiting(self, draft: Draft, model: nn.Module) -> None:
-        """Keep a round that has to wait for a person before it is over."""
         parts = {"labelled": _packed(draft.labelled), "asked": _packed(draft.asked)}
         _write_tensors(self._waiting, {"model": _weights(model), "line": draft.line, **parts})
 
@@ -131,7 +128,6 @@ class RunFolder:
             raise RecordsError(message) from error
 
     def note_divergence(self, number: int, error: TrainingDiverged) -> None:
-        """Write that the training of round ``number`` diverged: the run has ended, without a result."""
         self.record |= {"status": "diverged", "diverged": {"round": number, "message": str(error)}}
         self._write_record()
 
@@ -178,20 +174,12 @@ class RunFolder:
         write_json(self.path / "run.json", {**self.record, "checksum": _record_checksum(self.record)})
 
 
-_BY_CHANGE = (
-    "\nA function that changes the values that it captured, such as a list that it appends to, counts as another one "
-    "afterwards: let it keep them to itself, or define it anew"
-)
-_EARLIER = "the run in {0} was made by an earlier version of alutils; read it with that version, or delete {0}"
-
-
 def _open_record(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     """What ``run.json`` says if it is of the run with this identity; a new record where there is none."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir: {folder} is a file; give a folder")
-    has_state = any(folder.glob("state*.pt"))
     if not (folder / "run.json").exists():
-        if has_state:
+        if any(folder.glob("state*.pt")):
             raise ConfigError(
                 f"output_dir: {folder} has a state.pt but no run.json that tells of which run; delete it or give "
                 "another folder"
@@ -206,15 +194,9 @@ def _open_record(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         if there.get(key, "absent") != here.get(key, "absent")
     ]
     if lines:
+        differences = "\n".join(lines)
         raise ConfigError(
-            f"output_dir: {folder} holds another run; delete it or give another folder. They differ in\n"
-            + "\n".join(lines)
-            + _BY_CHANGE * any("strategy_code" in line for line in lines)
-        )
-    if record["status"] == "finished" and not has_state:
-        raise ConfigError(
-            f"output_dir: the run in {folder} is finished but its state.pt is gone: its rounds can still be read "
-            "(load_runs, load_table); delete it to run it anew"
+            f"output_dir: {folder} holds another run; delete it or give another folder. They differ in\n{differences}"
         )
     return record
 
@@ -234,7 +216,6 @@ def _write_tensors(path: Path, content: Mapping[str, Any], *, keep: Path | None 
 
 
 def _read_tensors(path: Path) -> dict[str, Any]:
-    """What :func:`_write_tensors` wrote, if it is unchanged; nothing in the file is executed."""
     with zipfile.ZipFile(path) as parts:  # torch writes checksums of all parts, but does not look at them
         damaged = parts.testzip()
     if damaged:
@@ -252,42 +233,27 @@ def _unpacked(content: Mapping[str, torch.Tensor], train: Split) -> LabelledSet:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What ``run.json`` says of a run: its status, settings and pictures, and where it was made.
-
-    Raises:
-        RecordsError: if the file cannot be read, was changed, or is of an earlier version.
-    """
-    if (folder / "rounds.csv").exists():
-        raise RecordsError(_EARLIER.format(folder))
+    """What ``run.json`` says of a run; RecordsError if the file cannot be read or was changed."""
     path = folder / "run.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"status", "experiment", "data", "seconds", "provenance", "checksum"} - set(record)
-    except (OSError, ValueError, TypeError) as error:
-        raise RecordsError(f"{path} cannot be read ({error}); delete {folder} to run it anew") from None
-    if missing:
-        raise RecordsError(f"{path} is not the record of a run: it lacks {', '.join(sorted(missing))}")
-    if record.pop("checksum") != _record_checksum(record):
-        raise RecordsError(f"{path} was changed since the run wrote it; restore it, or delete {folder} to run it anew")
-    return record
+        if not isinstance(record, dict) or record.pop("checksum", "") != _record_checksum(record):
+            raise ValueError("it is not as a run wrote it")
+        return record
+    except (OSError, ValueError) as error:
+        raise RecordsError(f"{path} cannot be read ({error}); restore it, or delete {folder} to run it anew") from None
 
 
 def read_rounds(folder: Path, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The lines of a run's ``rounds.jsonl``, one per round (see :data:`alutils.rounds.KEYS`).
+    """The lines of a run's ``rounds.jsonl``, one per round, without half a line at the end, as a stop may leave it.
 
-    Args:
-        folder: of the run.
-        record: from :func:`read_record`; it tells what the file of a finished run must be. Half a line at the end, as a
-            stop may leave it, is left out.
-
-    Raises:
-        RecordsError: if the file cannot be read, or is not as the finished run wrote it.
+    RecordsError if the file cannot be read, or is not as the ``record`` of a finished run says.
     """
     path, known = folder / "rounds.jsonl", record.get("rounds")
     try:
         content = path.read_bytes() if known or path.exists() else b""
         if known and known != {"bytes": len(content), "sha256": sha256(content)}:
-            raise ValueError("it was changed since the run wrote it")
+            raise ValueError("it is not as the run wrote it")
         return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
     except (OSError, ValueError) as error:
         raise RecordsError(f"{path} cannot be read ({error}); restore it, or delete {folder} to run it anew") from None

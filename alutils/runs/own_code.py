@@ -5,14 +5,12 @@ from __future__ import annotations
 import ast
 import dis
 import enum
-import functools
 import inspect
-import linecache
 import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path, PurePath
-from types import CodeType, FunctionType, MethodType, ModuleType, NoneType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType, NoneType
 from typing import Any
 
 import numpy as np
@@ -20,15 +18,16 @@ import torch
 from torch import nn
 
 from alutils.experiment import Experiment
-from alutils.system.checks import ConfigError
+from alutils.system.checks import ConfigError, function_name
 from alutils.system.files import sha256
 
+# Their repr tells everything about a value
 _PLAIN = (
     *(NoneType, bool, int, float, complex, str, bytes, range, slice, PurePath, enum.Enum),
     *(torch.dtype, torch.device, np.dtype, np.generic, Experiment),
 )
-"""Types whose ``repr`` tells everything about a value."""
-
+# What decorators, methods, functools.partial and properties hold
+_INSIDE = ("__wrapped__", "__func__", "__self__", "func", "args", "keywords", "fget")
 _PACKAGE, _LIBRARY = Path(__file__).resolve().parents[1], Path(sysconfig.get_path("stdlib")).resolve()
 
 
@@ -36,10 +35,8 @@ def code_checksum(setting: str, *objects: object) -> str | None:
     """16 hexadecimal digits that change with what ``objects`` would do, or None where none of them is one's own code.
 
     A function counts with its source (without comments, docstrings and layout), its defaults and attributes, the values
-    that it captured, the arguments of a ``functools.partial``, and everything that its code names in its module or
-    notebook: values, functions and classes, which count in the same way. An object counts with its class and its
-    attributes, a value with what it holds: numbers, text, tensors, arrays, lists, sets and dicts of them, a network's
-    weights.
+    that it captured, and every value, function and class that its code names in its module or notebook. Objects count
+    with their class and attributes, values with what they hold.
 
     What is not seen: what is reached through a module (``helpers.f`` after ``import helpers``), installed packages and
     objects of their types (a data frame, a ``torch.Generator``), and files that the code reads. A function that changes
@@ -56,12 +53,9 @@ def code_checksum(setting: str, *objects: object) -> str | None:
     ...     return images.float().mean((1, 2, 3))
     >>> len(code_checksum("strategy", brightest))
     16
-    >>> code_checksum("strategy", max)
-    Traceback (most recent call last):
-    alutils.system.checks.ConfigError: strategy: the source of 'max' cannot be had, it is not written in Python; ...
     """
     reader = _Reader(setting)
-    found = [digest for thing in objects if (digest := reader.read_callable(thing))]
+    found = [reader.digest(thing) for thing in objects if reader.is_ones_own(thing)]
     return _hash(*found)[:16] if found else None
 
 
@@ -73,99 +67,69 @@ class _Reader:
         self._digests: dict[int, str] = {}
         self._kept: list[object] = []  # as long as an object lives, no other one has its id
 
-    def read_callable(self, thing: Any) -> str | None:
-        """The digest of what is to be called; None for a function of this package and for an installed class."""
+    def is_ones_own(self, thing: object) -> bool:
+        if isinstance(thing, BuiltinFunctionType):
+            raise self._no_source(thing)
         if isinstance(thing, type):
-            return self.digest(thing) if _own_members(thing) else None
-        if isinstance(thing, FunctionType):
-            return None if _path(thing).is_relative_to(_PACKAGE) else self.digest(thing, in_full=True)
-        if isinstance(thing, MethodType | functools.partial):
-            self.read_callable(thing.func if isinstance(thing, functools.partial) else thing.__func__)
-            return self.digest(thing)
-        if hasattr(thing, "__wrapped__"):  # functools.lru_cache
-            return self.read_callable(thing.__wrapped__)
-        call = inspect.getattr_static(type(thing), "__call__", None)
-        if not isinstance(call, FunctionType):
-            raise self._no_source(thing, "it is not written in Python")
-        return _hash(self.digest(call, in_full=True), *self._object(thing))
+            return bool(_own_members(thing))
+        return not (isinstance(thing, FunctionType) and _file(thing).is_relative_to(_PACKAGE))
 
-    def digest(self, value: Any, *, in_full: bool = False) -> str:
+    def digest(self, value: Any) -> str:
         if id(value) not in self._digests:
             self._digests[id(value)] = "itself"  # while it is read: a function may name itself
             self._kept.append(value)
-            self._digests[id(value)] = _hash(_name(type(value)), *self._parts(value, in_full))
+            self._digests[id(value)] = _hash(_name(type(value)), *self._parts(value))
         return self._digests[id(value)]
 
-    def _parts(self, value: Any, in_full: bool) -> Iterator[str]:
+    def _parts(self, value: Any) -> Iterator[str]:
         if isinstance(value, _PLAIN):
             yield repr(value)
         elif isinstance(value, torch.Tensor):
-            content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            yield from (str(value.dtype), str(tuple(value.shape)), sha256(content))
+            content = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+            yield f"{value.dtype} {tuple(value.shape)} {sha256(content.numpy().tobytes())}"
         elif isinstance(value, np.ndarray):
             content = self.digest(value.tolist()) if value.dtype == object else sha256(value.tobytes())
-            yield from (str(value.dtype), str(value.shape), content)
-        elif isinstance(value, list | tuple):
-            yield from map(self.digest, value)
+            yield f"{value.dtype} {value.shape} {content}"
         elif isinstance(value, set | frozenset):
             yield from sorted(map(self.digest, value))
+        elif isinstance(value, list | tuple):
+            yield from map(self.digest, value)
         elif isinstance(value, dict):
-            yield from (self.digest(part) for item in value.items() for part in item)
-        elif isinstance(value, FunctionType) and (in_full or _is_own(_path(value))):
-            yield from self._function(value)
-        elif isinstance(value, MethodType):
-            yield from map(self.digest, (value.__func__, value.__self__))
-        elif isinstance(value, functools.partial):
-            yield from map(self.digest, (value.func, value.args, value.keywords))
+            yield from map(self.digest, value.items())
+        elif isinstance(value, FunctionType) and _is_own(_file(value)):
+            yield self._source(value)
+            yield from map(self.digest, _used_by(value))
         elif isinstance(value, type):
             yield from (_name(value), self.digest(_own_members(value)))
-        elif isinstance(value, nn.Module) or _own_members(type(value)):
-            yield from self._object(value)
-        elif isinstance(value, ModuleType):
-            yield _name(value)
-        elif callable(value):  # of a package; it may wrap a function of one's own, as torch.no_grad() does
-            yield from (_name(value), self.digest(getattr(value, "__wrapped__", None)))
-
-    def _function(self, function: FunctionType) -> Iterator[str]:
-        yield self._source(function)
-        captured = [cell.cell_contents for cell in function.__closure__ or ()]
-        used = [function.__defaults__, function.__kwdefaults__, vars(function), *captured]
-        names = sorted(_global_names(function.__code__) & set(function.__globals__))
-        yield from map(self.digest, [*used, *names, *(function.__globals__[name] for name in names)])
-
-    def _object(self, thing: object) -> Iterator[str]:
-        yield self.digest(type(thing))
-        if isinstance(thing, nn.Module):
-            yield from (str(thing), self.digest(dict(thing.state_dict())))
+        elif isinstance(value, nn.Module):
+            yield from (self.digest(type(value)), str(value), self.digest(dict(value.state_dict())))
+        elif _own_members(type(value)):
+            yield from (self.digest(type(value)), self.digest(object.__getstate__(value)))
         else:
-            yield self.digest(object.__getstate__(thing))  # its attributes, those of __slots__ too
+            yield _name(value)
+            if not isinstance(value, ModuleType):
+                yield from (self.digest(getattr(value, name)) for name in _INSIDE if hasattr(value, name))
 
     def _source(self, function: FunctionType) -> str:
         code = function.__code__
-        linecache.checkcache(code.co_filename)
-        text = "".join(linecache.getlines(code.co_filename, function.__globals__))
-        if not text:
-            raise self._no_source(function, "it was not typed into a file or a notebook's cell")
         try:
+            text = "".join(inspect.findsource(function)[0])
             # A cell's text is kept with the cell; a file may have been edited after it was loaded
-            is_there = not _path(function).is_file() or code in _codes(compile(text, code.co_filename, "exec", 0, True))
-            found = [node for node in ast.walk(ast.parse(text)) if _may_be(node, code)] if is_there else []
-        except SyntaxError:
-            found = []
-        if len(found) > 1:  # lambdas on one line
-            found = [node for node in found if _position(node.body) in code.co_positions()]
-        if len(found) != 1:
-            raise self._no_source(function, f"{code.co_filename} was changed since it was loaded (restart the kernel)")
-        for node in ast.walk(found[0]):
-            has_docstring = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-            if has_docstring and ast.get_docstring(node) is not None:
-                node.body = node.body[1:] or [ast.Pass()]
-        return ast.unparse(found[0])
+            if _file(function).is_file() and code not in _codes(compile(text, code.co_filename, "exec", 0, True)):
+                raise self._no_source(function)
+            (node,) = (node for node in ast.walk(ast.parse(text)) if _is_of(code, node))
+        except (OSError, SyntaxError, ValueError):
+            raise self._no_source(function) from None
+        for part in ast.walk(node):
+            if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(part):
+                part.body = part.body[1:] or [ast.Pass()]
+        return ast.unparse(node)
 
-    def _no_source(self, thing: Any, reason: str) -> ConfigError:
+    def _no_source(self, thing: object) -> ConfigError:
         return ConfigError(
-            f"{self.setting}: the source of '{_name(thing).rpartition('.')[2]}' cannot be had, {reason}; write it with "
-            "def in a file or a notebook's cell, so that a run's record can tell what ran"
+            f"{self.setting}: the source of '{function_name(thing)}' cannot be had, or its file was edited since it "
+            "was loaded; write it with def in a file or a notebook's cell and restart the kernel after an edit, so "
+            "that a run's record can tell what ran"
         )
 
 
@@ -178,7 +142,7 @@ def _name(thing: Any) -> str:
     return f"{getattr(named, '__module__', '')}.{getattr(named, '__qualname__', named.__name__)}"
 
 
-def _path(function: FunctionType) -> Path:
+def _file(function: FunctionType) -> Path:
     return Path(function.__code__.co_filename).resolve()
 
 
@@ -195,10 +159,6 @@ def _own_members(cls: type) -> dict[str, Any]:
         if base.__module__ != "__main__" and not (file and _is_own(Path(file).resolve())):
             continue
         for name, member in vars(base).items():
-            if isinstance(member, staticmethod | classmethod):
-                member = member.__func__
-            elif isinstance(member, property | functools.cached_property):
-                member = getattr(member, "fget", None) or member.func
             code = getattr(inspect.unwrap(member), "__code__", None)
             # What dataclasses generate has no file; it follows from the fields
             if code.co_filename != "<string>" if code else not name.startswith("__"):
@@ -206,9 +166,13 @@ def _own_members(cls: type) -> dict[str, Any]:
     return members
 
 
-def _global_names(code: CodeType) -> set[str]:
-    loads = ("LOAD_GLOBAL", "LOAD_NAME")
-    return {step.argval for part in _codes(code) for step in dis.get_instructions(part) if step.opname in loads}
+def _used_by(function: FunctionType) -> list[Any]:
+    """The values that a function carries, and those of its module that its code loads, by name."""
+    captured = [cell.cell_contents for cell in function.__closure__ or ()]
+    steps = (step for code in _codes(function.__code__) for step in dis.get_instructions(code))
+    loaded = {step.argval for step in steps if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    named = {name: function.__globals__[name] for name in sorted(loaded & set(function.__globals__))}
+    return [function.__defaults__, function.__kwdefaults__, vars(function), captured, named]
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
@@ -219,13 +183,13 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(inner)
 
 
-def _may_be(node: ast.AST, code: CodeType) -> bool:
-    """Whether the node is a function of the code's name and first line."""
-    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+def _is_of(code: CodeType, node: ast.AST) -> bool:
+    """Whether the node is the function or lambda that the code was made from."""
+    if isinstance(node, ast.Lambda):
+        body = node.body
+        position = (body.lineno, body.end_lineno, body.col_offset, body.end_col_offset)
+        return code.co_name == "<lambda>" and position in code.co_positions()
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         return False
-    first_line = min(part.lineno for part in (node, *getattr(node, "decorator_list", ())))
-    return (getattr(node, "name", "<lambda>"), first_line) == (code.co_name, code.co_firstlineno)
-
-
-def _position(node: ast.AST) -> tuple[int, int, int, int]:
-    return node.lineno, node.end_lineno, node.col_offset, node.end_col_offset
+    first_line = min(part.lineno for part in (node, *node.decorator_list))
+    return (node.name, first_line) == (code.co_name, code.co_firstlineno)

@@ -15,14 +15,10 @@ _PACKAGES = ("torch", "torchvision", "segmentation_models_pytorch", "numpy", "al
 
 
 def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Where and with what a run is made, as plain values for JSON.
+    """Where and with what a run on ``device`` is made, as plain values for JSON.
 
-    Args:
-        device: what the run computes on.
-
-    Returns:
-        Among others ``time`` (UTC), ``git_commit`` and ``git_dirty`` (uncommitted changes, except of results and
-        figures), which are None where the package does not lie in a git checkout of its own.
+    ``git_commit`` and ``git_dirty`` (uncommitted changes, except of results and figures) are None where the package
+    does not lie in a git checkout of its own. ``time`` is UTC.
 
     >>> sorted(provenance())[:4]
     ['alutils', 'cpu', 'device', 'git_commit']
@@ -43,7 +39,6 @@ def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
 
 
 def _git_state(root: Path) -> tuple[str | None, bool | None]:
-    """The commit of the checkout whose top folder is ``root``, and whether more than results was changed since."""
     code = ("--", ".", ":(exclude)results", ":(exclude)figures")
 
     def git(*arguments: str) -> str:

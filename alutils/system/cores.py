@@ -9,11 +9,9 @@ from pathlib import Path
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Cores that this process may use, at least 1: what its CPU affinity (``taskset``, Slurm) and the quotas of its
-    control groups (containers, Kubernetes; part of a core counts as one) leave of the machine's.
+    """Cores that the CPU affinity (``taskset``, Slurm) and the control groups' quotas (containers) leave, at least 1.
 
-    Args:
-        root: of the file system in which the control groups are looked up.
+    Part of a core counts as one. ``root`` is that of the file system in which the control groups are looked up.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min([cores, *(max(1, math.ceil(quota)) for quota in _quotas(root))])
@@ -37,7 +35,7 @@ def _quotas(root: Path) -> Iterator[float]:
                 quota, period = " ".join((folder / name).read_text(encoding="utf-8") for name in names).split()
                 if int(quota) > 0:
                     yield int(quota) / int(period)
-            except (OSError, ValueError):  # no limit: there is no such file, or it says "max"
+            except (OSError, ValueError):  # there is no such file, or it says "max"
                 continue
 
 

@@ -37,15 +37,14 @@ class Compute(NamedTuple):
 def set_up_model(model: nn.Module, precision: str = "auto", *, compile: bool = False) -> Compute:
     """Bring ``model`` into the layout that is fastest on its device, and return how to compute with it.
 
-    The layout is channels-last for half precision, and for float32 on a CPU. It is not chosen by a measurement, which
-    would change with the load of the machine, and the results with it. With ``compile`` the model is compiled, once, at
-    its next pass; ``precision`` is that of :func:`working_dtype`.
-
-    >>> set_up_model(nn.Conv2d(3, 1, 1), "float32").dtype
-    torch.float32
+    Args:
+        model: changed in place.
+        precision: as in :func:`working_dtype`.
+        compile: compile the model, once, at its next pass.
     """
     device = next(model.parameters()).device
     dtype = working_dtype(device, precision)
+    # By rule, not by a measurement: that would change with the load of the machine, and the results with it
     plain = dtype == torch.float32 and device.type != "cpu"
     layout = torch.contiguous_format if plain else torch.channels_last
     model.to(memory_format=layout)
@@ -61,8 +60,8 @@ def set_up_model(model: nn.Module, precision: str = "auto", *, compile: bool = F
 def keep_freed_memory() -> bool:
     """Let this process keep the memory that a pass through the network frees, and return whether it does.
 
-    The GNU C library returns large blocks to the system at once and fetches them again page by page for every layer,
-    which takes a fifth of the time at 512 x 512 (``benchmarks/allocator.py``). Other C libraries are left alone.
+    The GNU C library gives large blocks back at once and fetches them again page by page for every layer, which takes
+    a fifth of the time at 512 x 512 (``benchmarks/allocator.py``). Other C libraries are left alone.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -73,22 +72,16 @@ def keep_freed_memory() -> bool:
 
 @functools.cache
 def keep_to_own_cores() -> None:
-    """Limit torch's threads to the cores that this process may use, unless ``OMP_NUM_THREADS`` is set.
-
-    torch itself respects the CPU affinity, but not a container's quota; there its threads would wait for each other.
-    """
+    """Limit torch's threads to a container's quota of cores, which torch does not see, unless the user set a number."""
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > usable_cores():
         torch.set_num_threads(usable_cores())
 
 
 def working_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
-    """The type in which the network computes on ``device``: bfloat16 or float16 (by autocast), or float32 throughout.
+    """The type in which the network computes on ``device``; "auto" is the fastest that is not emulated there.
 
-    With ``precision="auto"`` it is bfloat16 if the device has instructions for it (emulated, it is slow), float16 on a
-    GPU that has fast instructions for float16 only (V100, T4), and float32 everywhere else.
-
-    >>> working_dtype(torch.device("cpu"), "float32")
-    torch.float32
+    That is bfloat16 where the device has instructions for it, float16 on a GPU that has them for float16 only (V100,
+    T4), and float32 everywhere else.
     """
     if precision != "auto":
         return getattr(torch, precision)
@@ -104,13 +97,8 @@ def working_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
 def resolve_device(name: str = "auto", *, deterministic: bool = False) -> torch.device:
     """The device called ``name``: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
 
-    With ``deterministic`` CUDA is started so that it can repeat itself to the bit.
-
     Raises:
         ConfigError: if there is no such device here, or CUDA has already started without what ``deterministic`` needs.
-
-    >>> resolve_device("cpu")
-    device(type='cpu')
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -140,14 +128,10 @@ def _make_cuda_repeatable() -> None:
 
 @contextmanager
 def deterministic_algorithms(wanted: bool) -> Iterator[None]:
-    """A context in which torch uses only deterministic algorithms if they are ``wanted``; its settings come back after.
+    """A context in which torch uses only deterministic algorithms if they are ``wanted``.
 
     Raises:
-        ConfigError: if torch has no deterministic algorithm for what is computed.
-
-    >>> with deterministic_algorithms(True):
-    ...     print(torch.are_deterministic_algorithms_enabled())
-    True
+        ConfigError: if torch has none for what is computed.
     """
     if not wanted:
         yield
@@ -161,8 +145,8 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
     except RuntimeError as error:
         if "does not have a deterministic implementation" not in str(error):
             raise
-        what, remedy = str(error).partition(",")[0], "choose another encoder or network, or deterministic: false"
-        raise ConfigError(f"deterministic: {what}; {remedy}") from error
+        what = str(error).partition(",")[0]
+        raise ConfigError(f"deterministic: {what}; choose another network, or deterministic: false") from error
     finally:
         torch.use_deterministic_algorithms(before, warn_only=only_warns)
         torch.backends.cudnn.benchmark = measures
@@ -181,35 +165,27 @@ def within_memory(work: Callable[[int], Any], n: int, setting: str, device: torc
     Raises:
         OutOfMemory: if the memory of ``device`` is too small. The message names the ``setting`` to reduce and the first
             of n/2, n/4, ... that fits; these are tried.
-
-    >>> within_memory(torch.ones, 2, "batch_size", torch.device("cpu"))
-    tensor([1., 1.])
     """
+    remedy = "not even one fits: take a smaller image_size or another device"
     for size in [n >> halvings for halvings in range(n.bit_length())]:
         if size < n and device.type == "cuda":
             torch.cuda.empty_cache()
         try:
             result = work(size)
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-        else:
-            if size == n:
-                return result
-            remedy = f"{size} fit"
-            break
-    else:
-        remedy = "not even one fits: take a smaller image_size or another device"
+            if _is_out_of_memory(error):
+                continue
+            raise
+        if size == n:
+            return result
+        remedy = f"{size} fit"
+        break
     raise OutOfMemory(f"{setting}: the memory of {device} is too small for {n} images at a time; {remedy}")
 
 
 @contextmanager
 def memory_for(what: str, remedy: str, device: torch.device) -> Iterator[None]:
-    """A context in which running out of memory becomes one error that names ``what`` (a plural) and the ``remedy``.
-
-    Raises:
-        OutOfMemory: in place of torch's own error.
-    """
+    """A context in which running out of memory is an OutOfMemory that names ``what`` (a plural) and the ``remedy``."""
     try:
         yield
     except RuntimeError as error:
@@ -225,17 +201,13 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Compile one addition on ``device``: torch looks for a compiler no sooner than at a network's first pass.
-
-    Raises:
-        ConfigError: if that fails.
-    """
+    """Refuse by a ConfigError what torch itself finds out at a network's first pass: that it cannot compile here."""
     options = {"fx_graph_cache": False}  # a result from the cache would need no compiler
     try:
         torch.compile(lambda x: x + 1, options=options)(torch.zeros(2, device=device))
     except Exception as error:  # torch and the compilers have several types
         reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
         raise ConfigError(
-            f"compile: torch.compile does not work on {device} ({reason}); it needs a C++ compiler (g++) on a CPU, "
-            "triton and a C compiler (gcc) on a GPU; or set compile to false"
+            f"compile: torch.compile does not work on {device} ({reason}); it needs a C++ compiler (g++), and triton "
+            "on a GPU; or set compile to false"
         ) from None

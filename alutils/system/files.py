@@ -15,16 +15,7 @@ if TYPE_CHECKING:
 
 
 class CannotWrite(OSError):
-    """A file or folder cannot be written; the message names it, the reason and the remedy.
-
-    Args:
-        path: what could not be written.
-        error: of the system.
-
-    >>> raise CannotWrite(Path("run.json"), OSError(28, "No space left on device"))
-    Traceback (most recent call last):
-    alutils.system.files.CannotWrite: [Errno 28] run.json cannot be written (No space left on device): ...
-    """
+    """A file or folder cannot be written; the message names it, the reason and the remedy."""
 
     def __init__(self, path: Path, error: OSError) -> None:
         self.reason = error.strerror or str(error)
@@ -36,8 +27,6 @@ class CannotWrite(OSError):
 def replacing(path: str | Path, *, keep: Path | None = None) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to; it takes ``path``'s place once the block ended without an error.
 
-    Whoever reads ``path`` meanwhile, or after a crash, finds the old file or the new one, never a part of one.
-
     Args:
         path: the file to write; its folder is made.
         keep: where the old file goes, in place of what was there; None: it is gone. A crash may come between the two
@@ -45,13 +34,6 @@ def replacing(path: str | Path, *, keep: Path | None = None) -> Iterator[Path]:
 
     Raises:
         CannotWrite: for what goes wrong with the files within the block; what was there before is still there.
-
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> with replacing(folder / "numbers.txt") as temporary:
-    ...     _ = temporary.write_text("1 2 3")
-    >>> [file.name for file in folder.iterdir()]
-    ['numbers.txt']
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -71,12 +53,7 @@ def replacing(path: str | Path, *, keep: Path | None = None) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Delete the temporary files that killed processes left for files called ``name`` in ``folder``.
-
-    To be called where no other process is writing them. ``name`` may hold wildcards.
-
-    >>> remove_leftovers(Path("nowhere"))
-    """
+    """Delete what killed processes left of files called ``name`` in ``folder``, to which no other process may write."""
     for leftover in folder.glob(f".{name}.*.tmp"):
         leftover.unlink(missing_ok=True)
 
@@ -84,14 +61,7 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
 class AppendedLines:
     """A file of one JSON value per line, to which lines are only appended.
 
-    The lines that count are the first bytes of the file, as many as ``checksum`` says; what follows them is what a
-    stopped process left.
-
-    >>> import tempfile
-    >>> lines = AppendedLines(Path(tempfile.mkdtemp()) / "lines.jsonl")
-    >>> lines.append({"third": 1 / 3})
-    >>> lines.read(**lines.checksum)
-    [{'third': 0.3333333333333333}]
+    The lines that count are the file's first bytes, as many as ``checksum`` says; what a stopped process left follows.
     """
 
     def __init__(self, path: Path) -> None:
@@ -103,11 +73,7 @@ class AppendedLines:
         return {"bytes": self._n_bytes, "sha256": self._sum.hexdigest()}
 
     def read(self, bytes: int, sha256: str) -> list[Any]:
-        """The lines of an earlier :attr:`checksum`, which are from now on the ones that count.
-
-        Raises:
-            ValueError: if they were changed; OSError, if the file cannot be read.
-        """
+        """The lines of an earlier :attr:`checksum`, which count from now on; ValueError if they were changed."""
         with self.path.open("rb") as file:
             content = file.read(bytes)
         self._n_bytes, self._sum = len(content), hashlib.sha256(content)
@@ -123,12 +89,10 @@ class AppendedLines:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        except BaseException as error:
+        except OSError as error:
             with suppress(OSError):
                 self.cut()
-            if isinstance(error, OSError):
-                raise CannotWrite(self.path, error) from None
-            raise
+            raise CannotWrite(self.path, error) from None
         self._n_bytes += len(content)
         self._sum.update(content)
 
@@ -139,47 +103,21 @@ class AppendedLines:
 
 
 def sha256(content: bytes) -> str:
-    """SHA-256 in hexadecimal digits, as ``sha256sum`` prints it.
-
-    >>> sha256(b"")[:8]
-    'e3b0c442'
-    """
+    """SHA-256 in hexadecimal digits, as ``sha256sum`` prints it."""
     return hashlib.sha256(content).hexdigest()
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` to ``path``, whole or not at all.
-
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "summary.md"
-    >>> write_text(path, "# Results")
-    >>> path.read_text()
-    '# Results'
-    """
+    """Write ``text`` to ``path``, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write ``content`` to ``path``, whole or not at all; numbers read back exactly equal.
-
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "numbers.json"
-    >>> write_json(path, {"third": 1 / 3})
-    >>> json.loads(path.read_text())["third"] == 1 / 3
-    True
-    """
+    """Write ``content`` to ``path``, whole or not at all; numbers read back exactly equal."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def write_csv(path: str | Path, table: pd.DataFrame) -> None:
-    """Write ``table`` without its index to ``path``, whole or not at all; numbers read back exactly equal.
-
-    >>> import tempfile
-    >>> import pandas as pd
-    >>> path = Path(tempfile.mkdtemp()) / "numbers.csv"
-    >>> write_csv(path, pd.DataFrame({"third": [1 / 3]}))
-    >>> bool(pd.read_csv(path)["third"][0] == 1 / 3)
-    True
-    """
+    """Write ``table`` without its index to ``path``, whole or not at all; numbers read back exactly equal."""
     write_text(path, table.to_csv(index=False, lineterminator="\n"))

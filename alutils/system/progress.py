@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import io
 from typing import Any
 
 from IPython import get_ipython
@@ -12,34 +11,19 @@ from tqdm import tqdm
 
 
 class _NotebookLine(tqdm):
-    """A tqdm whose bar is one line of text that is rewritten in place.
-
-    tqdm's own notebook bar is a widget, which stays at its first state once the notebook is saved; this line is saved
-    as it last was.
-    """
+    """One line of text, rewritten in place: tqdm's own widget would be saved with a notebook as it was at its start."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._null = Path(os.devnull).open("w")  # noqa: SIM115 - closed with the bar
         self._handle = display({"text/plain": ""}, raw=True, display_id=True)
-        super().__init__(*args, file=self._null, ncols=100, **kwargs)
+        super().__init__(*args, file=io.StringIO(), ncols=100, **kwargs)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         self._handle.update({"text/plain": str(self)}, raw=True)
         return True
 
-    def close(self) -> None:
-        super().close()
-        self._null.close()
-
 
 def progress_bar(label: str, total: int, unit: str = "it", *, shown: bool = True) -> tqdm:
-    """A progress bar (tqdm's interface: ``update(n)``, ``set_postfix(...)``, ``close()``, ``with``).
-
-    Args:
-        label: what is being done.
-        total: how many ``unit`` there are to do.
-        unit: the name of one.
-        shown: False for a bar that shows nothing.
+    """A bar with tqdm's interface for ``total`` steps, each called ``unit``; silent unless ``shown``.
 
     >>> with progress_bar("training", total=3, unit="step", shown=False) as bar:
     ...     for _ in range(3):

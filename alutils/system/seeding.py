@@ -25,22 +25,17 @@ def make_generator(seed: int, *purpose: int) -> torch.Generator:
 
 @contextmanager
 def seeded(generator: torch.Generator, device: torch.device | str = "cpu") -> Iterator[None]:
-    """A context for layers that draw from the global random state (dropout, initial weights): its seed comes from
-    ``generator``, and afterwards the global state is as it was before.
+    """A context for layers that draw from the global random state, which is put back afterwards.
 
     Args:
-        generator: of the CPU.
+        generator: of the CPU; the seed comes from it.
         device: where the layers draw. Only this device's state and the CPU's are touched.
     """
     device, seed = torch.device(device), int(torch.randint(2**62, (1,), generator=generator))
-    accelerator = None if device.type == "cpu" else torch.get_device_module(device)
-    before = accelerator.get_rng_state(device) if accelerator else None
-    with torch.random.fork_rng([]):
-        try:
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all accelerators as well
-            if accelerator:
-                accelerator.set_rng_state(torch.Generator(device).manual_seed(seed).get_state(), device)
-            yield
-        finally:
-            if accelerator:
-                accelerator.set_rng_state(before, device)
+    accelerators = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(accelerators, device_type=device.type):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all accelerators as well
+        for accelerator in accelerators:
+            state = torch.Generator(accelerator).manual_seed(seed).get_state()
+            torch.get_device_module(accelerator).set_rng_state(state, accelerator)
+        yield

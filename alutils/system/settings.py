@@ -11,14 +11,10 @@ from alutils.system.checks import ConfigError, shown
 
 
 def parse_settings(given: str | Mapping[str, Any], *, source: str = "overrides") -> dict[str, Any]:
-    """Settings written as a YAML mapping, as in a profile file or in papermill's ``-p overrides "{epochs: 3}"``.
-
-    Args:
-        given: YAML text, or a mapping, which is taken as it is.
-        source: what to call it in an error.
+    """Settings from YAML text, as in papermill's ``-p overrides "{epochs: 3}"``, or from a mapping.
 
     Raises:
-        ConfigError: if it is neither a mapping with text keys nor YAML text of one, or a name stands twice.
+        ConfigError: if it is no mapping with text keys, or a name stands twice; ``source`` is what that error calls it.
 
     >>> parse_settings("{epochs: 3, loss: dice}")
     {'epochs': 3, 'loss': 'dice'}

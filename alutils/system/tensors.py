@@ -11,24 +11,12 @@ from alutils.system.checks import listed
 
 
 def is_number(value: Any, *, whole: bool = False) -> bool:
-    """Whether ``value`` is a number; True and False are not.
-
-    >>> is_number(0.5), is_number(0.5, whole=True), is_number("0.5"), is_number(True)
-    (True, False, False, False)
-    """
+    """Whether ``value`` is a number; True and False are not."""
     return isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
 
 
 def check_planes(**planes: torch.Tensor) -> None:
-    """Refuse anything but tensors of one shape, (N, 1, H, W), given by name.
-
-    Raises:
-        ValueError: naming a value that is no tensor, or the shapes.
-
-    >>> check_planes(predicted=torch.zeros(2, 1, 4, 4), truth=torch.zeros(2, 4, 4))
-    Traceback (most recent call last):
-    ValueError: predicted has shape (2, 1, 4, 4) and truth (2, 4, 4); they must agree
-    """
+    """Refuse by a ValueError anything but tensors of one shape, (N, 1, H, W), given by name."""
     for name, plane in planes.items():
         if not isinstance(plane, torch.Tensor):
             raise ValueError(f"{name} must be a tensor, got {type(plane).__name__}; torch.as_tensor makes one")
@@ -41,10 +29,7 @@ def check_planes(**planes: torch.Tensor) -> None:
 
 
 def check_mask(name: str, mask: torch.Tensor) -> None:
-    """Refuse a mask, of any type and shape, with other values than 0 and 1; on a GPU this waits for the device.
-
-    Raises:
-        ValueError: naming the values found, and how to make 0 and 1 of 0 and 255.
+    """Refuse by a ValueError a mask with other values than 0 and 1; on a GPU this waits for the device.
 
     >>> check_mask("truth", torch.tensor([0, 255]))
     Traceback (most recent call last):
@@ -62,11 +47,7 @@ def check_mask(name: str, mask: torch.Tensor) -> None:
 
 
 def check_probabilities(probabilities: torch.Tensor) -> None:
-    """Refuse values, of any shape, that are not numbers from 0 to 1; on a GPU this waits for the device.
-
-    Raises:
-        ValueError: naming the smallest and the largest value.
-    """
+    """Refuse by a ValueError values that are not numbers from 0 to 1; on a GPU this waits for the device."""
     if not probabilities.numel():
         return
     low, high = (value.item() for value in probabilities.aminmax())

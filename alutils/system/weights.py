@@ -21,14 +21,7 @@ class WeightsError(RuntimeError):
 
 
 def weight_names(encoder: str) -> set[str]:
-    """The names under which segmentation-models-pytorch knows weights for ``encoder``.
-
-    Raises:
-        ValueError: if there is no such encoder.
-
-    >>> sorted(weight_names("resnet18"))[0]
-    'imagenet'
-    """
+    """The names of segmentation-models-pytorch's weights for ``encoder``; ValueError if it has no such encoder."""
     if encoder.startswith("tu-"):  # timm's encoders have one published set each, called imagenet by the library
         return {"imagenet"}
     if encoder not in smp.encoders.encoders:
@@ -41,7 +34,7 @@ def weight_names(encoder: str) -> set[str]:
 
 @contextmanager
 def fetching(encoder: str, weights: str) -> Iterator[None]:
-    """A context in which whatever fails in the library's download of ``weights`` becomes one :class:`WeightsError`."""
+    """A context in which whatever fails in the library's download of ``weights`` becomes one WeightsError."""
     try:
         yield
     except Exception as error:  # besides OSError, the HTTP client and safetensors have types of their own
@@ -55,7 +48,7 @@ def fetching(encoder: str, weights: str) -> Iterator[None]:
 
 
 def load_encoder(encoder: nn.Module, name: str, path: Path) -> None:
-    """Load a file of weights, with the encoder's own key names, into ``encoder``, which the library calls ``name``.
+    """Load a file with the encoder's own key names into ``encoder``, which the library calls ``name``.
 
     Raises:
         WeightsError: if there is no such file, its keys or shapes do not fit, or a value is not finite.
@@ -74,12 +67,9 @@ def load_encoder(encoder: nn.Module, name: str, path: Path) -> None:
 
 
 def verify_download(encoder: str, weights: str) -> None:
-    """Compare the fetched file with its SHA-256, which the hub gives and its cache uses as the file's name.
+    """Refuse by a WeightsError a fetched file without the SHA-256 that is its name in the hub's cache.
 
     Nothing is compared for timm's encoders, nor where the cache has no symbolic links (Windows) and so loses the name.
-
-    Raises:
-        WeightsError: if they differ.
     """
     if encoder.startswith("tu-"):
         return

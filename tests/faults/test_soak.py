@@ -62,10 +62,10 @@ def jobs_below(snakemake):
 
 
 def test_a_batch_whose_jobs_are_killed_loses_no_run(tmp_path, times, tally):
-    seeds = range(times(6, 200) // len(ARMS))
+    seeds = range(times(2, 200) // len(ARMS))
     runs = list(product(ARMS, seeds))
     names = [f"{arm}-seed{seed}" for arm, seed in runs]
-    chosen, killed = set(random.Random(0).sample(names, len(names) // 5)), set()
+    chosen, killed = set(random.Random(0).sample(names, max(1, len(names) // 5))), set()
     project, log = tmp_path / "project", tmp_path / "log.txt"
     make_project(project)
     targets = [f"runs/quick/04_image_al/{name}/done.json" for name in names]

@@ -8,7 +8,7 @@ from pathlib import Path
 from test_active_learning import contents, make_experiment, make_partial, run
 
 CONTEXT = multiprocessing.get_context("forkserver")  # forks from a process that has imported torch, and no more
-CONTEXT.set_forkserver_preload(["alutils"])
+CONTEXT.set_forkserver_preload(["alutils.loop", "alutils.data.isic2018"])  # "alutils" alone would load nothing
 
 KINDS = {
     "full": make_experiment(),

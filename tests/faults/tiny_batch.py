@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import psutil
 from test_active_learning import contents, run
+from test_batch import ARM
 
 from alutils import Experiment, make_synthetic
 
@@ -21,17 +22,6 @@ TINY = {
     "decoder_channels": [16, 16, 16, 16, 16],
 }  # fmt: skip
 """Overrides of the profile quick."""
-
-ARM = """
-import alutils
-from alutils.lab.notebook import open_workspace
-
-parameters = {"profile": profile, "data_root": data_root, "device": device, "overrides": overrides}
-work = open_workspace("04_image_al", output_dir=output_dir, seed=seed, strategy=strategy, **parameters)
-folder, device = work.output_dir, str(work.device)
-_ = list(alutils.run_active_learning(work.experiment, work.splits, folder, device=device, progress=False))
-"""
-"""Notebook 04 but for its explanations and pictures."""
 
 SUMMARY = """
 from pathlib import Path
