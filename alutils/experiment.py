@@ -201,7 +201,7 @@ class Experiment(Training, Network, Labelling, Acquisition, Pictures):
     >>> paper.n_training_steps, paper.labelled_per_round[-1]
     (8140, 1280)
     >>> paper.labelling
-    Labelling(annotation='full', tau_u=0.25, tau_b=0.25)
+    Labelling(annotation='full', oracle_noise=0.0, tau_u=0.25, tau_b=0.25)
     >>> Experiment(query_sise=16)
     Traceback (most recent call last):
     alutils.system.checks.ConfigError: the experiment's settings cannot be used:

@@ -253,6 +253,7 @@ def _query(run: _Run, draft: Draft, view: View, answer: Answer) -> None:
         chosen = chosen_of(answer, view)
         queried = view.images.indices[chosen]
         draft.line["tied"] = tied_at_the_cut(answer.scores, chosen)
+        draft.line["pseudo_labelled"] = [view.ids[i] for i in view.pseudo_labelled.tolist()]
         draft.line["queries"] = {
             "image_id": [view.ids[i] for i in chosen.tolist()],
             "score": [None if answer.selection is not None else score for score in answer.scores[chosen].tolist()],
@@ -287,23 +288,35 @@ def _train(run: _Run, state: RunState) -> Draft:
     """Step 4: a new round, from the last one's weights or from scratch."""
     experiment, labelled = run.experiment, state.labelled
     draft = Draft.of(len(state.rounds), labelled)
+    with run.phase("training", draft):
+        trained_on = labelled.plus(_pseudo_labelled(run, state))
     if not experiment.fine_tune:
         state.model = copy.deepcopy(run.initial)
     with run.phase("training", draft):
         losses = fit(
             state.model,
             run.splits.train.images,
-            labelled.masks,
+            trained_on.masks,
             experiment,
             run.generator(TRAINING, draft),
-            indices=labelled.indices,
-            annotated=labelled.human if experiment.annotation == "human-only" else None,
+            indices=trained_on.indices,
+            annotated=trained_on.human if experiment.annotation == "human-only" else None,
             n_steps=run.plan.n_steps,
             progress=run.progress,
         )
-    last_epoch = losses[-math.ceil(len(labelled.indices) / experiment.batch_size) :]
+    last_epoch = losses[-math.ceil(len(trained_on.indices) / experiment.batch_size) :]
     draft.line.update(steps=len(losses), loss=last_epoch.double().mean().item(), losses=losses.tolist())
     return draft
+
+
+def _pseudo_labelled(run: _Run, state: RunState) -> LabelledSet:
+    """The images that join one training with the labels of the model before it, as the strategy asked (CEAL [24])."""
+    train = run.splits.train
+    names = state.rounds[-1].line.get("pseudo_labelled") if state.rounds else None
+    positions = torch.tensor([train.ids.index(name) for name in names or ()], dtype=torch.int64)
+    p = predict_probabilities(state.model, train.images, run.experiment, indices=positions)
+    masks = (p >= 0.5).to(train.masks.device, torch.uint8)
+    return LabelledSet.of(positions, masks, torch.ones_like(masks))
 
 
 def _evaluate(run: _Run, state: RunState, draft: Draft) -> Draft:

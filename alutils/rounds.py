@@ -20,11 +20,12 @@ COLD_START, TRAINING, QUERY, ANNOTATION = 1, 2, 3, 4
 
 KEYS = (
     "round", "n_labelled", "steps", "loss", "losses", "val_dice", "predicted_dice", "val_dice_per_image", "test_dice",
-    "test_dice_per_image", "tied", "seconds", "annotations", "queries", "audit",
+    "test_dice_per_image", "tied", "pseudo_labelled", "seconds", "annotations", "queries", "audit",
 )  # fmt: skip
 """The keys of a round's line. The last three hold a table each, as lists by the column's name, and so does
 ``test_dice_per_image`` in the last round. ``loss`` is the mean of the last epoch's steps. ``predicted_dice`` is that of
-:func:`alutils.metrics.predicted_dice`, the mean over the validation images, whose masks it does not need."""
+:func:`alutils.metrics.predicted_dice`, the mean over the validation images, whose masks it does not need.
+``pseudo_labelled`` are the ids of pool images that join the next training with the model's own labels."""
 
 _OF_A_ROUND = ("round", "n_labelled", "steps", "loss", "val_dice", "predicted_dice", "tied")
 _FLOATS = {"score", "dice", "seconds", "lesion_area_percent", "verify_percent", "positive_percent", "boundary_px"}
@@ -144,6 +145,7 @@ class Draft:
     def of(cls, number: int, labelled: LabelledSet) -> Draft:
         """Round ``number`` before its training."""
         line = dict.fromkeys(KEYS) | {"round": number, "n_labelled": len(labelled.indices), "tied": 0, "seconds": {}}
+        line["pseudo_labelled"] = []
         line["queries"] = {"image_id": [], "score": [], "lesion_area_percent": []}
         line["audit"] = {"cohort": [], "images": [], **columns(NO_AUDIT)}
         return cls(line, labelled)

@@ -728,7 +728,7 @@ def test_the_records_and_their_tables_hold_what_the_rounds_say(undisturbed):
         table["loss"], [round_.losses.numpy().mean() for round_ in rounds], rtol=1e-6
     )  # one epoch each
     tables = run_tables(lines)
-    assert list(tables["rounds"]) == ["round", "n_labelled", "steps", "loss", "val_dice", "tied"]
+    assert list(tables["rounds"]) == ["round", "n_labelled", "steps", "loss", "val_dice", "predicted_dice", "tied"]
     assert tables["rounds"]["val_dice"].tolist() == [round_.val_dice for round_ in rounds]
     queries = tables["queries"]
     assert queries.columns.tolist() == ["round", "image_id", "score", "lesion_area_percent", "rank"]

@@ -17,7 +17,7 @@ from alutils.lab.annotator import Annotator
 from alutils.lab.drawing import Drawing, drawing_table
 from alutils.lab.human_oracle import HumanOracle
 from alutils.loop import run_active_learning
-from alutils.queries import pixel
+from alutils.queries.view import View
 from alutils.runs.collect import load_runs, load_table
 from alutils.runs.folder import RecordsError
 from alutils.system.checks import ConfigError, DataError
@@ -243,9 +243,14 @@ def go_on_elsewhere(folder, experiment, oracle, monkeypatch):
         for chosen, p in probability_batches(*arguments, **options):
             yield chosen, (p + 0.02).clamp(max=1)
 
+    def other_passes(view, real=View._passes):
+        for chosen, (p, features) in real(view):
+            yield chosen, ((p + 0.02).clamp(max=1), features)
+
     with monkeypatch.context() as elsewhere:
-        for module in (active_learning, training, pixel):
+        for module in (active_learning, training):
             elsewhere.setattr(module, "probability_batches", other_batches)
+        elsewhere.setattr(View, "_passes", other_passes)
         n_done = len(lines_of(folder))
         rounds = run_active_learning(experiment, make_splits(), folder, oracle=oracle, device="cpu", progress=False)
         for _ in range(n_done + 1):

@@ -315,6 +315,49 @@ def test_ceals_quotas_are_lowest_random_and_highest():
     assert 80 < seen[5:25].sum() < 130 and seen[5:25].max() < 20  # and 3 from anywhere between
 
 
+def test_ceal_lets_the_model_label_images_of_the_modal_bin_from_the_fifth_query_on():
+    pool = torch.zeros(40, 3, 32, 32, dtype=torch.uint8)
+    pool[:6, :, 4:28, 4:28] = 255  # all others have the score 0
+    for number, n in ((3, 0), (4, 4), (5, 8), (9, 24), (30, 32)):
+        view = make_view(pool, 7, mc_samples=4)
+        view.round = number
+        chosen = set(query("ceal", view).tolist())
+        found = set(view.pseudo_labelled.tolist())
+        assert len(found) == min(n, 34 - len(chosen - set(range(6))))
+        assert not found & (chosen | set(range(6)))
+
+
+def test_pseudo_labels_join_one_training_and_are_what_the_model_says(tmp_path, monkeypatch):
+    from test_active_learning import contents, make_experiment, make_splits, run
+
+    from alutils import loop
+    from alutils.training import fit, predict_probabilities
+
+    def mine(view):
+        if view.round == 0:
+            view.pseudo_labelled = torch.tensor([3, 1])
+        return -torch.arange(len(view)).float()
+
+    experiment, splits, seen = make_experiment(), make_splits(), []
+
+    def watched(model, images, masks, *arguments, indices, **options):
+        said = predict_probabilities(model, images, experiment, indices=indices[-2:]) >= 0.5
+        seen.append((indices.tolist(), torch.equal(masks[slice(len(indices) - 2, None)].bool(), said)))
+        return fit(model, images, masks, *arguments, indices=indices, **options)
+
+    monkeypatch.setattr(loop, "fit", watched)
+    rounds = run(tmp_path / "run", experiment, splits, strategy=mine)
+    labelled = [round_.labelled.tolist() for round_ in rounds]
+    pool = [i for i in range(len(splits.train)) if i not in labelled[0]]
+    trained_on = [indices for indices, _ in seen]
+    assert trained_on == [labelled[0], labelled[1] + [pool[3], pool[1]], labelled[2]] and seen[1][1]
+    names = [splits.train.ids[pool[i]] for i in (3, 1)]
+    assert [round_.line["pseudo_labelled"] for round_ in rounds] == [names, [], []]
+    next(iter(loop.run_active_learning(experiment, splits, tmp_path / "stopped", strategy=mine, progress=False)))
+    run(tmp_path / "stopped", experiment, splits, strategy=mine)
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "run")
+
+
 def test_ceals_distance_is_from_the_lesions_border():
     from alutils.queries.ceal import _scores
 

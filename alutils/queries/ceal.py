@@ -9,6 +9,7 @@ from scipy.ndimage import distance_transform_edt
 from alutils.queries.registry import strategy
 from alutils.queries.view import View
 
+_FIRST_PSEUDO, _BINS = 4, 80  # the round, counted from 0, and the histogram's bins
 _LARGEST = 128  # side of the maps on which distances are measured, pixels
 
 
@@ -20,14 +21,20 @@ def select_ceal(view: View) -> torch.Tensor:
     of eq. 3). d is the distance of a predicted lesion pixel from the lesion's border, scaled to 0..1 in each image, so
     that the border counts little; [24] takes it from the last sampled prediction, we from their mean. Images without a
     predicted lesion have the score 0 and are the first among the lowest, as in [24] ("no detections").
+
+    From the fifth query on, images with the most frequent scores (of 80 bins) join the next training with the model's
+    own labels, binarized where [24] takes the probabilities: 20 for a query of 35, and 20 more each time.
     """
     scores = torch.cat([_scores(maps.std, maps.mean) for _, maps in view.samples()])
     order = torch.randperm(len(view), generator=view.generator)
     order = order[scores[order].argsort(stable=True)]
     low, high = quotas(view.query_size)
     lowest, middle, highest = order.tensor_split([low, len(order) - high])
-    drawn = middle[torch.randperm(len(middle), generator=view.generator)]
-    return torch.cat([highest.flip(0), drawn[: view.query_size - low - high], lowest])
+    drawn = middle[torch.randperm(len(middle), generator=view.generator)][: view.query_size - low - high]
+    chosen = torch.cat([highest.flip(0), drawn, lowest])
+    if view.round >= _FIRST_PSEUDO:
+        view.pseudo_labelled = _of_modal_bin(scores, chosen, n_pseudo(view.query_size, view.round), view.generator)
+    return chosen
 
 
 def quotas(n: int) -> tuple[int, int]:
@@ -37,6 +44,24 @@ def quotas(n: int) -> tuple[int, int]:
     ((10, 10), (9, 9), (0, 0))
     """
     return round(2 * n / 7), round(2 * n / 7)
+
+
+def n_pseudo(query_size: int, number: int) -> int:
+    """How many images the model labels itself after round ``number``.
+
+    >>> [n_pseudo(35, number) for number in (4, 5, 6)]
+    [20, 40, 60]
+    """
+    return round(20 / 35 * query_size) * (number - _FIRST_PSEUDO + 1)
+
+
+def _of_modal_bin(scores: torch.Tensor, chosen: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
+    width = (scores.max() - scores.min()).clamp(min=1e-12) / _BINS
+    bins = ((scores - scores.min()) / width).long().clamp(max=_BINS - 1)
+    members = bins == bins.bincount().argmax()
+    members[chosen] = False
+    found = members.nonzero().flatten()
+    return found[torch.randperm(len(found), generator=generator)[:n]]
 
 
 def _scores(std: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:

@@ -61,6 +61,8 @@ class View:
         round: 0 after the cold start's training.
         n_rounds: rounds of the run that query.
         kept: what is computed once in a run, by name; the rounds of a run share it.
+        pseudo_labelled: a strategy may put positions of images here, int64, that are to join the next training with the
+            labels that the model itself gives them (p >= 0.5); they stay in the pool.
 
     >>> images = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
     >>> view = View.of(nn.Conv2d(3, 1, 1), images, Experiment(), torch.Generator(), query_size=2)
@@ -78,6 +80,7 @@ class View:
     round: int = 0
     n_rounds: int = 1
     kept: dict[Any, Any] = field(default_factory=dict)
+    pseudo_labelled: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     _area: torch.Tensor | None = field(default=None, repr=False)
     _features: torch.Tensor | None = field(default=None, repr=False)
 
