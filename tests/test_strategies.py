@@ -1,6 +1,7 @@
 """The arms beside the paper's, each against an oracle of its own: closed forms, NumPy, SciPy or scikit-image."""
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -487,3 +488,61 @@ def test_select_queries_takes_every_kind_by_name(name):
     experiment = Experiment(strategy=name, encoder_weights=None, mc_samples=2, **SETTINGS)
     chosen, scores = select_queries(network, pool, 3, experiment, generator())
     assert len(set(chosen.tolist())) == 3 and scores.shape == (9,)
+
+
+def test_a_wrapped_strategy_of_ones_own_is_recorded_by_its_own_code(tmp_path):
+    from test_active_learning import make_experiment, make_splits, run
+
+    def mine(view):
+        return view.predicted_area()
+
+    def other(view):
+        return 1 - view.predicted_area()
+
+    records = []
+    for name, strategy in (("a", mine), ("b", power(mine)), ("c", power(other))):
+        run(tmp_path / name, make_experiment(n_queries=1), make_splits(), strategy=strategy)
+        records.append(json.loads((tmp_path / name / "run.json").read_text()))
+    codes = [record["strategy_code"] for record in records]
+    assert codes[0] == codes[1] != codes[2] and codes[0] is not None
+    assert [record["experiment"]["strategy"] for record in records] == ["mine", "power-mine", "power-other"]
+    with pytest.raises(ConfigError, match="holds another run"):
+        run(tmp_path / "b", make_experiment(n_queries=1), make_splits(), strategy=power(other))
+
+
+@pytest.mark.parametrize("how", ["kmeans", "typiclust"])
+def test_a_chosen_cold_start_is_shared_by_all_arms_and_the_record_tells_of_its_features(tmp_path, how):
+    from test_active_learning import make_experiment, make_splits, run
+
+    splits, firsts = make_splits(), set()
+    for strategy in ("random", "entropy", "random_at_once"):
+        experiment = make_experiment(strategy=strategy, cold_start_by=how, n_queries=1)
+        rounds = run(tmp_path / strategy, experiment, splits)
+        firsts.add(rounds[0].labelled_ids[:4])
+        assert len(set(rounds[0].labelled_ids)) == rounds[0].n_labelled
+        record = json.loads((tmp_path / strategy / "run.json").read_text())
+        assert record["data"]["cold_start_features"] == "thumbnails"
+    random = run(tmp_path / "by lot", make_experiment(n_queries=1), splits)
+    assert len(firsts) == 1 and firsts != {random[0].labelled_ids}
+
+
+def test_the_consistency_loss_pulls_an_image_and_its_mirror_image_together():
+    from alutils.experiment import Training
+    from alutils.training import fit, predict_probabilities
+
+    images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)
+    images[..., :16] = 255
+    masks = (images[:, :1] > 0).to(torch.uint8)
+
+    def difference(weight):
+        model = nn.Conv2d(3, 1, 9, padding=4)
+        nn.init.zeros_(model.weight), nn.init.zeros_(model.bias)
+        training = Training(consistency=weight, epochs=40, batch_size=4, precision="float32", rotation=0,
+                            horizontal_flip=0, vertical_flip=0)  # fmt: skip
+        losses = fit(model, images, masks, training, generator(), progress=False)
+        p = predict_probabilities(model, torch.cat([images[:1], images[:1].flip(-1)]), training)
+        return losses, (p[0] - p[1].flip(-1)).abs().mean().item()
+
+    plain, apart = difference(0.0)
+    strict, together = difference(50.0)
+    assert together < 0.8 * apart and plain[0] == strict[0]  # zero weights: both predictions are one half

@@ -126,6 +126,8 @@ def run_identity(
 ) -> dict[str, Any]:
     """Plain values that tell this run from others; ConfigError if the source of a function cannot be had."""
     score = _scorer(experiment, strategy)
+    while hasattr(score, "inner"):  # a wrapper is in the strategy's name
+        score = score.inner
     settings = {**experiment.model_dump(mode="json"), "strategy": strategy_name(experiment, strategy)}
     del settings["degenerate_masks"]  # what is said about masks while they are loaded changes nothing
     data: dict[str, Any] = {}
