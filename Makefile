@@ -77,7 +77,7 @@ lab/%.ipynb: | notebooks/%.ipynb
 
 bench: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[bench]'
-	for name in allocator annotation augment batch_overhead explorers mc_dropout round_overhead scoring startup; do \
+	for name in allocator annotation augment batch_overhead explorers mc_dropout round_overhead scoring selection startup; do \
 	  $(BIN)/python benchmarks/$$name.py || exit 1; done
 	$(BIN)/python benchmarks/training.py $(if $(DATA),--data "$(DATA)")
 	$(if $(DATA),$(BIN)/python benchmarks/open_data.py --data "$(DATA)",@echo "open_data.py needs a folder: make bench DATA=...")

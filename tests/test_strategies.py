@@ -15,6 +15,7 @@ from torch import nn
 from alutils.data.packed import PackedMasks
 from alutils.data.splits import ImageView
 from alutils.data.superpixels import superpixels
+from alutils.data.thumbnails import thumbnails
 from alutils.experiment import Experiment
 from alutils.model import build_unet
 from alutils.queries import STRATEGIES
@@ -24,7 +25,7 @@ from alutils.queries.combined import _mutual_information
 from alutils.queries.geometry import distances_from, furthest_first, nearest_of, spread_out
 from alutils.queries.select import ask, chosen_of, select_queries
 from alutils.queries.similar import Similarity
-from alutils.queries.view import Labelled, View, thumbnails
+from alutils.queries.view import Labelled, View
 from alutils.queries.wrappers import diverse, power, stochastic, stratified
 from alutils.system.checks import ConfigError
 

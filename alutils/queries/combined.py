@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from alutils.data.superpixels import region_share, superpixels
+from alutils.data.thumbnails import thumbnails
 from alutils.queries.registry import strategy
-from alutils.queries.view import View, thumbnails
+from alutils.queries.view import View
 from alutils.uncertainty import binary_entropy
 
 _SIDE, _BINS = 32, 16  # of the thumbnails whose grey levels are compared

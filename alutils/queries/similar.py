@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from alutils.data.thumbnails import thumbnails
 from alutils.queries.geometry import furthest_first
 from alutils.queries.registry import strategy
-from alutils.queries.view import View, thumbnails
+from alutils.queries.view import View
 
 _SIDE, _WINDOW = 16, 7  # pixels of the thumbnails, and of the windows that are compared
 _UNBIASED = _WINDOW**2 / (_WINDOW**2 - 1)  # for the variance of a window's pixels

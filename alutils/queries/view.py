@@ -8,18 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from alutils.data.packed import PackedMasks
 from alutils.data.splits import ImageView, lesion_area
+from alutils.data.thumbnails import thumbnails
 from alutils.experiment import Experiment
 from alutils.model import build_unet
 from alutils.samples import SampleMaps, flip_batches, mc_dropout_batches
 from alutils.system.checks import ConfigError
 from alutils.training import batch_results, probability_batches
 
-_GREY = (0.2989, 0.587, 0.114)  # weights of red, green and blue
 _SIDE = 16  # of the thumbnails that stand for features, pixels
 
 
@@ -191,23 +190,6 @@ class View:
 
         for chosen, (logits, z) in batch_results(both, model, self.images, self.experiment):
             yield chosen, (logits.float().sigmoid(), z)
-
-
-def thumbnails(images: torch.Tensor, side: int) -> torch.Tensor:
-    """Grey images of ``side`` x ``side`` pixels, each the mean over its part of the image.
-
-    Args:
-        images: uint8 (N, 3, H, W).
-        side: at most H and W.
-
-    Returns:
-        float32 (N, side, side), 0 to 1, on the CPU.
-    """
-    small = []
-    for batch in images.split(64):
-        grey = torch.einsum("nchw,c->nhw", batch.float(), torch.tensor(_GREY, device=batch.device)) / 255
-        small.append(F.adaptive_avg_pool2d(grey, side).cpu())
-    return torch.cat(small) if small else torch.zeros(0, side, side)
 
 
 def untrained_features(images: torch.Tensor, experiment: Experiment, source: str = "imagenet") -> torch.Tensor:
