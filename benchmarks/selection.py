@@ -45,14 +45,10 @@ def main() -> None:
         "superpixels, 2,594 images": lambda: superpixels(images[:20]),
     }
     times = in_turns(works, settings.repetitions, device=torch.device("cpu"))
-    rows = [
-        {
-            "what": name,
-            "per": "run" if name in once else "query",
-            "seconds": statistics.median(taken) * once.get(name, 1),
-        }
-        for name, taken in times.items()
-    ]
+    rows = []
+    for name, taken in times.items():
+        per, times_per_run = ("run", once[name]) if name in once else ("query", 1)
+        rows.append({"what": name, "per": per, "seconds": statistics.median(taken) * times_per_run})
     report(settings.out, rows, torch.device("cpu"))
 
 
