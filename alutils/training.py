@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,6 @@ from alutils.system.seeding import seeded
 from alutils.system.tensors import check_mask
 
 _Masks = torch.Tensor | PackedMasks
-_R = TypeVar("_R")
 _LEAST_SCALE = 1.0  # of float16's losses: below it, gradients of their true size are too large for float16
 
 
@@ -214,13 +213,13 @@ def probability_batches(
 
 
 def batch_results(
-    function: Callable[[torch.Tensor], _R],
+    function: Callable[[torch.Tensor], Any],
     model: nn.Module,
     images: torch.Tensor | ImageView,
     computing: Computing,
     *,
     batch_size: int | None = None,
-) -> Iterator[tuple[slice, _R]]:
+) -> Iterator[tuple[slice, Any]]:
     """What ``function`` makes of the normalized images, batch by batch, with ``model`` in evaluation mode.
 
     Other arguments and errors are those of :func:`probability_batches`.
@@ -231,7 +230,7 @@ def batch_results(
     compute = set_up_model(model.eval(), computing.precision, compile=computing.compile)
     batch_size = batch_size or 2 * computing.batch_size
 
-    def work(start: int, n: int) -> _R:
+    def work(start: int, n: int) -> Any:
         with torch.inference_mode(), compute.autocast(), deterministic_algorithms(computing.deterministic):
             x = normalize(to_device(images[start : start + n], compute.device), computing)
             return function(x.contiguous(memory_format=compute.layout))
