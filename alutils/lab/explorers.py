@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 
@@ -228,10 +227,17 @@ def explore_rounds(rounds: Sequence[Round], pool: Split) -> Explorer:
     Raises:
         ValueError: if the last round has no labels, nothing was queried, or the pool is too small to be the run's.
     """
-    queries, labels = _queries(rounds, pool), rounds[-1].labels
+    if not rounds or rounds[-1].labels is None:
+        raise ValueError("rounds: the last has no labels; give all rounds of a run, list(run_active_learning(...))")
+    labels, sizes = rounds[-1].labels, [len(round_.queries) for round_ in rounds if len(round_.queries)]
+    if not sizes:
+        raise ValueError("rounds: nothing was queried in this run; take one with a query strategy")
+    if labels.indices.max() >= len(pool):
+        raise ValueError(f"pool: the run asked for image {labels.indices.max()}, but there are only {len(pool)}")
 
     def draw(query: int, rank: int) -> Drawn:
-        asked, trained = queries[query - 1], rounds[query - 1]
+        trained = rounds[query - 1]
+        asked = slice(trained.n_labelled, trained.n_labelled + sizes[query - 1])
         dice = dice_score(labels.masks[asked].cpu(), pool.masks[labels.indices[asked]].cpu())
         rank = min(rank, len(dice))  # the last query of an exhausted pool is shorter
         place = asked.start + rank - 1
@@ -254,24 +260,9 @@ def explore_rounds(rounds: Sequence[Round], pool: Split) -> Explorer:
         )
         return _rounds_figure(pictures, rounds, query), text, description
 
-    most = max(asked.stop - asked.start for asked in queries)
     slider = partial(ipywidgets.IntSlider, min=1)
-    controls = {"query": partial(slider, max=len(queries)), "rank": partial(slider, max=most)}
+    controls = {"query": partial(slider, max=len(sizes)), "rank": partial(slider, max=max(sizes))}
     return Explorer(draw, controls, query=1, rank=1)
-
-
-def _queries(rounds: Sequence[Round], pool: Split) -> list[slice]:
-    """Where the images of each query stand in the labelled set."""
-    if not rounds or rounds[-1].labels is None:
-        raise ValueError("rounds: the last has no labels; give all rounds of a run, list(run_active_learning(...))")
-    indices = rounds[-1].labels.indices
-    ends = [*(round_.n_labelled for round_ in rounds), len(indices)]
-    queries = [slice(start, end) for start, end in itertools.pairwise(ends) if start < end]
-    if not queries:
-        raise ValueError("rounds: nothing was queried in this run; take one with a query strategy")
-    if int(indices.max()) >= len(pool):
-        raise ValueError(f"pool: the run asked for image {int(indices.max())}, but there are only {len(pool)}")
-    return queries
 
 
 def _rounds_figure(pictures: Mapping[str, np.ndarray], rounds: Sequence[Round], query: int) -> Figure:
