@@ -125,10 +125,7 @@ def make_requests(
 class Drawing:
     """One image that is being annotated.
 
-    Args:
-        request: the image, the pixels to decide and the mask to start from.
-        clock: seconds, from any beginning.
-        record: of this drawing, saved before, to go on with.
+    ``clock`` tells seconds, from any beginning. ``record``: of this drawing, saved before, to go on with.
 
     Attributes:
         mask: bool (1, H, W), as it stands. Outside of ``request.where`` it is ``request.start``, whatever is drawn.
@@ -172,8 +169,8 @@ class Drawing:
     def lasso(self, corners: Sequence[tuple[float, float]] | np.ndarray, *, erase: bool = False) -> int:
         """Mark what lies in a polygon as lesion, or erase it; returns the number of pixels that changed.
 
-        ``corners``: (x, y) in pixels, (0, 0) the centre of the upper left one. A lasso of fewer than three corners, or
-        one that changes nothing, is a slip of the mouse and does not count.
+        ``corners``: (x, y), as in :class:`Stroke`. A lasso of fewer than three corners, or one that changes nothing, is
+        a slip of the mouse and does not count.
 
         Raises:
             ValueError: if a corner is not two finite numbers.
