@@ -7,14 +7,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from ipywidgets import IntSlider
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 
 from alutils import Experiment, make_synthetic, run_active_learning
 from alutils.lab import explorers, figures, interactive
 from alutils.lab.explorers import explore_curves, explore_rounds, explore_thresholds
-from alutils.lab.interactive import Explorer
 
 
 @pytest.fixture(autouse=True)
@@ -61,22 +58,6 @@ def dice(a, g):
 
 
 # A figure with controls
-
-
-def test_an_error_takes_the_figures_place_and_is_raised(shown):
-    def draw(x):
-        if x == 3:
-            raise RuntimeError("three cannot be drawn")
-        return Figure((1, 1)), f"x is {x}.", "An empty figure."
-
-    explorer = Explorer(draw, {"x": IntSlider}, x=1)
-    explorer._ipython_display_()
-    with pytest.raises(RuntimeError, match="three"):
-        explorer.controls["x"].value = 3
-    message = "The figure could not be drawn. RuntimeError: three cannot be drawn"
-    assert [output[-1] for output in shown[:2]] == [{"text/plain": message}, {"text/plain": ""}]
-    explorer.controls["x"].value = 4
-    assert shown[0][-1] == "x is 4. An empty figure."
 
 
 def test_where_nobody_moves_it_no_widget_is_made(pictures, shown):

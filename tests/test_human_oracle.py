@@ -156,7 +156,7 @@ def test_no_flipped_bit_changes_what_is_asked_for_unnoticed(tmp_path):
 # In a run
 
 
-@pytest.mark.parametrize("mode", ["full", "partial-refreshed", "contour-band", "model-only"])
+@pytest.mark.parametrize("mode", ["partial-refreshed", "contour-band", "model-only"])
 def test_a_person_who_draws_the_truth_gives_the_simulated_run_to_the_byte(tmp_path, mode):
     experiment = make_partial(mode, n_queries=2)
     run(tmp_path / "simulated", experiment)

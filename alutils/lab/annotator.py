@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +11,10 @@ import numpy as np
 import torch
 from ipympl.backend_nbagg import Canvas, FigureManager
 from IPython.display import display
-from matplotlib.axes import Axes
-from matplotlib.backend_bases import LocationEvent, MouseButton, MouseEvent
+from matplotlib.backend_bases import MouseButton, MouseEvent
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.widgets import LassoSelector
 from skimage.segmentation import find_boundaries
 
 from alutils.lab.drawing import Drawing, Request, find_drawing
@@ -39,23 +37,19 @@ class Annotator:
     Args:
         requests: from :func:`alutils.lab.drawing.make_requests` or :meth:`alutils.HumanOracle.requests`, at least one.
         folder: where the drawings are saved.
-        clock: seconds, from any beginning.
 
     Raises:
         ValueError: if there is no request.
         DataError: if a drawing is there and cannot be read.
     """
 
-    def __init__(
-        self, requests: Sequence[Request], folder: str | Path, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, requests: Sequence[Request], folder: str | Path) -> None:
         if not requests:
             raise ValueError("requests: there is no image to draw")
         self.folder = expanded("folder", folder)
         found = [find_drawing(folder, request) for request in requests]
-        records = [saved and saved[0] for saved in found]
-        self.drawings = [Drawing(request, clock=clock, record=r) for request, r in zip(requests, records, strict=True)]
-        self.position = records.index(None) if None in records else 0
+        self.drawings = [Drawing(r, record=saved and saved[0]) for r, saved in zip(requests, found, strict=True)]
+        self.position = found.index(None) if None in found else 0
         self.erase = False
         self.figure = Figure((5, 5.2))
         self._axes = self.figure.add_axes((0.01, 0.01, 0.98, 0.94))
@@ -96,10 +90,9 @@ class Annotator:
     def status(self) -> str:
         """What has been done in this image, and in all, in one line."""
         drawing, n = self.drawing, len(self.drawings)
-        saved = " (saved)" if drawing.saved else ""
         n_saved = sum(drawing.saved for drawing in self.drawings)
         return (
-            f"image {self.position + 1} of {n}{saved} | {drawing.request.id} | "
+            f"image {self.position + 1} of {n}{' (saved)' * drawing.saved} | {drawing.request.id} | "
             f"{drawing.n_marked} of your {drawing.request.n_decided} pixels marked | {drawing.seconds:.0f} s, "
             f"{_count(drawing.n_strokes, 'stroke')}, {_count(drawing.pixels_changed, 'pixel change')} | "
             + (f"all {n} saved: go on with the next cell" if n_saved == n else f"{n_saved} saved")
@@ -116,13 +109,15 @@ class Annotator:
         self._show_image()
 
     def _show_image(self) -> None:
-        axes, drawing = self._axes, self.drawing
+        axes, request = self._axes, self.drawing.request
         axes.clear()
-        self._picture = axes.imshow(drawing.request.image.transpose(1, 2, 0))
-        if drawing.request.mode == "band":
-            draw_outline(axes, torch.from_numpy(drawing.request.where), BLUE, width=1)
-        axes.set_title(drawing.request.id, fontsize=9, parse_math=False)
+        self._picture = axes.imshow(request.image.transpose(1, 2, 0))
+        if request.mode == "band":
+            draw_outline(axes, torch.from_numpy(request.where), BLUE, width=1)
+        axes.set_title(request.id, fontsize=9, parse_math=False)
         axes.set_axis_off()
+        line = {"color": VERMILION, "linewidth": 1.5}
+        self.mouse = _Lasso(axes, self.lasso, useblit=False, props=line, button=MouseButton.LEFT)
         self._show_mask()
 
     def _show_mask(self) -> None:
@@ -148,21 +143,19 @@ class Panel(ipywidgets.VBox):
     """The buttons and the figure of an :class:`Annotator`."""
 
     def __init__(self, annotator: Annotator) -> None:
-        super().__init__()
         self._annotator, self._asked = annotator, False
         self.canvas = Canvas(annotator.figure)  # of this figure alone: those of pyplot stay pictures
         FigureManager(self.canvas, 0)
         self.canvas.header_visible = self.canvas.footer_visible = self.canvas.toolbar_visible = False
         self.canvas.resizable = False
         self.canvas.mpl_connect("motion_notify_event", lambda _: annotator.drawing.touch())
-        self._mouse = _Lasso(annotator.figure.axes[0], annotator.lasso)
         self.pen = ipywidgets.ToggleButtons(options=["add", "erase"], style={"button_width": "5em"})
         self.pen.observe(lambda change: setattr(annotator, "erase", change["new"] == "erase"), "value")
         self.undo, self.clear, self.back = map(self._button, (annotator.undo, annotator.clear, annotator.back))
         self.save = self._button(self._save_or_ask, "save and next")
         self.line = ipywidgets.Label()
         tools = ipywidgets.HBox([self.pen, self.undo, self.clear, self.back, self.save])
-        self.children = [ipywidgets.HTML(_HELP), tools, self.line, self.canvas]
+        super().__init__([ipywidgets.HTML(_HELP), tools, self.line, self.canvas])
         self.update()
 
     def update(self) -> None:
@@ -183,7 +176,7 @@ class Panel(ipywidgets.VBox):
     def _button(self, act: Callable[[], None], name: str = "") -> ipywidgets.Button:
         def press(_: ipywidgets.Button) -> None:
             try:
-                self._mouse.finish()
+                self._annotator.mouse.finish()
                 act()
             except OSError as error:  # JupyterLab puts what a callback raises into a log that few readers open
                 self.line.value = f"Not saved: {error}"
@@ -194,56 +187,27 @@ class Panel(ipywidgets.VBox):
         return button
 
 
-class _Lasso:
-    """The line that is drawn while the left button is held; outside of the image it runs along the edge.
+class _Lasso(LassoSelector):
+    """Ends the line too where the mouse button was released outside of the canvas, of which the browser says nothing.
 
-    A browser does not say that the button was released outside of the canvas. The line therefore ends as soon as the
-    mouse is back without the button, or something else is pressed; matplotlib's LassoSelector would go on with it.
+    That is known when the mouse is back without the button, or something else is pressed.
     """
-
-    def __init__(self, axes: Axes, done: Callable[[list[tuple[float, float]]], None]) -> None:
-        self._axes, self._canvas, self._done = axes, axes.figure.canvas, done
-        self._corners: list[tuple[float, float]] = []
-        self._canvas.mpl_connect("button_press_event", self._pressed)
-        self._canvas.mpl_connect("motion_notify_event", self._moved)
-        self._canvas.mpl_connect("figure_leave_event", self._extend)
-        self._canvas.mpl_connect("button_release_event", self._released)
 
     def finish(self) -> None:
         """End the line where it is, if there is one."""
-        corners, self._corners = self._corners, []
-        if corners and self._line in self._axes.lines:  # otherwise it went with the image that it was drawn on
-            self._line.remove()
-            self._done(corners)
+        if self.verts:
+            corners, self.verts = self.verts, None
+            self.artists[0].set_data([], [])
+            self.onselect(corners)
 
-    def _pressed(self, event: MouseEvent) -> None:
+    def press(self, event: MouseEvent) -> bool:
         self.finish()
-        if event.button == MouseButton.LEFT:
-            self._corners = [self._place(event)]
-            self._line = self._axes.add_line(Line2D([], [], color=VERMILION, linewidth=1.5))
+        return super().press(event)
 
-    def _moved(self, event: MouseEvent) -> None:
-        held = getattr(event, "buttons", None)  # not every backend says what is held
-        if held is None or MouseButton.LEFT in held:
-            self._extend(event)
-        else:
+    def onmove(self, event: MouseEvent) -> bool:
+        if not getattr(event, "buttons", True):  # before matplotlib 3.10 it is not said what is held
             self.finish()
-
-    def _released(self, event: MouseEvent) -> None:
-        if event.button == MouseButton.LEFT:
-            self._extend(event)
-            self.finish()
-
-    def _extend(self, event: LocationEvent) -> None:
-        if self._corners:
-            self._corners.append(self._place(event))
-            self._line.set_data(*zip(*self._corners, strict=True))
-            self._canvas.draw_idle()
-
-    def _place(self, event: LocationEvent) -> tuple[float, float]:
-        x, y = self._axes.transData.inverted().transform((event.x, event.y))
-        left, right, bottom, top = self._axes.images[0].get_extent()
-        return float(np.clip(x, left, right)), float(np.clip(y, top, bottom))
+        return super().onmove(event)
 
 
 def _count(n: int, noun: str) -> str:

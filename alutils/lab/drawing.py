@@ -1,7 +1,4 @@
-"""What a person draws: lassos that mark or erase lesion in the pixels that the person decides, and nowhere else.
-
-``alutils.lab.annotator`` puts a :class:`Drawing` on the screen.
-"""
+"""What a person draws: lassos that mark or erase lesion in the pixels that the person decides, and nowhere else."""
 
 from __future__ import annotations
 
@@ -12,14 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
 import PIL.Image
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt
 from skimage.draw import polygon2mask
 
 from alutils.data.splits import Split
@@ -29,8 +26,6 @@ from alutils.system.files import replacing, write_text
 
 LONGEST_PAUSE = 30.0
 """Seconds: of a longer time without a stroke, a button or a movement of the mouse, only these count as work."""
-
-_Count = Annotated[int, Field(ge=0)]
 
 
 class _Record(BaseModel):
@@ -49,10 +44,10 @@ class DrawingRecord(_Record):
 
     id: str
     mode: Literal["band", "full"]
-    seconds: float = Field(ge=0)
-    n_strokes: _Count
-    pixels_changed: _Count
-    pixels_decided: _Count
+    seconds: NonNegativeFloat
+    n_strokes: NonNegativeInt
+    pixels_changed: NonNegativeInt
+    pixels_decided: NonNegativeInt
     strokes: tuple[Stroke, ...]
     where: str
     start: str
@@ -65,22 +60,15 @@ class DrawingRecord(_Record):
 class Request:
     """One image that a person is asked to annotate.
 
-    Args:
-        id: of the image; it names the files, see :func:`file_stem`.
-        image: uint8 (3, H, W), RGB.
-        where: 0 and 1, (1, H, W): the pixels that the person decides.
-        start: 0 and 1, (1, H, W): the mask before the first stroke.
-        tau_u: the threshold that made the band, for the record.
-
     Raises:
         ValueError: if a shape or a value does not fit, or the id cannot name a file.
     """
 
     id: str
-    image: np.ndarray | torch.Tensor
-    where: np.ndarray | torch.Tensor
-    start: np.ndarray | torch.Tensor
-    tau_u: float | None = None
+    image: np.ndarray | torch.Tensor  # uint8 (3, H, W)
+    where: np.ndarray | torch.Tensor  # 0 and 1, (1, H, W): the pixels that the person decides
+    start: np.ndarray | torch.Tensor  # 0 and 1, (1, H, W): the mask before the first stroke
+    tau_u: float | None = None  # the threshold that made the band, for the record
 
     def __post_init__(self) -> None:
         file_stem(self.id)
@@ -137,10 +125,7 @@ def make_requests(
 class Drawing:
     """One image that is being annotated.
 
-    Args:
-        request: the image, the pixels to decide and the mask to start from.
-        clock: seconds, from any beginning.
-        record: of this drawing, saved before, to go on with.
+    ``clock`` tells seconds, from any beginning. ``record``: of this drawing, saved before, to go on with.
 
     Attributes:
         mask: bool (1, H, W), as it stands. Outside of ``request.where`` it is ``request.start``, whatever is drawn.
@@ -184,8 +169,8 @@ class Drawing:
     def lasso(self, corners: Sequence[tuple[float, float]] | np.ndarray, *, erase: bool = False) -> int:
         """Mark what lies in a polygon as lesion, or erase it; returns the number of pixels that changed.
 
-        ``corners``: (x, y) in pixels, (0, 0) the centre of the upper left one. A lasso of fewer than three corners, or
-        one that changes nothing, is a slip of the mouse and does not count.
+        ``corners``: (x, y), as in :class:`Stroke`. A lasso of fewer than three corners, or one that changes nothing, is
+        a slip of the mouse and does not count.
 
         Raises:
             ValueError: if a corner is not two finite numbers.
@@ -265,23 +250,18 @@ def read_drawing(folder: str | Path, id: str) -> tuple[DrawingRecord, np.ndarray
     """A saved drawing: its record and its mask, bool (1, H, W).
 
     Raises:
-        DataError: if a file is missing or damaged, or the two do not belong together; the message names it.
+        DataError: if a file is missing or damaged, or the two do not belong together.
     """
-    path = file = _record_path(folder, id)
+    path = _record_path(folder, id)
     try:
         record = DrawingRecord.model_validate_json(path.read_bytes())
-        if record.id != id:
-            raise ValueError(f"it is the record of another image, {record.id!r}")
-        file = path.with_suffix(".png")
-        with PIL.Image.open(file) as picture:
+        with PIL.Image.open(path.with_suffix(".png")) as picture:
             mask = np.asarray(picture)[None] == 255
-        if checksum(mask) != record.mask:
-            raise ValueError(f"it is not the mask that {path.name} was saved with")
+        if (record.id, record.mask) != (id, checksum(mask)):
+            raise ValueError("they do not belong together")
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for a damaged PNG
-        if isinstance(error, ValidationError):
-            error = f"not the record of a drawing: {error.errors()[0]['msg']}"
-        remedy = "restore it, or move it and its .json or .png away and draw the image again"
-        raise DataError(f"{file} cannot be used ({error}); {remedy}") from None
+        remedy = "restore both, or move both away and draw the image again"
+        raise DataError(f"{path} and its .png cannot be used: missing, damaged or of two drawings; {remedy}") from error
     return record, mask
 
 
@@ -298,9 +278,8 @@ def drawing_table(folder: str | Path, split: Split | None = None) -> pd.DataFram
     rows = []
     for path in sorted(expanded("folder", folder).glob("*.json")):
         record, mask = read_drawing(folder, unquote(path.stem))
-        dice = float("nan")
-        if record.id in truths:
-            dice = dice_score(torch.from_numpy(mask)[None], truths[record.id][None].cpu()).item()
+        truth = truths.get(record.id)
+        dice = float("nan") if truth is None else dice_score(torch.from_numpy(mask)[None], truth[None].cpu()).item()
         counts = (record.seconds, record.n_strokes, record.pixels_changed, record.pixels_decided)
         rows.append((record.id, record.mode, *counts, dice))
     columns = ["image_id", "mode", "seconds", "strokes", "pixels_changed", "pixels_decided", "dice"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 
@@ -13,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from scipy.ndimage import binary_dilation, distance_transform_edt
+from scipy.ndimage import binary_dilation
 from skimage.segmentation import mark_boundaries
 
 from alutils.annotation import merge_annotations
@@ -71,66 +70,60 @@ def explore_curves(
     Pixels within 0.025 of it: 64, 100.0 % of image 1; the median of their eq. 3 is 0.300.
     """
     choices = _choices(images, names, probabilities=probabilities, mc_std=mc_std)
-    maps = cache(lambda i: _UncertaintyMaps(choices[i][0], images[i], probabilities[i], mc_std[i]))
-    controls = {"image": partial(ipywidgets.Dropdown, options=choices), "p": partial(_slider, min=0, max=1)}
-    return Explorer(lambda image, p: maps(image).draw(p), controls, image=0, p=p)
+    planes, stds = (maps[:, 0].detach().cpu().float() for maps in (probabilities, mc_std))
+    pictures = cache(lambda image: _uncertainty_pictures(images[image], planes[image], stds[image]))
 
-
-class _UncertaintyMaps:
-    """What does not depend on the slider of :func:`explore_curves`, for one image."""
-
-    def __init__(self, name: str, image: torch.Tensor, probability: torch.Tensor, std: torch.Tensor) -> None:
-        self.name = name
-        self.probability, self.std = (plane[0].detach().cpu().float().numpy() for plane in (probability, std))
-        p, highest = torch.from_numpy(self.probability), max(self.std.max(), 1e-6)
-        self.pictures = {
-            "image": figures.as_rgb(image),
-            "prediction p": figures.as_rgb(probability),
-            "0.5 - eq. 1": _heat(0.5 - least_confidence(p), 0.5),
-            "eq. 2": _heat(one_sided_entropy(p), 0.531),
-            "binary entropy": _heat(binary_entropy(p), 1.0),
-            f"eq. 3 (bright: {highest:.2f})": _heat(torch.from_numpy(self.std), highest),
-        }
-        edges = np.linspace(0, 1, 21)
-        places = np.digitize(self.probability.ravel(), edges[1:-1])
-        groups = [self.std.ravel()[places == k] for k in range(20)]
-        self.bins = (edges[:-1] + edges[1:]) / 2
-        self.spread = np.array([np.percentile(g, (10, 50, 90)) if len(g) > 4 else [np.nan] * 3 for g in groups]).T
-        lesion = self.probability >= 0.5
-        has_outline = lesion.any() and not lesion.all()
-        self.distance = np.where(lesion, *map(distance_transform_edt, (lesion, ~lesion))) if has_outline else None
-
-    def draw(self, p: float) -> Drawn:
-        near = np.abs(self.probability - p) <= NEAR + 1e-6
-        rim = binary_dilation(near, iterations=max(1, len(near) // 100)) & ~near
-        marked = {title: picture.copy() for title, picture in self.pictures.items()}
-        for picture in marked.values():
-            picture[near] = 0.3 * picture[near] + 0.7
-            picture[rim] = 0
+    def draw(image: int, p: float) -> Drawn:
+        probability, std = planes[image].numpy(), stds[image].numpy()
+        near = np.abs(probability - p) <= NEAR + 1e-6
         figure = Figure(figsize=(9.5, 3.8))
-        self._draw_curves(figure.add_axes((0.05, 0.12, 0.4, 0.86)), p)
+        _draw_curves(figure.add_axes((0.05, 0.12, 0.4, 0.86)), p, probability, std)
+        marked = {title: _marked(picture, near) for title, picture in pictures(image).items()}
         figures.draw_pictures(figure.add_axes((0.46, 0.01, 0.53, 0.98)), marked, n_columns=3)
-        return figure, self._numbers(p, near), _CURVES_SEEN
-
-    def _draw_curves(self, axes: Axes, p: float) -> None:
-        draw_measures(axes, [p] * 3)
-        low, middle, high = self.spread
-        axes.fill_between(self.bins, low, high, color=figures.GREEN, alpha=0.25, linewidth=0)
-        axes.plot(self.bins, middle, color=figures.GREEN, linestyle="dashdot", label="eq. 3, this image")
-        axes.axvline(p, color="gray", linewidth=0.8)
-        axes.set(ylabel="", xlim=(0, 1), ylim=(0, 1.25))
-        axes.legend(frameon=False, fontsize=8, loc="upper center", ncols=2)
-
-    def _numbers(self, p: float, near: np.ndarray) -> str:
         eq_1, eq_2, binary = (f(torch.tensor(p)).item() for f in (least_confidence, one_sided_entropy, binary_entropy))
-        text = f"p = {p:.3f}: eq. 1 {eq_1:.3f}, eq. 2 {eq_2:.3f}, binary entropy {binary:.3f}.\n"
-        text += f"Pixels within {NEAR} of it: {near.sum()}, {100 * near.mean():.1f} % of {self.name}"
-        if near.any():
-            text += f"; the median of their eq. 3 is {np.median(self.std[near]):.3f}"
-            if self.distance is not None:
-                distance = np.median(self.distance[near])
-                text += f", that of their distance from the predicted outline {distance:.1f} px"
-        return text + "."
+        median = f"; the median of their eq. 3 is {np.median(std[near]):.3f}" if near.any() else ""
+        text = (
+            f"p = {p:.3f}: eq. 1 {eq_1:.3f}, eq. 2 {eq_2:.3f}, binary entropy {binary:.3f}.\n"
+            f"Pixels within {NEAR} of it: {near.sum()}, {100 * near.mean():.1f} % of {choices[image][0]}{median}."
+        )
+        return figure, text, _CURVES_SEEN
+
+    controls = {"image": partial(ipywidgets.Dropdown, options=choices), "p": partial(_slider, min=0, max=1)}
+    return Explorer(draw, controls, image=0, p=p)
+
+
+def _uncertainty_pictures(image: torch.Tensor, p: torch.Tensor, std: torch.Tensor) -> dict[str, np.ndarray]:
+    highest = max(std.max().item(), 1e-6)
+    return {
+        "image": figures.as_rgb(image),
+        "prediction p": figures.as_rgb(p[None]),
+        "0.5 - eq. 1": _heat(0.5 - least_confidence(p), 0.5),
+        "eq. 2": _heat(one_sided_entropy(p), 0.531),
+        "binary entropy": _heat(binary_entropy(p), 1.0),
+        f"eq. 3 (bright: {highest:.2f})": _heat(std, highest),
+    }
+
+
+def _marked(picture: np.ndarray, near: np.ndarray) -> np.ndarray:
+    rim = binary_dilation(near, iterations=max(1, len(near) // 100)) & ~near
+    marked = np.where(near[..., None], 0.3 * picture + 0.7, picture)
+    marked[rim] = 0
+    return marked
+
+
+def _draw_curves(axes: Axes, p: float, probability: np.ndarray, std: np.ndarray) -> None:
+    draw_measures(axes, [p] * 3)
+    edges = np.linspace(0, 1, 21)
+    places = np.digitize(probability, edges[1:-1])
+    groups = [std[places == k] for k in range(20)]
+    spread = [np.percentile(group, (10, 50, 90)) if len(group) > 4 else [np.nan] * 3 for group in groups]
+    low, middle, high = np.transpose(spread)
+    bins = (edges[:-1] + edges[1:]) / 2
+    axes.fill_between(bins, low, high, color=figures.GREEN, alpha=0.25, linewidth=0)
+    axes.plot(bins, middle, color=figures.GREEN, linestyle="dashdot", label="eq. 3, this image")
+    axes.axvline(p, color="gray", linewidth=0.8)
+    axes.set(ylabel="", xlim=(0, 1), ylim=(0, 1.25))
+    axes.legend(frameon=False, fontsize=8, loc="upper center", ncols=2)
 
 
 def explore_thresholds(
@@ -234,10 +227,17 @@ def explore_rounds(rounds: Sequence[Round], pool: Split) -> Explorer:
     Raises:
         ValueError: if the last round has no labels, nothing was queried, or the pool is too small to be the run's.
     """
-    queries, labels = _queries(rounds, pool), rounds[-1].labels
+    if not rounds or rounds[-1].labels is None:
+        raise ValueError("rounds: the last has no labels; give all rounds of a run, list(run_active_learning(...))")
+    labels, sizes = rounds[-1].labels, [len(round_.queries) for round_ in rounds if len(round_.queries)]
+    if not sizes:
+        raise ValueError("rounds: nothing was queried in this run; take one with a query strategy")
+    if labels.indices.max() >= len(pool):
+        raise ValueError(f"pool: the run asked for image {labels.indices.max()}, but there are only {len(pool)}")
 
     def draw(query: int, rank: int) -> Drawn:
-        asked, trained = queries[query - 1], rounds[query - 1]
+        trained = rounds[query - 1]
+        asked = slice(trained.n_labelled, trained.n_labelled + sizes[query - 1])
         dice = dice_score(labels.masks[asked].cpu(), pool.masks[labels.indices[asked]].cpu())
         rank = min(rank, len(dice))  # the last query of an exhausted pool is shorter
         place = asked.start + rank - 1
@@ -260,24 +260,9 @@ def explore_rounds(rounds: Sequence[Round], pool: Split) -> Explorer:
         )
         return _rounds_figure(pictures, rounds, query), text, description
 
-    most = max(asked.stop - asked.start for asked in queries)
     slider = partial(ipywidgets.IntSlider, min=1)
-    controls = {"query": partial(slider, max=len(queries)), "rank": partial(slider, max=most)}
+    controls = {"query": partial(slider, max=len(sizes)), "rank": partial(slider, max=max(sizes))}
     return Explorer(draw, controls, query=1, rank=1)
-
-
-def _queries(rounds: Sequence[Round], pool: Split) -> list[slice]:
-    """Where the images of each query stand in the labelled set."""
-    if not rounds or rounds[-1].labels is None:
-        raise ValueError("rounds: the last has no labels; give all rounds of a run, list(run_active_learning(...))")
-    indices = rounds[-1].labels.indices
-    ends = [*(round_.n_labelled for round_ in rounds), len(indices)]
-    queries = [slice(start, end) for start, end in itertools.pairwise(ends) if start < end]
-    if not queries:
-        raise ValueError("rounds: nothing was queried in this run; take one with a query strategy")
-    if int(indices.max()) >= len(pool):
-        raise ValueError(f"pool: the run asked for image {int(indices.max())}, but there are only {len(pool)}")
-    return queries
 
 
 def _rounds_figure(pictures: Mapping[str, np.ndarray], rounds: Sequence[Round], query: int) -> Figure:

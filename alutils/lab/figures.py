@@ -77,9 +77,11 @@ def _picture(figure: Figure, fast: bool) -> bytes:
 
 
 def draw_image(axes: Axes, image: torch.Tensor, title: str = "") -> None:
-    """Draw a picture without ticks: uint8 (3, H, W) in colour, or (1, H, W) or (H, W) from 0 to 1 in grey."""
+    """Draw a picture without ticks: (3, H, W) in colour, uint8 or float, or (1, H, W) or (H, W) in grey, 0 to 1."""
     pixels = image.detach().cpu().squeeze(0).numpy()
-    _draw_pixels(axes, pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels, title)
+    axes.imshow(pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels, cmap="gray", vmin=0, vmax=1)
+    axes.set_title(title, fontsize=9)
+    axes.set_axis_off()
 
 
 def draw_outline(axes: Axes, mask: torch.Tensor, colour: str, style: str = "solid", width: float = 1.5) -> None:
@@ -93,19 +95,14 @@ def draw_outline(axes: Axes, mask: torch.Tensor, colour: str, style: str = "soli
 
 def draw_labels(axes: Axes, image: torch.Tensor, mask: torch.Tensor, human: torch.Tensor, title: str = "") -> None:
     """Draw the colours of :func:`label_colours`."""
-    _draw_pixels(axes, label_colours(image, mask, human), title)
+    draw_image(axes, torch.from_numpy(label_colours(image, mask, human)).permute(2, 0, 1), title)
 
 
 def label_colours(image: torch.Tensor, mask: torch.Tensor, human: torch.Tensor) -> np.ndarray:
     """The picture in grey, the human's labels over it in colour, the model's in black and white.
 
-    Args:
-        image: uint8 (3, H, W).
-        mask: the labels, (1, H, W), 0 and 1.
-        human: which of them came from the human, (1, H, W), bool or 0 and 1.
-
-    Returns:
-        float32 (H, W, 3), 0 to 1.
+    ``image`` is uint8 (3, H, W). Of ``mask``, (1, H, W), 0 and 1, the labels where ``human`` is 1 are the human's. The
+    colours are float32 (H, W, 3), 0 to 1.
     """
     grey = image.detach().cpu().float().mean(0, keepdim=True).permute(1, 2, 0).numpy() / 255
     whose = (2 * human.detach().cpu().int() + mask.detach().cpu().int()).squeeze(0).numpy()
@@ -165,9 +162,3 @@ def as_rgb(image: torch.Tensor) -> np.ndarray:
     """float32 (H, W, 3) from 0 to 1, of a picture in colour, uint8 (3, H, W), or in grey, (1, H, W) from 0 to 1."""
     pixels = image.detach().cpu().float() / (255 if image.shape[0] == 3 else 1)
     return pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
-
-
-def _draw_pixels(axes: Axes, pixels: np.ndarray, title: str) -> None:
-    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1)
-    axes.set_title(title, fontsize=9)
-    axes.set_axis_off()

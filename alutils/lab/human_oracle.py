@@ -21,9 +21,9 @@ class HumanOracle(Oracle):
     """A person who draws the pixels asked for; takes the place of the simulated :class:`alutils.Oracle` in a run.
 
     Where a drawing is missing, or was drawn for other pixels, the oracle writes the requests into ``folder``, and
-    :class:`AnnotationsNeeded` ends the run. Called again, the run takes up the model it had trained, asks for the same
-    pixels, finds the drawings and goes on. For images that nobody has annotated yet, pass masks of zeros and
-    ``draws_cold_start=True``; the audit and Dice, which compare with the split's masks, then say nothing.
+    :class:`AnnotationsNeeded` ends the run. Called again, the run asks for the same pixels, finds the drawings and goes
+    on. For images that nobody has annotated yet, pass masks of zeros and ``draws_cold_start=True``; the audit and Dice,
+    which compare with the split's masks, then say nothing.
 
     Args:
         split: the pool: images, true masks, ids.

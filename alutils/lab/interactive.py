@@ -31,15 +31,9 @@ class Explorer:
     ``figure``, ``text`` and ``alt`` are what was drawn last.
 
     Args:
-        draw: is called with the controls' values by name; what it raises also takes the displayed figure's place.
+        draw: is called with the controls' values by name.
         controls: by name, a function that makes the widget from a ``value`` and a ``description``.
         values: the first value of each control.
-
-    >>> slider = partial(ipywidgets.IntSlider, min=1, max=9)
-    >>> explorer = Explorer(lambda n: (Figure((n, 1)), f"{n} inches.", "An empty figure."), {"n": slider}, n=2)
-    >>> explorer.controls["n"].value = 3
-    >>> explorer.alt
-    '3 inches. An empty figure.'
     """
 
     def __init__(
@@ -59,14 +53,7 @@ class Explorer:
 
     def _moved(self, name: str, change: Mapping[str, Any]) -> None:
         self._values[name] = change["new"]
-        try:
-            self._draw()
-        except Exception as error:
-            if self._outputs:  # JupyterLab writes what a callback raises to a log that few readers open
-                message = f"The figure could not be drawn. {type(error).__name__}: {error}"
-                for output, text in zip(self._outputs, (message, ""), strict=True):
-                    output.update({"text/plain": text}, raw=True)
-            raise
+        self._draw()
 
     def _draw(self) -> None:
         self.figure, self.text, description = self._function(**self._values)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from IPython import get_ipython
-from IPython.core.inputtransformer2 import TransformerManager
 
 from alutils.data.isic2018 import load_isic2018
 from alutils.data.splits import Splits
@@ -113,8 +112,8 @@ def refuse_unknown_parameters(notebook: str) -> None:
     if not given or not file.exists():
         return
     cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
-    parameters = (cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", []))
-    known = [name for source in parameters for name in _assigned_names("".join(source))]
+    parameters = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    known = _assigned_names("\n".join(parameters))
     for name in _assigned_names(given):
         if name not in known:
             raise ConfigError(f"{name}: this notebook has no such parameter; {did_you_mean(name, known)}")
@@ -138,9 +137,4 @@ def _check_folder(folder: Path) -> None:
 
 
 def _assigned_names(cell: str) -> list[str]:
-    try:
-        statements = ast.parse(TransformerManager().transform_cell(cell)).body  # it may have %magic and !shell lines
-    except SyntaxError:  # it did not run
-        return []
-    assignments = [statement for statement in statements if isinstance(statement, ast.Assign)]
-    return [target.id for statement in assignments for target in statement.targets if isinstance(target, ast.Name)]
+    return re.findall(r"^(\w+) *=(?!=)", cell, re.MULTILINE)
