@@ -15,7 +15,7 @@ class _NotebookLine(tqdm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._handle = display({"text/plain": ""}, raw=True, display_id=True)
-        super().__init__(*args, file=io.StringIO(), ncols=100, **kwargs)
+        super().__init__(*args, file=io.StringIO(), ncols=100, ascii=False, **kwargs)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         self._handle.update({"text/plain": str(self)}, raw=True)
