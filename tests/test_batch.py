@@ -34,7 +34,9 @@ from batch import Batch, ConfigError, as_typed, check_for_cluster  # noqa: E402
 from grid import GRID, Cell  # noqa: E402
 
 ONE_OF_EACH = {"seeds": 0, "strategies": "random", "cells": "[[partial, 0.25, 0.25]]"}
-NAMES = ["01_data", "02_model", "03_uncertainty", "04_image_al", "05_partial_annotation", "06_results"]
+NAMES = [
+    "01_data", "02_model", "03_uncertainty", "04_image_al", "05_partial_annotation", "06_results", "07_methods",
+]  # fmt: skip
 
 
 def command(*arguments, project=ROOT, cores=1, **config):

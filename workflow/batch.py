@@ -20,7 +20,7 @@ from alutils.system.settings import parse_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
-SINGLE = ("01_data", "02_model", "03_uncertainty")
+SINGLE = ("01_data", "02_model", "03_uncertainty", "07_methods")
 KEYS = {
     "profile": "a file in profiles/, or a path; quick",
     "data": "folder with ISIC 2018; none: synthetic images",
