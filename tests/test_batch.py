@@ -34,7 +34,9 @@ from batch import Batch, ConfigError, as_typed, check_for_cluster  # noqa: E402
 from grid import GRID, Cell  # noqa: E402
 
 ONE_OF_EACH = {"seeds": 0, "strategies": "random", "cells": "[[partial, 0.25, 0.25]]"}
-NAMES = ["01_data", "02_model", "03_uncertainty", "04_image_al", "05_partial_annotation", "06_results", "07_methods"]
+NAMES = [
+    "01_data", "02_model", "03_uncertainty", "04_image_al", "05_partial_annotation", "06_results", "07_methods",
+]  # fmt: skip
 
 
 def command(*arguments, project=ROOT, cores=1, **config):
@@ -300,7 +302,7 @@ def test_a_failing_notebook_leaves_its_traceback_a_training_may_diverge_and_the_
     done = {str(path.parent.relative_to(runs)): json.loads(path.read_text()) for path in runs.rglob("done.json")}
     arm, cell = "04_image_al/random-seed0", "05_partial_annotation/partial-0.25-0.5-seed0"
     assert {name: mark["outcome"] for name, mark in done.items()} == {
-        arm: "diverged", **dict.fromkeys(["01_data", "02_model", cell, "06_results"], "finished")
+        arm: "diverged", **dict.fromkeys(["01_data", "02_model", cell, "06_results", "07_methods"], "finished")
     }  # fmt: skip
     assert (project / "my figures" / "summary.md").exists()
 
@@ -360,7 +362,7 @@ def test_each_round_and_each_job_that_ends_is_told_with_what_is_left(tmp_path, c
     rounds(first, 9, 18, 54)
     seen.look()
     assert (
-        capsys.readouterr().err == f"{first}: round 3 of 8, validation Dice 0.812; 1 of 7 jobs done, about 2.1 h left\n"
+        capsys.readouterr().err == f"{first}: round 3 of 8, validation Dice 0.812; 1 of 8 jobs done, about 2.1 h left\n"
     )
     write(second, "job.json")
     rounds(second, 324)
@@ -374,7 +376,7 @@ def test_each_round_and_each_job_that_ends_is_told_with_what_is_left(tmp_path, c
         write(name, "done.json", outcome="finished")
     seen.end()
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == 5 and all(line.endswith("done; 7 of 7 jobs done") for line in told)
+    assert len(told) == 6 and all(line.endswith("done; 8 of 8 jobs done") for line in told)
 
 
 def test_a_round_is_told_before_a_network_disk_shows_the_run_s_record(tmp_path, capsys):
