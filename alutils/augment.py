@@ -12,10 +12,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from alutils.data.thumbnails import LUMA
 from alutils.experiment import Augmentation, Computing, Training
 from alutils.system.device import to_device
-
-_LUMA = (0.2989, 0.587, 0.114)  # weights of red, green and blue in torchvision's grey
 
 
 class AugmentParameters(NamedTuple):
@@ -135,7 +134,7 @@ def _inverse_motion(p: AugmentParameters, height: int, width: int) -> torch.Tens
 
 def _grey(images: torch.Tensor) -> torch.Tensor:
     red, green, blue = images.split(1, dim=1)
-    return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
 def _blend(images: torch.Tensor, others: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:

@@ -289,7 +289,7 @@ def _train(run: _Run, state: RunState) -> Draft:
     experiment, labelled = run.experiment, state.labelled
     draft = Draft.of(len(state.rounds), labelled)
     with run.phase("training", draft):
-        trained_on = labelled.plus(_pseudo_labelled(run, state))
+        trained_on = _with_pseudo_labels(run, state)
     if not experiment.fine_tune:
         state.model = copy.deepcopy(run.initial)
     with run.phase("training", draft):
@@ -309,14 +309,16 @@ def _train(run: _Run, state: RunState) -> Draft:
     return draft
 
 
-def _pseudo_labelled(run: _Run, state: RunState) -> LabelledSet:
-    """The images that join one training with the labels of the model before it, as the strategy asked (CEAL [24])."""
+def _with_pseudo_labels(run: _Run, state: RunState) -> LabelledSet:
+    """The labelled set, and images that join one training with the labels of the model before it (CEAL [24])."""
     train = run.splits.train
     names = state.rounds[-1].line.get("pseudo_labelled") if state.rounds else None
-    positions = torch.tensor([train.ids.index(name) for name in names or ()], dtype=torch.int64)
+    if not names:
+        return state.labelled
+    positions = torch.tensor([train.ids.index(name) for name in names], dtype=torch.int64)
     p = predict_probabilities(state.model, train.images, run.experiment, indices=positions)
     masks = (p >= 0.5).to(train.masks.device, torch.uint8)
-    return LabelledSet.of(positions, masks, torch.ones_like(masks))
+    return state.labelled.plus(LabelledSet.of(positions, masks, torch.ones_like(masks)))
 
 
 def _evaluate(run: _Run, state: RunState, draft: Draft) -> Draft:
@@ -368,9 +370,11 @@ def _pixels_to_ask(run: _Run, model: nn.Module, queried: torch.Tensor, generator
 
 
 def _regions(run: _Run, positions: torch.Tensor) -> torch.Tensor:
-    """The superpixels of these training images."""
-    images = run.splits.train.images
-    return regions_of(images[positions.to(images.device)])
+    """The superpixels of these training images; those of the latest query are kept, as three steps need them."""
+    images, kept = run.splits.train.images, run.kept.get("regions of the query")
+    if kept is None or not torch.equal(kept[0], positions):
+        kept = run.kept["regions of the query"] = positions, regions_of(images[positions.to(images.device)])
+    return kept[1]
 
 
 def _review(run: _Run, state: RunState) -> tuple[dict[str, list], LabelledSet]:

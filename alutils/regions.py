@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
@@ -37,8 +38,9 @@ def uncertain_regions(probabilities: torch.Tensor, regions: torch.Tensor, n: int
     entropy = region_share(binary_entropy(probabilities).cpu()[:, 0], regions[:, 0])[:, None]
     chosen = torch.zeros(regions.shape, dtype=torch.bool)
     for pixels, of_region, numbers in zip(chosen, entropy, regions, strict=True):
-        present, first = _first_places(numbers)
-        best = present[of_region.flatten()[first].argsort(descending=True, stable=True)[:n]]
+        present = numbers.unique()
+        means = ndimage.maximum(of_region.numpy(), numbers.numpy(), present.numpy())  # equal within a superpixel
+        best = present[torch.from_numpy(np.asarray(means)).argsort(descending=True, stable=True)[:n]]
         pixels |= torch.isin(numbers, best)
     return chosen.to(probabilities.device)
 
@@ -107,10 +109,3 @@ def _deepest_error(errors: torch.Tensor) -> tuple[int, int] | None:
     depth = ndimage.distance_transform_edt(labels == 1 + sizes.argmax())
     row, column = divmod(int(depth.argmax()), depth.shape[1])
     return row, column
-
-
-def _first_places(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The different numbers, and where each stands first."""
-    present, where = numbers.flatten().unique(return_inverse=True)
-    first = torch.full((len(present),), numbers.numel()).scatter_reduce(0, where, torch.arange(len(where)), "amin")
-    return present, first

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,7 +14,7 @@ from alutils.data.splits import ImageView
 from alutils.experiment import Computing, Experiment
 from alutils.sampler import decoder_sampler
 from alutils.system.checks import ConfigError
-from alutils.system.device import deterministic_algorithms, memory_for, set_up_model, to_device, within_memory
+from alutils.system.device import batches_within_memory, deterministic_algorithms, memory_for, set_up_model, to_device
 from alutils.system.seeding import make_generator, seeded
 from alutils.training import batch_results
 from alutils.uncertainty import binary_entropy
@@ -120,10 +119,8 @@ def mc_dropout_batches(
     def sample(start: int, n: int) -> SampleMaps:
         return mc_dropout_maps(model, images[start : start + n], experiment, generator, n_samples)
 
-    for start in range(0, len(images), batch_size):
-        chosen = slice(start, min(start + batch_size, len(images)))
-        setting = "batch_size (Monte Carlo dropout takes twice as many)"
-        yield chosen, within_memory(partial(sample, start), chosen.stop - start, setting, device)
+    setting = "batch_size (Monte Carlo dropout takes twice as many)"
+    yield from batches_within_memory(sample, len(images), batch_size, setting, device)
 
 
 def mc_dropout_std(

@@ -17,7 +17,14 @@ from alutils.augment import augment, normalize
 from alutils.data.packed import PackedMasks
 from alutils.data.splits import ImageView, images_at
 from alutils.experiment import Computing, Training
-from alutils.system.device import deterministic_algorithms, memory_for, set_up_model, to_device, within_memory
+from alutils.system.device import (
+    batches_within_memory,
+    deterministic_algorithms,
+    memory_for,
+    set_up_model,
+    to_device,
+    within_memory,
+)
 from alutils.system.progress import progress_bar
 from alutils.system.seeding import seeded
 from alutils.system.tensors import check_mask
@@ -235,10 +242,8 @@ def batch_results(
             x = normalize(to_device(images[start : start + n], compute.device), computing)
             return function(x.contiguous(memory_format=compute.layout))
 
-    for start in range(0, len(images), batch_size):
-        chosen = slice(start, min(start + batch_size, len(images)))
-        setting = "batch_size (a prediction takes twice as many)"
-        yield chosen, within_memory(partial(work, start), chosen.stop - start, setting, compute.device)
+    setting = "batch_size (a prediction takes twice as many)"
+    yield from batches_within_memory(work, len(images), batch_size, setting, compute.device)
 
 
 def predict_probabilities(

@@ -111,9 +111,8 @@ def _size(path: Path) -> int:
 def _check_disk(root: Path, missing: Sequence[Archive]) -> None:
     """Refuse to start what the disk cannot take: everything unpacked, and the archive that lacks most."""
     lacking = [a.size - max(_size(root / a.name), _size(root / f"{a.name}.part")) for a in missing]
-    needed = 1.1 * sum(archive.size for archive in missing) + max(
-        lacking, default=0
-    )  # JPEG and PNG hardly shrink in a zip
+    unpacked = 1.1 * sum(archive.size for archive in missing)  # JPEG and PNG hardly shrink in a zip
+    needed = unpacked + max(lacking, default=0)
     free = shutil.disk_usage(root).free
     if free < needed:
         raise DownloadError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-_GREY = (0.2989, 0.587, 0.114)  # weights of red, green and blue
+LUMA = (0.2989, 0.587, 0.114)
+"""Weights of red, green and blue in torchvision's grey."""
 
 
 def thumbnails(images: torch.Tensor, side: int) -> torch.Tensor:
@@ -20,6 +21,6 @@ def thumbnails(images: torch.Tensor, side: int) -> torch.Tensor:
     """
     small = []
     for batch in images.split(64):
-        grey = torch.einsum("nchw,c->nhw", batch.float(), torch.tensor(_GREY, device=batch.device)) / 255
+        grey = torch.einsum("nchw,c->nhw", batch.float(), torch.tensor(LUMA, device=batch.device)) / 255
         small.append(F.adaptive_avg_pool2d(grey, side).cpu())
     return torch.cat(small) if small else torch.zeros(0, side, side)

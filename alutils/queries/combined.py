@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from scipy.stats import rankdata
 
 from alutils.data.superpixels import region_share, superpixels
 from alutils.data.thumbnails import thumbnails
@@ -53,9 +54,7 @@ def score_hal_ia(view: View) -> torch.Tensor:
 
 def _ranks(values: torch.Tensor) -> torch.Tensor:
     """From 1 / N for the smallest to 1; equal values have the rank of their mean place."""
-    ordered = values.sort().values
-    below, upto = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
-    return (below + upto + 1) / (2 * len(values))
+    return torch.from_numpy(rankdata(values.numpy())).float() / len(values)
 
 
 def _grey_levels(images: torch.Tensor) -> torch.Tensor:

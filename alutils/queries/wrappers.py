@@ -8,6 +8,7 @@ from alutils.queries.geometry import distances_from, furthest_first
 from alutils.queries.registry import wrapper
 from alutils.queries.select import Strategy, highest_scores, scores_of
 from alutils.queries.view import View
+from alutils.system.checks import function_name
 
 _STRATA = 3
 _SHORTLIST = 2  # times the query's size
@@ -72,10 +73,9 @@ def positive(view: View, strategy: Strategy) -> torch.Tensor:
     scores, least = scores_of(view, strategy), getattr(strategy, "least", None)
     scores = scores if least is None else scores - least(view)
     if (scores < 0).any():
-        name = getattr(strategy, "__name__", "mine")
         raise ValueError(
-            f"strategy '{name}': power noise needs scores of at least 0, the lowest is {scores.min():.4g}; add a "
-            "constant to them"
+            f"strategy '{function_name(strategy)}': power noise needs scores of at least 0, the lowest is "
+            f"{scores.min():.4g}; add a constant to them"
         )
     return scores
 

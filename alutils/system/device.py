@@ -183,6 +183,15 @@ def within_memory(work: Callable[[int], Any], n: int, setting: str, device: torc
     raise OutOfMemory(f"{setting}: the memory of {device} is too small for {n} images at a time; {remedy}")
 
 
+def batches_within_memory(
+    work: Callable[[int, int], Any], n: int, batch_size: int, setting: str, device: torch.device
+) -> Iterator[tuple[slice, Any]]:
+    """``work(start, size)`` of ``n`` images, batch by batch: which images, and the result of :func:`within_memory`."""
+    for start in range(0, n, batch_size):
+        chosen = slice(start, min(start + batch_size, n))
+        yield chosen, within_memory(functools.partial(work, start), chosen.stop - start, setting, device)
+
+
 @contextmanager
 def memory_for(what: str, remedy: str, device: torch.device) -> Iterator[None]:
     """A context in which running out of memory is an OutOfMemory that names ``what`` (a plural) and the ``remedy``."""
