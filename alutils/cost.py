@@ -16,7 +16,9 @@ CURRENCIES = ("verify_percent", "positive_percent", "boundary_px", "regions", "v
 _DRAWN = {"boundary_px": "float64", "regions": "int64", "vertices": "int64", "clicks": "int64"}
 
 
-def annotation_cost(truth: torch.Tensor, human: torch.Tensor, *, tolerance: float = 1.0) -> pd.DataFrame:
+def annotation_cost(
+    truth: torch.Tensor, human: torch.Tensor, *, tolerance: float = 1.0, smallest_part: int = 0
+) -> pd.DataFrame:
     """What it costs an expert to label the pixels ``human`` of each image: one row per image.
 
     - ``verify_percent``: the human's pixels, % of the image; Table II's "% of pixels to verify/annotate";
@@ -31,6 +33,7 @@ def annotation_cost(truth: torch.Tensor, human: torch.Tensor, *, tolerance: floa
         truth: uint8 (N, 1, H, W), 0 and 1. Only its values at the human's pixels matter.
         human: the pixels that the expert labels, bool or 0 and 1, the same shape.
         tolerance: how far a drawn line may be from the true outline, pixels.
+        smallest_part: parts of the lesion with fewer pixels are taken for specks, which nobody draws.
 
     Raises:
         ValueError: if an argument is not as above, or ``tolerance`` is not above 0.
@@ -46,12 +49,23 @@ def annotation_cost(truth: torch.Tensor, human: torch.Tensor, *, tolerance: floa
     check_mask("truth", truth)
     check_mask("human", human)
     human = human.bool()
+    if smallest_part > 1:
+        truth = without_specks(truth, smallest_part)
     pairs = zip(truth[:, 0].cpu().numpy(), human[:, 0].cpu().numpy(), strict=True)
     drawings = [_drawing(mask, pixels, tolerance) for mask, pixels in pairs]
     shares = {"verify_percent": human, "positive_percent": human & (truth == 1)}
     n_pixels = human.shape[2] * human.shape[3]
     percent = {name: 100 * pixels.flatten(1).sum(1).cpu().numpy() / n_pixels for name, pixels in shares.items()}
     return pd.DataFrame(percent).join(pd.DataFrame(drawings, columns=list(_DRAWN)).astype(_DRAWN))
+
+
+def without_specks(masks: torch.Tensor, smallest_part: int) -> torch.Tensor:
+    """The masks, uint8 (N, 1, H, W), without the parts, connected edge to edge, of fewer than so many pixels."""
+    kept = masks.cpu().numpy().copy()
+    for mask in kept[:, 0]:
+        parts, _ = ndimage.label(mask)
+        mask[(np.bincount(parts.ravel()) < smallest_part)[parts]] = 0
+    return torch.from_numpy(kept).to(masks.device)
 
 
 def clicked_cost(costs: pd.DataFrame, clicks: torch.Tensor) -> pd.DataFrame:

@@ -107,6 +107,18 @@ class Labelling(_Settings):
     )
     tau_u: float = Field(0.25, ge=0, le=0.5, description="a pixel is uncertain where |0.5 - p| <= tau_u, see III-B")
     tau_b: float = Field(0.25, gt=0, lt=1, description="the model labels a pixel lesion where p >= tau_b, see III-B")
+    smallest_part: int = Field(
+        0, ge=0, le=_MOST, description="parts of a lesion with fewer pixels do not count in what an annotation costs"
+    )
+
+
+class Control(_Settings):
+    """A second network after each round, trained from the start on the labelled set; the run does not depend on it."""
+
+    control: Literal["none", "equal_steps", "belief"] = Field(
+        "none", description="equal_steps: on all labels; belief: on the human's alone, beside labels that a model wrote"
+    )
+    control_steps: _Count = Field(1000, description="optimizer steps of the second network, the same in each round")
 
 
 class Network(_Settings):
@@ -187,12 +199,13 @@ class Training(Augmentation, Computing):
         return self.epochs * math.ceil(n_labelled / self.batch_size)
 
 
-class Experiment(Training, Network, Labelling, Acquisition, Pictures):
+class Experiment(Training, Network, Control, Labelling, Acquisition, Pictures):
     """Every setting of a run; the defaults are the values of section IV-D and of the readings of the paper.
 
     An experiment is each group of settings at once, so that a function that takes a group takes an experiment too. A
-    group alone is ``experiment.pictures``, ``.acquisition``, ``.labelling``, ``.network``, ``.computing``,
-    ``.augmentation`` or ``.training`` (which includes the two before it). ``profiles/paper.yaml`` lists all settings.
+    group alone is ``experiment.pictures``, ``.acquisition``, ``.labelling``, ``.controls``, ``.network``,
+    ``.computing``, ``.augmentation`` or ``.training`` (which includes the two before it). ``profiles/paper.yaml`` lists
+    all settings.
 
     Raises:
         ConfigError: for an unknown name (the nearest valid one is suggested), a wrong type or a value out of range.
@@ -201,7 +214,7 @@ class Experiment(Training, Network, Labelling, Acquisition, Pictures):
     >>> paper.n_training_steps, paper.labelled_per_round[-1]
     (8140, 1280)
     >>> paper.labelling
-    Labelling(annotation='full', oracle_noise=0.0, tau_u=0.25, tau_b=0.25)
+    Labelling(annotation='full', oracle_noise=0.0, tau_u=0.25, tau_b=0.25, smallest_part=0)
     >>> Experiment(query_sise=16)
     Traceback (most recent call last):
     alutils.system.checks.ConfigError: the experiment's settings cannot be used:
@@ -215,6 +228,7 @@ class Experiment(Training, Network, Labelling, Acquisition, Pictures):
     pictures = property(lambda self: self._group(Pictures))
     acquisition = property(lambda self: self._group(Acquisition))
     labelling = property(lambda self: self._group(Labelling))
+    controls = property(lambda self: self._group(Control))
     network = property(lambda self: self._group(Network))
     computing = property(lambda self: self._group(Computing))
     augmentation = property(lambda self: self._group(Augmentation))

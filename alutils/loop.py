@@ -32,13 +32,24 @@ from alutils.data.packed import PackedMasks
 from alutils.data.splits import ImageView, Split, Splits, lesion_area
 from alutils.erring import simulated_oracle
 from alutils.experiment import Experiment
-from alutils.metrics import dice_score, predicted_dice
+from alutils.metrics import dice_score, jaccard_score, predicted_dice
 from alutils.model import unet_for
 from alutils.queries.clustered import chosen_cold_start
-from alutils.queries.select import Answer, Strategy, ask, chosen_of, tied_at_the_cut
+from alutils.queries.select import Answer, Strategy, ask, chosen_of, sees_masks, tied_at_the_cut
 from alutils.queries.view import Labelled, View
 from alutils.regions import CLICKED_MODES, dominant_labels, n_clicks, regions_of
-from alutils.rounds import ANNOTATION, COLD_START, QUERY, TRAINING, Draft, LabelledSet, Round, RunState, columns
+from alutils.rounds import (
+    ANNOTATION,
+    COLD_START,
+    CONTROL,
+    QUERY,
+    TRAINING,
+    Draft,
+    LabelledSet,
+    Round,
+    RunState,
+    columns,
+)
 from alutils.runs.arm import Plan, build_network, check_oracle, make_plan, run_identity
 from alutils.runs.folder import RunFolder
 from alutils.system.checks import expanded
@@ -238,6 +249,7 @@ def _view(run: _Run, state: RunState, draft: Draft) -> View:
         draft.line["round"],
         len(run.plan.sizes) - 1,
         run.kept,
+        masks=ImageView(train.masks, pool) if sees_masks(experiment, run.strategy) else None,
     )
 
 
@@ -252,15 +264,17 @@ def _query(run: _Run, draft: Draft, view: View, answer: Answer) -> None:
     with run.phase("query", draft):
         chosen = chosen_of(answer, view)
         queried = view.images.indices[chosen]
+        p = predict_probabilities(view.model, run.splits.train.images, run.experiment, indices=queried)
         draft.line["tied"] = tied_at_the_cut(answer.scores, chosen)
         draft.line["pseudo_labelled"] = [view.ids[i] for i in view.pseudo_labelled.tolist()]
         draft.line["queries"] = {
             "image_id": [view.ids[i] for i in chosen.tolist()],
             "score": [None if answer.selection is not None else score for score in answer.scores[chosen].tolist()],
             "lesion_area_percent": (100 * lesion_area(run.oracle.truth(queried))).tolist(),
+            "predicted_area_percent": (100 * lesion_area((p >= 0.5).to(torch.uint8))).tolist(),
         }
     with run.phase("annotation", draft):
-        draft.asked = _pixels_to_ask(run, view.model, queried, run.generator(ANNOTATION, draft))
+        draft.asked = _pixels_to_ask(run, queried, p, run.generator(ANNOTATION, draft))
 
 
 def _annotate(run: _Run, state: RunState, draft: Draft) -> None:
@@ -290,6 +304,7 @@ def _train(run: _Run, state: RunState) -> Draft:
     draft = Draft.of(len(state.rounds), labelled)
     with run.phase("training", draft):
         trained_on = _with_pseudo_labels(run, state)
+        draft.before = _predicted(run, state.model) if state.rounds else None
     if not experiment.fine_tune:
         state.model = copy.deepcopy(run.initial)
     with run.phase("training", draft):
@@ -322,21 +337,69 @@ def _with_pseudo_labels(run: _Run, state: RunState) -> LabelledSet:
 
 
 def _evaluate(run: _Run, state: RunState, draft: Draft) -> Draft:
-    """Step 5: Dice of the validation images, the audit of a model's labels, and at the end Dice of the test images."""
+    """Step 5: Dice of the validation and test images, the audit of a model's labels, and the control network's Dice.
+
+    Nothing that follows depends on the test images or on the control.
+    """
     splits, line = run.splits, draft.line
     with run.phase("evaluation", draft):
         dice, predicted = evaluate(state.model, splits.val, run.experiment)
-    line.update(val_dice=dice.double().mean().item(), val_dice_per_image=dice.tolist())
-    line["predicted_dice"] = predicted.double().mean().item()
+        if draft.before is not None:
+            same = dice_score(_predicted(run, state.model), draft.before)
+            line["prediction_change"] = 1 - same.double().mean().item()
+    line.update(val_dice=_mean(dice), val_dice_per_image=dice.tolist(), predicted_dice=_mean(predicted))
+    with run.phase("test", draft):
+        dice, _ = evaluate(state.model, splits.test, run.experiment)
+    line.update(test_dice=_mean(dice), test_jaccard=_mean(jaccard_score(dice)))
+    line["test_thresholded_jaccard"] = _mean(jaccard_score(dice, threshold=0.65))
+    line["test_dice_per_image"] = {"dice": dice.tolist()}
+    if run.is_last(draft):
+        curves = [(r.n_labelled, r.test_dice_per_image) for r in state.rounds] + [(line["n_labelled"], dice)]
+        line["test_dice_per_image"] |= {"image_id": list(splits.test.ids), "area": _areas(curves)}
     if run.experiment.annotation in WRITING_MODES:
         with run.phase("audit", draft):
-            line["audit"], draft.labelled = _review(run, state)
-    if run.is_last(draft):
-        with run.phase("test", draft):
-            dice, _ = evaluate(state.model, splits.test, run.experiment)
-        line["test_dice"] = dice.double().mean().item()
-        line["test_dice_per_image"] = {"image_id": list(splits.test.ids), "dice": dice.tolist()}
+            line["audit"], draft.labelled = _review(run, state, state.model)
+    if run.experiment.control != "none":
+        with run.phase("control", draft):
+            _train_control(run, state, draft)
     return draft
+
+
+def _train_control(run: _Run, state: RunState, draft: Draft) -> None:
+    """A second network, trained from the start on this round's labels, and for "belief" on the human's alone."""
+    experiment, trained, line = run.experiment, state.labelled, draft.line
+    belief, model = experiment.control == "belief", copy.deepcopy(run.initial)
+    fit(
+        model,
+        run.splits.train.images,
+        trained.masks,
+        experiment,
+        run.generator(CONTROL, draft),
+        indices=trained.indices,
+        annotated=trained.human if belief else None,
+        n_steps=experiment.control_steps,
+    )
+    for name in ("val", "test"):
+        line[f"control_{name}_dice"] = _mean(evaluate(model, getattr(run.splits, name), experiment)[0])
+    if belief:
+        audit, _ = _review(run, state, model)
+        line["audit"]["control_repeated_pixels"] = audit["repeated_pixels"]
+
+
+def _predicted(run: _Run, model: nn.Module) -> torch.Tensor:
+    """The predicted masks of the validation images, uint8."""
+    return (predict_probabilities(model, run.splits.val.images, run.experiment) >= 0.5).to(torch.uint8)
+
+
+def _mean(values: torch.Tensor) -> float:
+    return values.double().mean().item()
+
+
+def _areas(curves: list[tuple[int, torch.Tensor]]) -> list[float | None]:
+    """The mean height of each image's curve of Dice over the labelled images; None for a single point."""
+    n = np.array([n for n, _ in curves])
+    dice = torch.stack([dice for _, dice in curves]).double().numpy()
+    return (np.trapezoid(dice, n, axis=0) / np.ptp(n)).tolist() if len(n) > 1 else [None] * dice.shape[1]
 
 
 def _save(run: _Run, state: RunState, draft: Draft) -> Round:
@@ -345,7 +408,7 @@ def _save(run: _Run, state: RunState, draft: Draft) -> Round:
     n_before = state.rounds[-1].n_labelled if state.rounds else 0
     with run.phase("annotation", draft):
         human = trained.human[n_before:]
-        costs = annotation_cost(trained.masks[n_before:], human)
+        costs = annotation_cost(trained.masks[n_before:], human, smallest_part=run.experiment.smallest_part)
         if state.rounds and run.experiment.annotation in CLICKED_MODES:
             costs = clicked_cost(costs, n_clicks(human, _regions(run, trained.indices[n_before:])))
     done = Round.of(draft.line, trained.indices, run.splits.train.ids)
@@ -356,13 +419,12 @@ def _save(run: _Run, state: RunState, draft: Draft) -> Round:
     return replace(done, model=state.model, labels=state.labelled)
 
 
-def _pixels_to_ask(run: _Run, model: nn.Module, queried: torch.Tensor, generator: torch.Generator) -> LabelledSet:
+def _pixels_to_ask(run: _Run, queried: torch.Tensor, p: torch.Tensor, generator: torch.Generator) -> LabelledSet:
     """The queried images: which pixels the human labels, and the model's labels of the others."""
     masks = run.splits.train.masks
     if run.experiment.annotation == "full":
         nothing = torch.zeros((len(queried), *masks.shape[1:]), dtype=torch.uint8, device=masks.device)
         return LabelledSet.of(queried, nothing, nothing + 1)
-    p = predict_probabilities(model, run.splits.train.images, run.experiment, indices=queried)
     regions = _regions(run, queried) if run.experiment.annotation == "superpixels" else None
     human = human_pixels(p, run.experiment, generator, regions)
     nothing = torch.zeros_like(human, dtype=torch.uint8)
@@ -377,8 +439,8 @@ def _regions(run: _Run, positions: torch.Tensor) -> torch.Tensor:
     return kept[1]
 
 
-def _review(run: _Run, state: RunState) -> tuple[dict[str, list], LabelledSet]:
-    """The queried images, seen by the present model: the audit of their labels, and the labels for the next round."""
+def _review(run: _Run, state: RunState, model: nn.Module) -> tuple[dict[str, list], LabelledSet]:
+    """The queried images, seen by ``model``: the audit of their labels, and the labels for the next round."""
     experiment, labelled = run.experiment, state.labelled
     ends = [*(round_.n_labelled for round_ in state.rounds), len(labelled.indices)]
     n_first = ends[0]
@@ -386,7 +448,7 @@ def _review(run: _Run, state: RunState) -> tuple[dict[str, list], LabelledSet]:
     refreshed = experiment.annotation == "partial-refreshed"
     audits, masks = [NO_AUDIT], PackedMasks(labelled.masks.bits[:n_first])
     queried = labelled.indices[n_first:]
-    for chosen, p in probability_batches(state.model, run.splits.train.images, experiment, indices=queried):
+    for chosen, p in probability_batches(model, run.splits.train.images, experiment, indices=queried):
         place = slice(n_first + chosen.start, n_first + chosen.stop)
         written, human = labelled.masks[place], labelled.human[place]
         audits.append(audit_annotations(run.oracle.truth(queried[chosen]), written, human, p, experiment.tau_b))

@@ -38,6 +38,20 @@ def dice_score(predicted: torch.Tensor, truth: torch.Tensor, threshold: float = 
     return torch.where(total > 0, 2 * overlap / total.clamp(min=1), 1.0).float()
 
 
+def jaccard_score(dice: torch.Tensor, *, threshold: float = 0.0) -> torch.Tensor:
+    """Jaccard of each image, ``|G ∩ A| / |G ∪ A|``, from its Dice D: ``D / (2 - D)``.
+
+    ISIC 2018 Task 1 was ranked by the mean with ``threshold=0.65``: an image below it counts as 0.
+
+    >>> import torch
+    >>> dice = torch.tensor([1.0, 0.75, 0.0])
+    >>> jaccard_score(dice).tolist(), jaccard_score(dice, threshold=0.65).tolist()
+    ([1.0, 0.6000000238418579, 0.0], [1.0, 0.0, 0.0])
+    """
+    jaccard = dice / (2 - dice)
+    return torch.where(jaccard >= threshold, jaccard, 0.0)
+
+
 def predicted_dice(probabilities: torch.Tensor) -> torch.Tensor:
     """Dice of each image as the model expects it, without a mask: ``2 sum(p a) / sum(p + a)``, a = 1 where p >= 0.5.
 

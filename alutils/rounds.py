@@ -15,21 +15,29 @@ from torch import nn
 from alutils.annotation import NO_AUDIT
 from alutils.data.packed import PackedMasks
 
-COLD_START, TRAINING, QUERY, ANNOTATION = 1, 2, 3, 4
+COLD_START, TRAINING, QUERY, ANNOTATION, CONTROL = 1, 2, 3, 4, 5
 """What a generator's numbers are for: with the round, :func:`alutils.make_generator`'s purpose."""
 
 KEYS = (
-    "round", "n_labelled", "steps", "loss", "losses", "val_dice", "predicted_dice", "val_dice_per_image", "test_dice",
-    "test_dice_per_image", "tied", "pseudo_labelled", "seconds", "annotations", "queries", "audit",
+    "round", "n_labelled", "steps", "loss", "losses", "val_dice", "val_dice_per_image", "predicted_dice",
+    "prediction_change", "test_dice", "test_jaccard", "test_thresholded_jaccard", "test_dice_per_image",
+    "control_val_dice", "control_test_dice", "tied", "pseudo_labelled", "seconds", "annotations", "queries", "audit",
 )  # fmt: skip
 """The keys of a round's line. The last three hold a table each, as lists by the column's name, and so does
-``test_dice_per_image`` in the last round. ``loss`` is the mean of the last epoch's steps. ``predicted_dice`` is that of
-:func:`alutils.metrics.predicted_dice`, the mean over the validation images, whose masks it does not need.
-``pseudo_labelled`` are the ids of pool images that join the next training with the model's own labels."""
+``test_dice_per_image``: in the last round with the images' ids and ``area``, the mean height of each one's curve over
+the labelled images. ``loss`` is the mean of the last epoch's steps. What a run knows without masks are
+``predicted_dice``, see :func:`alutils.metrics.predicted_dice`, and ``prediction_change``, one minus the Dice between
+the masks predicted before and after the round's training; both are means over the validation images.
+``control_val_dice`` and ``control_test_dice`` are those of the setting ``control``. ``pseudo_labelled`` are the ids of
+pool images that join the next training with the model's own labels."""
 
-_OF_A_ROUND = ("round", "n_labelled", "steps", "loss", "val_dice", "predicted_dice", "tied")
-_FLOATS = {"score", "dice", "seconds", "lesion_area_percent", "verify_percent", "positive_percent", "boundary_px"}
-_FLOATS |= {"mask_dice", "model_dice"}
+_OF_A_ROUND = (
+    "round", "n_labelled", "steps", "loss", "val_dice", "predicted_dice", "prediction_change", "test_dice",
+    "test_jaccard", "test_thresholded_jaccard", "control_val_dice", "control_test_dice", "tied",
+)  # fmt: skip
+_FLOATS = {"score", "dice", "area", "seconds", "lesion_area_percent", "predicted_area_percent", "verify_percent"}
+_FLOATS |= {"positive_percent", "boundary_px", "mask_dice", "model_dice"}
+_FLOATS |= {*_OF_A_ROUND} - {"round", "n_labelled", "steps", "tied"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,16 +57,17 @@ class Round:
         n_labelled: images trained on.
         losses: float32, the loss of each optimizer step.
         val_dice, val_dice_per_image: eq. 4, 0 to 1, the mean over the validation images and float32 of each.
-        test_dice, test_dice_per_image: the same of the test images in the last round, else None.
+        test_dice, test_dice_per_image: the same of the test images.
         tied: images of the pool that share the lowest score queried, if a lot had to choose among them; else 0.
-        seconds: by phase: "training", "evaluation", "audit", "query" ("test" in the last round) and "annotation".
+        seconds: by phase: "training", "evaluation", "test", "audit", "control", "query" and "annotation".
         queries: one row per image queried after this training: ``round``, ``image_id``, ``score`` (the highest first;
-            NaN where the strategy selects without scores), ``lesion_area_percent`` (of the true mask) and ``rank``
-            (from 1). No rows in the last round.
+            NaN where the strategy selects without scores), ``lesion_area_percent`` (of the true mask),
+            ``predicted_area_percent`` (of the model's, p >= 0.5) and ``rank`` (from 1). No rows in the last round.
         annotations: one row per image annotated for this training and for no earlier one: ``round``, ``image_id`` and
             the currencies of :func:`alutils.annotation_cost`. Those of round 0 are the cold start.
         audit: one row per query whose labels a model wrote in part: ``round``, ``cohort`` (the round that first trained
-            on them), ``images``, and the sums and means of :func:`alutils.annotation.audit_annotations`.
+            on them), ``images``, the sums and means of :func:`alutils.annotation.audit_annotations`, and with the
+            control "belief" ``control_repeated_pixels``: those that the second network would write wrong too.
     """
 
     line: Mapping[str, Any] = field(repr=False)
@@ -73,9 +82,7 @@ class Round:
     val_dice = property(lambda self: self.line["val_dice"])
     val_dice_per_image = cached_property(lambda self: _float32(self.line["val_dice_per_image"]))
     test_dice = property(lambda self: self.line["test_dice"])
-    test_dice_per_image = cached_property(
-        lambda self: None if self.test_dice is None else _float32(self.line["test_dice_per_image"]["dice"])
-    )
+    test_dice_per_image = cached_property(lambda self: _float32(self.line["test_dice_per_image"]["dice"]))
     tied = property(lambda self: self.line["tied"])
     seconds = property(lambda self: self.line["seconds"])
     queries = cached_property(lambda self: round_rows([self.line], "queries"))
@@ -135,18 +142,20 @@ class Draft:
         labelled: what it trains on; after its evaluation, the labels that the next round takes.
         asked: the queried images, which of their pixels the human labels, and how the model labels the others (0 where
             the human does); None until they are queried.
+        before: how the model predicted the validation images' masks before this round's training, uint8; None at first.
     """
 
     line: dict[str, Any]
     labelled: LabelledSet
     asked: LabelledSet | None = None
+    before: torch.Tensor | None = None
 
     @classmethod
     def of(cls, number: int, labelled: LabelledSet) -> Draft:
         """Round ``number`` before its training."""
         line = dict.fromkeys(KEYS) | {"round": number, "n_labelled": len(labelled.indices), "tied": 0, "seconds": {}}
         line["pseudo_labelled"] = []
-        line["queries"] = {"image_id": [], "score": [], "lesion_area_percent": []}
+        line["queries"] = {"image_id": [], "score": [], "lesion_area_percent": [], "predicted_area_percent": []}
         line["audit"] = {"cohort": [], "images": [], **columns(NO_AUDIT)}
         return cls(line, labelled)
 
@@ -161,8 +170,8 @@ class RunState:
 
     @property
     def finished(self) -> bool:
-        """Whether the last round, the one with the test images, is over."""
-        return bool(self.rounds) and self.rounds[-1].test_dice is not None
+        """Whether the last round, which names the test images, is over."""
+        return bool(self.rounds) and "image_id" in (self.rounds[-1].line["test_dice_per_image"] or {})
 
 
 def columns(table: pd.DataFrame) -> dict[str, list[Any]]:
@@ -197,12 +206,14 @@ def run_tables(lines: Sequence[Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
     """All tables of a finished run: "rounds", "queries", "annotations", "audit", "test_dice" and "timing".
 
     Args:
-        lines: of all its rounds; what they lack (older records have no "tied", say) the tables lack too.
+        lines: of all its rounds; what the first lacks (older records have no "tied", say) the tables lack too.
     """
     timing = [(line["round"], phase, seconds) for line in lines for phase, seconds in line["seconds"].items()]
     test = lines[-1]["test_dice_per_image"]
     return {
-        "rounds": pd.DataFrame({key: [line[key] for line in lines] for key in _OF_A_ROUND if key in lines[0]}),
+        "rounds": pd.DataFrame(
+            {key: _series(key, [line[key] for line in lines]) for key in _OF_A_ROUND if key in lines[0]}
+        ),
         **{name: round_rows(lines, name) for name in ("queries", "annotations", "audit")},
         "test_dice": pd.DataFrame({column: _series(column, values) for column, values in test.items()}),
         "timing": pd.DataFrame(timing, columns=["round", "phase", "seconds"]),

@@ -132,6 +132,8 @@ def test_the_queries_of_the_live_model_are_numpys_ranking_of_the_pool(tmp_path):
     np.testing.assert_allclose(round_.queries["score"], -certainty[order[:2]], rtol=1e-5)
     area = [100 * splits.train.masks[pool[i]].numpy().mean() for i in order[:2]]
     np.testing.assert_allclose(round_.queries["lesion_area_percent"], area, rtol=1e-6)
+    predicted = [100 * (p[i] >= 0.5).mean() for i in order[:2]]
+    np.testing.assert_allclose(round_.queries["predicted_area_percent"], predicted, rtol=1e-6)
 
 
 def test_validation_and_test_dice_are_eq_4_of_the_live_model(undisturbed):
@@ -146,9 +148,70 @@ def test_validation_and_test_dice_are_eq_4_of_the_live_model(undisturbed):
         expected = 2 * (a & g).sum((1, 2, 3)) / (a.sum((1, 2, 3)) + g.sum((1, 2, 3)))
         np.testing.assert_allclose(dice.numpy(), expected, rtol=1e-6)
         assert mean == pytest.approx(expected.mean())
-    assert all(round_.test_dice is None for round_ in rounds[:-1])
-    assert set(rounds[0].seconds) == {"training", "evaluation", "query", "annotation"}
+    jaccard = expected / (2 - expected)  # of the test images
+    assert last.line["test_jaccard"] == pytest.approx(jaccard.mean())
+    assert last.line["test_thresholded_jaccard"] == pytest.approx(np.where(jaccard >= 0.65, jaccard, 0).mean())
+    assert set(rounds[0].seconds) == {"training", "evaluation", "test", "query", "annotation"}
     assert set(last.seconds) == {"training", "evaluation", "test", "annotation"}
+
+
+def test_each_round_records_the_test_images_and_the_last_their_mean_height_over_the_labelled_images(undisturbed):
+    _, rounds = undisturbed
+    curves = np.array([round_.test_dice_per_image.tolist() for round_ in rounds])
+    expected = ((curves[0] + curves[1]) / 2 + (curves[1] + curves[2]) / 2) / 2  # 4, 6 and 8 labelled images
+    table = rounds[-1].line["test_dice_per_image"]
+    assert table["image_id"] == list(make_splits().test.ids)
+    np.testing.assert_allclose(table["area"], expected, rtol=1e-12)
+
+
+def test_the_change_of_the_predictions_is_one_minus_the_dice_between_two_rounds(tmp_path):
+    splits, masks = make_splits(), []
+    begun = run_active_learning(make_experiment(epochs=9), splits, tmp_path, device="cpu", progress=False)
+    for round_ in begun:
+        masks.append(predict_probabilities(round_.model, splits.val.images, make_experiment()).numpy() >= 0.5)
+    assert masks[0].any() or masks[1].any()
+    for before, after, round_ in zip(
+        masks, masks[1:], load_table(tmp_path, "rounds").iloc[1:].itertuples(), strict=False
+    ):
+        total = before.sum((1, 2, 3)) + after.sum((1, 2, 3))
+        same = np.where(total > 0, 2 * (before & after).sum((1, 2, 3)) / np.maximum(total, 1), 1)
+        assert round_.prediction_change == pytest.approx(1 - same.mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("control", "mode"), [("equal_steps", "full"), ("belief", "partial"), ("belief", "model-only")]
+)
+def test_a_control_is_trained_from_the_start_and_changes_nothing(tmp_path, monkeypatch, control, mode):
+    plain = make_partial(mode, n_queries=2)
+    experiment = plain.model_copy(update={"control": control, "control_steps": 3})
+    run(tmp_path / "plain", plain)
+    fits, real = [], active_learning.fit
+
+    def watched(model, images, masks, *arguments, **options):
+        before = next(model.parameters()).clone()
+        losses = real(model, images, masks, *arguments, **options)
+        fits.append((before, options, len(losses)))
+        return losses
+
+    monkeypatch.setattr(active_learning, "fit", watched)
+    first = run_active_learning(experiment, make_splits(), tmp_path / "control", device="cpu", progress=False)
+    next(first)
+    first.close()
+    rounds = run(tmp_path / "control", experiment)  # goes on after a stop
+    same, other = contents(tmp_path / "plain"), contents(tmp_path / "control")
+    of_control = {"control_val_dice", "control_test_dice"} | ({"audit"} if control == "belief" else set())
+    assert {key for key in SAME if same[key] != other[key]} == of_control
+    assert [n for _, _, n in fits[1::2]] == [3] * (len(fits) // 2)
+    assert all(torch.equal(before, fits[0][0]) for before, _, _ in fits[1::2])
+    assert all((options["annotated"] is not None) == (control == "belief") for _, options, _ in fits[1::2])
+    if control == "belief":
+        audit = rounds[-1].audit
+        assert audit["control_repeated_pixels"].between(0, audit["wrong_pixels"]).all() and len(audit) == 2
+
+
+def test_belief_is_about_labels_that_a_model_wrote(tmp_path):
+    with pytest.raises(ConfigError, match="control: 'belief' is about labels that a model writes"):
+        run(tmp_path, make_experiment(control="belief"))
 
 
 # What arms share

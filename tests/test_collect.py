@@ -88,7 +88,8 @@ def test_load_runs_has_a_row_for_each_finished_run(tmp_path):
     assert runs.to_dict("records") == [
         {
             "run": "a", "strategy": "random", "seed": 0, "decoder_channels": (16, 8), "network": "unet_for",
-            "n_train": 40, "n_labelled": 6, "steps": 3, "val_dice": 0.75, "test_dice": 0.375, "verify_percent": 25.0,
+            "n_train": 40, "n_labelled": 6, "steps": 3, "val_dice": 0.75, "test_dice": 0.375,
+            "test_jaccard": (1 / 7 + 1 / 3) / 2, "test_thresholded_jaccard": 0.0, "verify_percent": 25.0,
             "positive_percent": 3.5, "seconds": 12.5, "device": "second", "cpu": "x", "torch": "2", "git_commit": None,
         },
         {

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from test_active_learning import contents, make_partial, make_splits, run
+from test_queries import FAIR
 
 from alutils.data.splits import Split, Splits
 from alutils.data.synthetic import make_synthetic
 from alutils.experiment import Experiment
 from alutils.loop import run_active_learning
 from alutils.model import UNet, unet_for
-from alutils.queries import STRATEGIES
 from alutils.queries.select import select_queries
 from alutils.samples import mc_dropout_batches, mc_dropout_maps, mc_dropout_std
 from alutils.system.checks import ConfigError
@@ -370,7 +370,7 @@ def test_no_more_pictures_than_a_batch_are_copied_at_a_time(tmp_path, strategy):
     assert 2 <= copies.most <= 4  # a prediction takes twice the training's
 
 
-@pytest.mark.parametrize("strategy", [*STRATEGIES])
+@pytest.mark.parametrize("strategy", FAIR)
 def test_a_pool_by_index_is_scored_as_its_copy(trained, splits, strategy):
     images, indices = splits.train.images, torch.tensor([20, 3, 11, 0, 7, 19, 2, 14, 5])
     experiment = SETTINGS.model_copy(update={"strategy": strategy, "batch_size": 2, "mc_samples": 2})

@@ -167,6 +167,17 @@ def run_table(rounds):
     return pd.DataFrame({"round": rounds, **{name: 10.0**i * numbers for i, name in enumerate(CURRENCIES)}})
 
 
+def test_specks_are_nobodys_to_draw_and_all_else_costs_what_it_did():
+    truth = torch.zeros(1, 1, 16, 16, dtype=torch.uint8)
+    truth[..., 2:7, 2:7] = 1
+    alone = annotation_cost(truth, torch.ones_like(truth))
+    truth[..., 12, 12] = truth[..., 13, 13] = 1  # two specks of a pixel each, joined at a corner
+    costs = annotation_cost(truth, torch.ones_like(truth), smallest_part=2)
+    pd.testing.assert_frame_equal(costs, alone)
+    assert annotation_cost(truth, torch.ones_like(truth))["clicks"][0] > alone["clicks"][0]
+    assert annotation_cost(truth, torch.ones_like(truth), smallest_part=26)["clicks"][0] == 1  # a look: no lesion
+
+
 def test_average_cost_tells_the_cold_start_from_the_queries():
     table = average_cost(run_table([0, 0, 1, 2, 2]))
     assert table.index.tolist() == ["cold start", "queries (without cold start)", "labelled set (with cold start)"]

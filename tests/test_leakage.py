@@ -13,7 +13,9 @@ from alutils import loop as active_learning
 from alutils.annotation import Oracle
 from alutils.data.splits import Split, Splits
 from alutils.loop import run_active_learning
+from alutils.metrics import dice_score
 from alutils.queries import STRATEGIES
+from alutils.training import predict_probabilities
 
 few = settings(deadline=None, max_examples=12)
 
@@ -75,7 +77,6 @@ def test_the_sets_stay_apart_and_no_image_is_queried_twice(
     for round_ in rounds:
         assert len(set(round_.labelled_ids)) == len(round_.labelled_ids)
         assert set(round_.labelled_ids) <= set(splits.train.ids) and not set(round_.labelled_ids) & apart
-        assert (round_.test_dice is None) == (round_ is not rounds[-1])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -94,17 +95,27 @@ def test_validation_and_test_masks_change_their_own_dice_alone(tmp_path, strateg
     for name in ("val", "test"):
         run(tmp_path / name, experiment, noise_for_masks(splits, name))
         after = contents(tmp_path / name)
-        changed = {f"{name}_dice", f"{name}_dice_per_image"}
+        jaccard = {"test_jaccard", "test_thresholded_jaccard"} if name == "test" else set()
+        changed = {f"{name}_dice", f"{name}_dice_per_image", *jaccard}
         assert {key for key in SAME if before[key] != after[key]} == changed
 
 
-def test_test_masks_are_read_in_the_last_round_alone(tmp_path, monkeypatch):
-    splits, looked, real = make_splits(), [], active_learning.evaluate
+def test_only_the_positive_control_gets_the_pools_masks_and_it_asks_for_the_worst(tmp_path):
+    seen, splits = {}, make_splits()
 
-    def watched(model, split, experiment):
-        looked.append(split.ids[0])
-        return real(model, split, experiment)
+    def watched(view):
+        seen["masks"] = view.masks
+        return torch.zeros(len(view))
 
-    monkeypatch.setattr(active_learning, "evaluate", watched)
-    run(tmp_path, splits=splits)
-    assert looked == ["val0"] * 3 + ["test_0"]
+    run(tmp_path / "own", make_experiment(n_queries=1), splits, strategy=watched)
+    assert seen["masks"] is None
+    assert [name for name in STRATEGIES if STRATEGIES[name].sees_masks] == ["lowest_dice"]
+    assert STRATEGIES["power-lowest_dice"].sees_masks
+    experiment = make_experiment(strategy="lowest_dice", n_queries=1)
+    begun = run_active_learning(experiment, splits, tmp_path / "control", device="cpu", progress=False)
+    round_ = next(begun)
+    pool = [i for i, name in enumerate(splits.train.ids) if name not in round_.labelled_ids]
+    p = predict_probabilities(round_.model, splits.train.images, experiment, indices=torch.tensor(pool))
+    dice = dice_score(p, splits.train.masks[pool])
+    worst = {splits.train.ids[pool[i]] for i in dice.argsort()[:2].tolist()}
+    assert set(round_.queries["image_id"]) == worst

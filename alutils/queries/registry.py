@@ -30,17 +30,24 @@ in all as the other arms have annotated at their end.
 
 
 def strategy(
-    name: str, /, *, needs_dropout: bool = False, least: Callable[[View], float] | None = None
+    name: str,
+    /,
+    *,
+    needs_dropout: bool = False,
+    sees_masks: bool = False,
+    least: Callable[[View], float] | None = None,
 ) -> Callable[[Strategy], Strategy]:
     """Mark a function as the strategy called ``name``: ``@strategy("bald", needs_dropout=True)``.
 
     The name is written out, because it is read from the file's text; it has no hyphen. With ``needs_dropout`` the
-    strategy is refused if the network's dropout draws nothing. ``least`` is the lowest score that an image can have,
+    strategy is refused if the network's dropout draws nothing. With ``sees_masks`` it cheats: ``view.masks`` holds the
+    pool's masks. ``least`` is the lowest score that an image can have,
     where this is below 0, for wrappers that need scores of at least 0.
     """
 
     def mark(function: Strategy) -> Strategy:
         function.__name__, function.needs_dropout, function.least = name, needs_dropout, least
+        function.sees_masks = sees_masks
         return function
 
     return mark
@@ -62,6 +69,7 @@ def wrapper(name: str, /) -> Callable[[Callable[[View, Strategy], torch.Tensor]]
             wrapped.__name__ = f"{name}-{function_name(inner)}"
             wrapped.__doc__ = function.__doc__
             wrapped.needs_dropout, wrapped.inner = getattr(inner, "needs_dropout", False), inner
+            wrapped.sees_masks = getattr(inner, "sees_masks", False)
             return wrapped
 
         return wrap

@@ -92,6 +92,10 @@ def ask(view: View, strategy: Strategy | None = None) -> Answer:
     if strategy is None and name not in STRATEGIES:
         raise ConfigError(f"strategy: there is no '{name}'; {did_you_mean(name, list(STRATEGIES))}")
     strategy = STRATEGIES[name] if strategy is None else strategy
+    if getattr(strategy, "sees_masks", False) and view.masks is None:
+        raise ConfigError(
+            f"strategy: '{name}' is a positive control, which needs the pool's masks; only a run has them"
+        )
     if len(view) == 0:
         return Answer(torch.zeros(0), None)
     check_dropout(strategy, name, view.model, view.images[:1], view.experiment)
@@ -153,6 +157,12 @@ def check_dropout(
             f"(the experiment has dropout {experiment.dropout}), so all images would have the same score; take a "
             "dropout above 0 and a network with a dropout layer, or another strategy"
         )
+
+
+def sees_masks(experiment: Experiment, strategy: Strategy | None = None) -> bool:
+    """Whether the strategy, by default the experiment's, is a positive control that gets the pool's masks."""
+    strategy = STRATEGIES.get(experiment.strategy) if strategy is None else strategy
+    return getattr(strategy, "sees_masks", False)
 
 
 def strategy_name(experiment: Experiment, strategy: Strategy | None = None) -> str:

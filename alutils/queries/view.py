@@ -40,7 +40,7 @@ class Labelled:
 
 @dataclass(eq=False)
 class View:
-    """One acquisition round as a query strategy sees it; the pool's masks are not in it.
+    """One acquisition round as a query strategy sees it; the pool's masks are not in it, save for a positive control.
 
     A pass of the model over the pool is made when it is first needed. :meth:`probabilities` notes the features and the
     predicted areas on its way, so ask for it first where you need both.
@@ -58,6 +58,7 @@ class View:
         kept: what is computed once in a run, by name; the rounds of a run share it.
         pseudo_labelled: a strategy may put positions of images here, int64, that are to join the next training with the
             labels that the model itself gives them (p >= 0.5); they stay in the pool.
+        masks: the pool's masks, a view of uint8 (N, 1, H, W), for a strategy that is marked ``sees_masks``; else None.
 
     >>> images = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
     >>> view = View.of(nn.Conv2d(3, 1, 1), images, Experiment(), torch.Generator(), query_size=2)
@@ -76,6 +77,7 @@ class View:
     n_rounds: int = 1
     kept: dict[Any, Any] = field(default_factory=dict)
     pseudo_labelled: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    masks: ImageView | None = None
     _area: torch.Tensor | None = field(default=None, repr=False)
     _features: torch.Tensor | None = field(default=None, repr=False)
 

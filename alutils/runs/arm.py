@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from alutils.annotation import Oracle
+from alutils.annotation import WRITING_MODES, Oracle
 from alutils.augment import normalize
 from alutils.data.splits import Split, Splits, picture_sums
 from alutils.experiment import Experiment
@@ -38,6 +38,11 @@ class Plan:
 def make_plan(experiment: Experiment, strategy: Strategy | None, splits: Splits) -> Plan:
     """The plan of a run; ConfigError if the strategy or the splits are such that a training could not work."""
     _check_strategy(experiment, strategy)
+    if experiment.control == "belief" and experiment.annotation not in WRITING_MODES:
+        raise ConfigError(
+            f"control: 'belief' is about labels that a model writes, not about annotation '{experiment.annotation}'; "
+            f"take one of {', '.join(WRITING_MODES)}, or another control"
+        )
     for name in ("train", "val", "test"):
         _check_split(name, getattr(splits, name), experiment.image_size)
     if experiment.cold_start > len(splits.train):

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from alutils.cost import average_cost
 from alutils.experiment import Experiment, same_run
+from alutils.metrics import jaccard_score
 from alutils.rounds import run_tables
 from alutils.runs.folder import RecordsError, flat, read_record, read_rounds
 from alutils.system.checks import ConfigError, did_you_mean, expanded, listed
@@ -24,6 +26,7 @@ from alutils.system.settings import parse_settings
 TABLES = ("rounds", "queries", "annotations", "audit", "test_dice", "timing")
 """The tables of a run, which :func:`alutils.rounds.run_tables` makes."""
 
+_TEST_IMAGES = "test_dice_per_image"
 RUNS, ROUNDS, CHECKSUMS = "runs.jsonl", "rounds.jsonl.gz", "SHA256SUMS"
 
 Record = dict[str, Any]
@@ -59,7 +62,8 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
 
     Returns:
         ``run`` (its folder below ``folder``), every setting, ``network`` (the function's name), ``n_train``,
-        ``n_labelled``, ``steps`` and ``seconds`` (of all rounds), ``val_dice`` and ``test_dice`` (means, 0 to 1, of the
+        ``n_labelled``, ``steps`` and ``seconds`` (of all rounds), ``val_dice``, ``test_dice``, ``test_jaccard`` and
+        ``test_thresholded_jaccard`` (:func:`alutils.metrics.jaccard_score` from 0.65; means, 0 to 1, of the
         last round), ``verify_percent`` and ``positive_percent`` (Table II: means over the queried images; NaN where
         nothing was queried), ``device``, ``cpu``, ``torch`` and ``git_commit`` (of its last start).
 
@@ -96,8 +100,8 @@ def load_diverged(folder: str | Path, *, only: str | Mapping[str, Any] = "") -> 
 def write_results(folder: str | Path, runs: str | Path) -> None:
     """Collect the finished runs of the folder ``runs`` into a few small files, which :func:`load_results` reads too.
 
-    The same runs give the same bytes. The losses of single steps and the validation Dice of single images, of which no
-    table is made, are left out.
+    The same runs give the same bytes. The losses of single steps, and the Dice of single images but the test images' in
+    the last round, are left out: no table is made of them.
 
     Raises:
         RecordsError: as :func:`load_results`.
@@ -117,6 +121,7 @@ def write_results(folder: str | Path, runs: str | Path) -> None:
 def _json_lines(values: Iterable[tuple[str, Record]]) -> bytes:
     left_out = ("losses", "val_dice_per_image", "rounds")  # the last is about the file in the run's own folder
     kept = ({"run": run, **{k: v for k, v in value.items() if k not in left_out}} for run, value in values)
+    kept = ({k: v for k, v in value.items() if k != _TEST_IMAGES or "image_id" in v} for value in kept)
     return "".join(json.dumps(value, allow_nan=False) + "\n" for value in kept).encode()
 
 
@@ -169,6 +174,7 @@ def _tables(runs: Runs) -> dict[str, pd.DataFrame]:
 
 def _summary(record: Record, tables: Mapping[str, pd.DataFrame]) -> Record:
     cost = average_cost(tables["annotations"]).loc["queries (without cold start)"]
+    dice = torch.from_numpy(tables["test_dice"]["dice"].to_numpy())
     # Lists do not group: as tuples they do
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in record["experiment"].items()}
     return {
@@ -178,7 +184,9 @@ def _summary(record: Record, tables: Mapping[str, pd.DataFrame]) -> Record:
         "n_labelled": tables["rounds"]["n_labelled"].iloc[-1],
         "steps": tables["rounds"]["steps"].sum(),
         "val_dice": tables["rounds"]["val_dice"].iloc[-1],
-        "test_dice": tables["test_dice"]["dice"].mean(),
+        "test_dice": dice.mean().item(),
+        "test_jaccard": jaccard_score(dice).mean().item(),
+        "test_thresholded_jaccard": jaccard_score(dice, threshold=0.65).mean().item(),
         **cost[["verify_percent", "positive_percent"]],
         "seconds": record["seconds"],
         **{key: record["provenance"][-1][key] for key in ("device", "cpu", "torch", "git_commit")},
