@@ -94,7 +94,8 @@ def test_load_runs_has_a_row_for_each_finished_run(tmp_path):
         },
         {
             "run": "b/entropy-1", "strategy": "entropy", "seed": 1, "decoder_channels": (16, 8),
-            "network": "unet_for", "architecture": "unet", "n_train": 40, "n_labelled": 8, "steps": 6, "val_dice": 0.3, "test_dice": 0.75,
+            "network": "unet_for", "architecture": "unet",
+            "n_train": 40, "n_labelled": 8, "steps": 6, "val_dice": 0.3, "test_dice": 0.75,
             "verify_percent": 25.0, "positive_percent": 3.5,
             "seconds": 12.5, "device": "second", "cpu": "x", "torch": "2", "git_commit": None,
         },

@@ -12,6 +12,7 @@ from alutils.data.packed import PackedMasks
 from alutils.experiment import Experiment
 from alutils.metrics import dice_score
 from alutils.model import build_unet
+from alutils.system.checks import ConfigError
 from alutils.system.device import OutOfMemory
 from alutils.system.seeding import make_generator
 from alutils.training import (
