@@ -122,15 +122,16 @@ class Control(_Settings):
 
 
 class Network(_Settings):
-    """The U-Net (section IV-C)."""
+    """The network (section IV-C): a U-Net, or another."""
 
+    architecture: str = Field("unet", min_length=1, description="any of segmentation-models-pytorch, such as 'fpn'")
     encoder: str = Field("resnet18", min_length=1, description="any encoder of segmentation-models-pytorch")
     encoder_weights: str | None = Field(
         "imagenet", description="a name that the encoder has weights for, the path of a file, or null: random"
     )
-    decoder_channels: _Filters = Field((256, 128, 64, 32, 16), description="filters of the five decoder stages")
-    skip_convolutions: bool = Field(True, description="1x1 convolution + batch norm + ReLU on skips and bottleneck")
-    dropout: float = Field(0.5, ge=0, lt=1, description="share of the bottleneck's activations dropped")
+    decoder_channels: _Filters = Field((256, 128, 64, 32, 16), description="filters of the decoder stages of a U-Net")
+    skip_convolutions: bool = Field(True, description="1x1 convolution + batch norm + ReLU on the U-Net's skips")
+    dropout: float = Field(0.5, ge=0, lt=1, description="share of the deepest features dropped before the decoder")
 
 
 class Computing(_Settings):

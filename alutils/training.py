@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from alutils.augment import augment, normalize
 from alutils.data.packed import PackedMasks
 from alutils.data.splits import ImageView, images_at
 from alutils.experiment import Computing, Training
+from alutils.system.checks import ConfigError
 from alutils.system.device import (
     batches_within_memory,
     deterministic_algorithms,
@@ -26,7 +28,7 @@ from alutils.system.device import (
     within_memory,
 )
 from alutils.system.progress import progress_bar
-from alutils.system.seeding import seeded
+from alutils.system.seeding import make_generator, seeded
 from alutils.system.tensors import check_mask
 
 _Masks = torch.Tensor | PackedMasks
@@ -51,6 +53,8 @@ def fit(  # 9 parameters: the labelled set, how to train on it, and what is not 
 ) -> torch.Tensor:
     """Train ``model`` in place with a new SGD optimizer (section IV-D): batches of shuffled, augmented images.
 
+    A last image alone, on which some networks cannot train (:func:`needs_company`), is joined by the one before it.
+
     Args:
         model: from :func:`alutils.build_unet`, on the device where it is to be trained.
         images: uint8, (N, 3, H, W); where they are on another device, each batch is copied.
@@ -69,7 +73,8 @@ def fit(  # 9 parameters: the labelled set, how to train on it, and what is not 
     Raises:
         ValueError: if there are no images, or they, ``indices``, masks and ``annotated`` do not fit together.
         TrainingDiverged: if the loss (looked at after each epoch) or, at the end, a weight is not finite.
-        ConfigError: if torch cannot do what is computed with ``deterministic`` algorithms.
+        ConfigError: if torch cannot do what is computed with ``deterministic`` algorithms, or there is one image alone,
+            or a ``batch_size`` of 1, and the network cannot train on that.
         OutOfMemory: naming a batch size that fits on the device; ``model`` is then half trained.
 
     >>> images, masks = torch.zeros(4, 3, 64, 64, dtype=torch.uint8), torch.zeros(4, 1, 64, 64, dtype=torch.uint8)
@@ -77,7 +82,7 @@ def fit(  # 9 parameters: the labelled set, how to train on it, and what is not 
     torch.Size([6])
     """
     images = images_at(images, torch.arange(len(images)) if indices is None else indices)
-    _check_training_set(images, masks, annotated, experiment.batch_size)
+    _check_training_set(images, masks, annotated)
     steps_per_epoch = math.ceil(len(images) / experiment.batch_size)
     n_steps = experiment.epochs * steps_per_epoch if n_steps is None else n_steps
     trainer = _Trainer(model.train(), images, masks, annotated, experiment, generator, n_steps)
@@ -109,7 +114,9 @@ class _Trainer:
     def run(self, steps_per_epoch: int, progress: bool) -> torch.Tensor:
         n_steps, device = self.n_steps, self.compute.device
         losses = torch.zeros(n_steps, device=device)
-        batches = _shuffled_batches(len(self.images), self.training.batch_size, n_steps, self.generator)
+        n, size = len(self.images), self.training.batch_size
+        together = needs_company(self.model, n, size, max(self.images.shape[2:]))
+        batches = _shuffled_batches(n, size, n_steps, self.generator, together)
         with (
             seeded(self.generator, device),
             deterministic_algorithms(self.training.deterministic),
@@ -269,16 +276,32 @@ def predict_probabilities(
         return torch.cat(maps) if maps else torch.zeros(0, 1, *images.shape[2:])
 
 
-def leaves_one_pixel(n: int, image_size: int, batch_size: int) -> bool:
-    """Whether ``n`` images leave a batch of one, a single pixel at the bottleneck, which batch norm cannot train on.
+def needs_company(model: nn.Module, n: int, batch_size: int, image_size: int) -> bool:
+    """Whether ``n`` images leave a batch of one on which ``model`` cannot train: batch norm needs more than one pixel.
 
-    >>> leaves_one_pixel(9, 32, batch_size=4), leaves_one_pixel(9, 64, batch_size=4)
+    Raises:
+        ConfigError: if such an image has no other to join.
+
+    >>> needs_company(nn.BatchNorm2d(3), 9, 4, image_size=1), needs_company(nn.BatchNorm2d(3), 9, 4, image_size=2)
     (True, False)
     """
-    return image_size == 32 and 1 in (n % batch_size, batch_size)
+    if 1 not in (n % batch_size, batch_size):
+        return False
+    device, trial = next(model.parameters()).device, copy.deepcopy(model).train()
+    try:
+        with torch.no_grad(), seeded(make_generator(0), device):
+            trial.forward(torch.zeros(1, 3, image_size, image_size, device=device))
+    except ValueError as error:  # torch's for "more than 1 value per channel"
+        if 1 in (n, batch_size):
+            raise ConfigError(
+                f"batch_size, cold_start: a {type(model).__name__} cannot train on one image of {image_size} x "
+                f"{image_size} alone ({error}); take at least 2, or larger images"
+            ) from None
+        return True
+    return False
 
 
-def _check_training_set(images: ImageView, masks: _Masks, annotated: _Masks | None, batch_size: int) -> None:
+def _check_training_set(images: ImageView, masks: _Masks, annotated: _Masks | None) -> None:
     if len(images) == 0:
         raise ValueError("there are no images to train on")
     if images.dtype != torch.uint8:
@@ -289,17 +312,17 @@ def _check_training_set(images: ImageView, masks: _Masks, annotated: _Masks | No
             raise ValueError(f"{name} must be uint8 of shape {expected}, got {planes.dtype} {tuple(planes.shape)}")
         if isinstance(planes, torch.Tensor):
             check_mask(name, planes)
-    if leaves_one_pixel(len(images), max(images.shape[2:]), batch_size):
-        raise ValueError(
-            f"{len(images)} images of 32 x 32 in batches of {batch_size} leave a batch of one image, whose bottleneck "
-            "is a single pixel that batch norm cannot use; choose another batch_size or image_size"
-        )
 
 
-def _shuffled_batches(n: int, batch_size: int, n_steps: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """``n_steps`` batches of indices: one shuffled pass over 0..n-1 after the other."""
+def _shuffled_batches(
+    n: int, size: int, n_steps: int, generator: torch.Generator, together: bool = False
+) -> Iterator[torch.Tensor]:
+    """``n_steps`` batches of indices: one shuffled pass over 0..n-1 after the other; the last two ``together``."""
     done = 0
     while done < n_steps:
-        batches = torch.randperm(n, generator=generator).split(batch_size)[: n_steps - done]
-        yield from batches
+        order = torch.randperm(n, generator=generator)
+        batches = list(order.split(size))
+        if together:
+            batches[-1] = order[-2:]
+        yield from batches[: n_steps - done]
         done += len(batches)

@@ -88,13 +88,16 @@ def test_load_runs_has_a_row_for_each_finished_run(tmp_path):
     assert runs.to_dict("records") == [
         {
             "run": "a", "strategy": "random", "seed": 0, "decoder_channels": (16, 8), "network": "unet_for",
+            "architecture": "unet",  # of records without one
             "n_train": 40, "n_labelled": 6, "steps": 3, "val_dice": 0.75, "test_dice": 0.375,
-            "test_jaccard": (1 / 7 + 1 / 3) / 2, "test_thresholded_jaccard": 0.0, "verify_percent": 25.0,
+            "test_jaccard": pytest.approx((1 / 7 + 1 / 3) / 2), "test_thresholded_jaccard": 0.0, "verify_percent": 25.0,
             "positive_percent": 3.5, "seconds": 12.5, "device": "second", "cpu": "x", "torch": "2", "git_commit": None,
         },
         {
             "run": "b/entropy-1", "strategy": "entropy", "seed": 1, "decoder_channels": (16, 8),
-            "network": "unet_for", "n_train": 40, "n_labelled": 8, "steps": 6, "val_dice": 0.3, "test_dice": 0.75,
+            "network": "unet_for", "architecture": "unet",
+            "n_train": 40, "n_labelled": 8, "steps": 6, "val_dice": 0.3, "test_dice": 0.75,
+            "test_jaccard": pytest.approx(2 / 3), "test_thresholded_jaccard": 0.5,
             "verify_percent": 25.0, "positive_percent": 3.5,
             "seconds": 12.5, "device": "second", "cpu": "x", "torch": "2", "git_commit": None,
         },

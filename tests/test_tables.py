@@ -115,6 +115,10 @@ def test_the_ledger_says_what_the_runs_were_made_with():
     assert "tau_u = 0.25, 0.375" in ours.loc["uncertain pixel", "these runs"]
     assert "n_queries = 36" in ours.loc["rounds", "these runs"]
     assert not ours["these runs"].str.contains("[{}]", regex=True).any()
+    another = make_run()
+    another["runs"][0]["architecture"] = "fpn"
+    network = ledger(make_results(another)["runs"]).set_index("detail").loc["network", "these runs"]
+    assert network.startswith("unet_for, architecture fpn: resnet18")
 
 
 def test_paired_differences_are_scipys_paired_t_test():

@@ -12,6 +12,7 @@ from alutils.data.packed import PackedMasks
 from alutils.experiment import Experiment
 from alutils.metrics import dice_score
 from alutils.model import build_unet
+from alutils.system.checks import ConfigError
 from alutils.system.device import OutOfMemory
 from alutils.system.seeding import make_generator
 from alutils.training import (
@@ -96,6 +97,16 @@ def test_each_pass_shows_every_image_once():
     assert sorted(torch.cat(batches[:3]).tolist()) == list(range(10))
     assert sorted(torch.cat(batches[3:6]).tolist()) == list(range(10))
     assert not torch.equal(torch.cat(batches[:3]), torch.cat(batches[3:6]))
+
+
+def test_a_last_image_alone_is_joined_by_the_one_before_it_where_batch_norm_needs_that():
+    alone, joined = (list(_shuffled_batches(9, 4, 4, make_generator(0), together)) for together in (False, True))
+    assert [len(batch) for batch in alone] == [4, 4, 1, 4] and [len(batch) for batch in joined] == [4, 4, 2, 4]
+    assert joined[2].tolist() == [alone[1][-1], alone[2][0]]
+    images, masks = (torch.zeros(5, n, 32, 32, dtype=torch.uint8) for n in (3, 1))
+    assert fit(unet(), images, masks, SMALL, make_generator(0), n_steps=4, **QUIET).isfinite().all()
+    with pytest.raises(ConfigError, match="a UNet cannot train on one image of 32 x 32 alone"):
+        fit(unet(), images[:1], masks[:1], SMALL, make_generator(0), **QUIET)
 
 
 def test_the_optimizer_step_is_sgd_with_momentum_and_weight_decay_as_in_the_paper(monkeypatch):

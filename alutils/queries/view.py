@@ -136,7 +136,7 @@ class View:
         if not hasattr(self.model, "encode"):
             raise ConfigError(
                 f"strategy: it needs features, which a {type(self.model).__name__} does not give; give the network the "
-                "methods encode and decode as alutils.model.UNet has them, or take another strategy"
+                "methods encode and decode as alutils.model.Network has them, or take another strategy"
             )
         if len(images) == 0:
             return torch.zeros(0, 0)
@@ -190,8 +190,8 @@ def untrained_features(images: torch.Tensor, experiment: Experiment, source: str
     weights = experiment.encoder_weights if source == "imagenet" else source
     if weights is None:
         return thumbnails(images, _SIDE).flatten(1)
-    encoder = build_unet(experiment.encoder, weights).encoder.to(images.device)
-    passes = batch_results(lambda x: _pooled(encoder(x)), encoder, images, experiment)
+    network = build_unet(experiment.encoder, weights, architecture=experiment.architecture, skip_convolutions=False)
+    passes = batch_results(lambda x: _pooled(network.encode(x)), network.to(images.device), images, experiment)
     return _gathered([z for _, z in passes])
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from alutils.model import UNet
+from alutils.model import Network, UNet
 
 
 def feature_shapes(model: UNet, image_size: int) -> pd.DataFrame:
@@ -33,7 +33,7 @@ def feature_shapes(model: UNet, image_size: int) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=["channels", "size"]).rename_axis("stage")
 
 
-def model_costs(model: UNet, image_size: int) -> pd.DataFrame:
+def model_costs(model: Network, image_size: int) -> pd.DataFrame:
     """``parameters`` of the network's parts, and their ``GFLOP`` for one square image of ``image_size`` pixels a side.
 
     A multiplication and an addition are two operations.
@@ -48,7 +48,7 @@ def model_costs(model: UNet, image_size: int) -> pd.DataFrame:
     flops = {name: sum(found.values()) for name, found in counter.get_flop_counts().items()}
     root = type(model).__name__
     rows = {}
-    for part in ("encoder", "laterals", "decoder", "segmentation_head"):
+    for part in ("encoder", *(["laterals"] if isinstance(model, UNet) else []), "decoder", "segmentation_head"):
         # A list of modules is not counted, since it is never called itself
         called = [part] if part != "laterals" else [f"laterals.{i}" for i in range(len(model.laterals))]
         n_parameters = sum(p.numel() for p in getattr(model, part).parameters())
@@ -59,7 +59,7 @@ def model_costs(model: UNet, image_size: int) -> pd.DataFrame:
     return costs.rename(index=names).rename_axis("part")
 
 
-def _forward_once(model: UNet, image_size: int) -> None:
+def _forward_once(model: Network, image_size: int) -> None:
     """Send one black image through the model in evaluation mode, and leave the model as it was."""
     was_training = model.training
     with torch.no_grad():

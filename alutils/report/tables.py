@@ -148,6 +148,8 @@ def ledger(runs: pd.DataFrame) -> pd.DataFrame:
         for name, column in runs.astype(object).where(runs.notna(), "none").items()
     }
     settings.setdefault("network", "unet_for")  # what runs had before they could have another
+    if settings.get("architecture", "unet") != "unet":
+        settings["network"] += f", architecture {settings['architecture']}"
     rows = [(detail, paper, ours.format_map(settings)) for detail, paper, ours in READINGS]
     return pd.DataFrame(rows, columns=["detail", "the paper", "these runs"])
 

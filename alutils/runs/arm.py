@@ -13,7 +13,6 @@ from alutils.annotation import WRITING_MODES, Oracle
 from alutils.augment import normalize
 from alutils.data.splits import Split, Splits, picture_sums
 from alutils.experiment import Experiment
-from alutils.model import unet_for
 from alutils.queries.registry import BASELINES, STRATEGIES
 from alutils.queries.select import Strategy, check_dropout, check_strategy, strategy_name
 from alutils.regions import CLICKED_MODES
@@ -22,7 +21,7 @@ from alutils.runs.own_code import code_checksum
 from alutils.system.checks import ConfigError, did_you_mean, function_name
 from alutils.system.files import sha256
 from alutils.system.seeding import make_generator, seeded
-from alutils.training import leaves_one_pixel
+from alutils.training import needs_company
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +56,6 @@ def make_plan(experiment: Experiment, strategy: Strategy | None, splits: Splits)
         sizes = (sizes[-1] if experiment.strategy == "random_at_once" else len(order),)
         if experiment.strategy == "full_cosine":
             experiment = experiment.model_copy(update={"schedule": "cosine"})
-    for k, n in enumerate(sizes):
-        if leaves_one_pixel(n, experiment.image_size, experiment.batch_size):
-            raise ConfigError(
-                f"batch_size: {experiment.batch_size} leaves a batch of one image in round {k}, which trains on {n} of "
-                "32 x 32: its bottleneck is a single pixel, which batch norm cannot use; choose another batch_size, "
-                "cold_start or query_size, or a larger image_size"
-            )
     return Plan(experiment, order[: sizes[0]], sizes, n_steps)
 
 
@@ -101,8 +93,8 @@ def build_network(
     image = torch.zeros(1, 3, experiment.image_size, experiment.image_size, dtype=torch.uint8)
     with seeded(make_generator(experiment.seed)):
         model = network(experiment)
-    if network is not unet_for:
-        _check_logits(function_name(network), model, image, experiment)
+    _check_logits(function_name(network), model, image, experiment)
+    needs_company(model, experiment.cold_start, experiment.batch_size, experiment.image_size)
     check_dropout(_scorer(experiment, strategy), strategy_name(experiment, strategy), model, image, experiment)
     return model
 
@@ -117,7 +109,8 @@ def _check_logits(name: str, model: nn.Module, image: torch.Tensor, experiment: 
     except Exception as error:
         raise ConfigError(
             f"network: '{name}' must return a torch.nn.Module with parameters that makes logits (N, 1, H, W) of images "
-            f"(N, 3, H, W), but its {type(model).__name__} cannot use images {tuple(image.shape)}: {error!r}"
+            f"(N, 3, H, W), but its {type(model).__name__} cannot use images {tuple(image.shape)}: {error!r}; take "
+            "another one (architecture, encoder) or another image_size"
         ) from error
 
 

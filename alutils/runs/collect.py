@@ -18,7 +18,7 @@ from alutils.cost import average_cost
 from alutils.experiment import Experiment, same_run
 from alutils.metrics import jaccard_score
 from alutils.rounds import run_tables
-from alutils.runs.folder import RecordsError, flat, read_record, read_rounds
+from alutils.runs.folder import RecordsError, flat, read_record, read_rounds, with_architecture
 from alutils.system.checks import ConfigError, did_you_mean, expanded, listed
 from alutils.system.files import replacing, sha256
 from alutils.system.settings import parse_settings
@@ -127,7 +127,7 @@ def _json_lines(values: Iterable[tuple[str, Record]]) -> bytes:
 
 def _finished(folder: Path) -> Runs:
     if (folder / RUNS).exists():
-        runs: Runs = {record.pop("run"): (record, []) for record in _collected(folder, RUNS)}
+        runs: Runs = {record.pop("run"): (with_architecture(record), []) for record in _collected(folder, RUNS)}
         for line in _collected(folder, ROUNDS):
             runs[line.pop("run")][1].append(line)
         return runs

@@ -239,9 +239,15 @@ def read_record(folder: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record, dict) or record.pop("checksum", "") != _record_checksum(record):
             raise ValueError("it is not as a run wrote it")
-        return record
     except (OSError, ValueError) as error:
         raise RecordsError(f"{path} cannot be read ({error}); restore it, or delete {folder} to run it anew") from None
+    return with_architecture(record)
+
+
+def with_architecture(record: dict[str, Any]) -> dict[str, Any]:
+    """The record of a run, also of one that was written when there were only U-Nets."""
+    record["experiment"].setdefault("architecture", "unet")
+    return record
 
 
 def read_rounds(folder: Path, record: Mapping[str, Any]) -> list[dict[str, Any]]:
