@@ -3,7 +3,9 @@ from .annotation import AnnotationsNeeded, Oracle, merge_annotations
 from .cost import annotation_cost, average_cost
 from .data.cache import sweep_caches
 from .data.download import download_isic2018
+from .data.duplicates import near_duplicates
 from .data.isic2018 import isic2018_report, load_isic2018
+from .data.pairs import load_pairs
 from .data.rendering import LesionFactors, render_lesion
 from .data.splits import Split, Splits, identical_pictures
 from .data.synthetic import make_synthetic
@@ -56,6 +58,7 @@ __all__ = [
     "isic2018_report",
     "least_confidence",
     "load_isic2018",
+    "load_pairs",
     "loop",
     "make_generator",
     "make_synthetic",
@@ -63,6 +66,7 @@ __all__ = [
     "merge_annotations",
     "metrics",
     "model",
+    "near_duplicates",
     "one_sided_entropy",
     "predict_probabilities",
     "render_lesion",

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SINGLE = ("01_data", "02_model", "03_uncertainty", "07_methods")
 KEYS = {
     "profile": "a file in profiles/, or a path; quick",
-    "data": "folder with ISIC 2018; none: synthetic images",
+    "data": "folder with images and masks, such as ISIC 2018; none: synthetic images",
     "seeds": "of Table I; [0, 1]",
     "table2_seeds": "of Table II; [0]",
     "strategies": "the arms of Table I; default: the paper's, and two controls unless the profile is quick",

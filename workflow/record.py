@@ -33,7 +33,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=["modes", "grid"],
                         help="of Table II; by default modes and grid")  # fmt: skip
     parser.add_argument("--profile", default="quick")
-    parser.add_argument("--data", default="", help="folder with ISIC 2018; none: synthetic images")
+    parser.add_argument(
+        "--data", default="", help="folder with images and masks, such as ISIC 2018; none: synthetic images"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--overrides", default="", help="changes of the profile, YAML")

@@ -13,8 +13,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
+from alutils.data.description import Description, fixed_folder
 from alutils.system.checks import DataError, listed, printable
 
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".gif", ".pbm", ".pgm", ".ppm")
 _ENDS_BYTES = 4096  # read at either end of each file for the fingerprint
 _READERS = 16  # threads: on a network disk most of the time is waiting
 
@@ -24,26 +26,19 @@ _REMEDIES = {
     "missing image": "put the images there, or take the masks out",
     "mask's name": "rename them, or take them out",
     "several files of one name": "keep one of them",
+    "group in two splits": "put all its images into one: the model would be evaluated on what it was trained on",
+    "not in the table": "add them to the table, or take them out",
     "id in two splits": "keep it in one: the model would be evaluated on what it was trained on",
     "file's name": "rename them: a name must be text in UTF-8, or a run could not record it",
     "unreadable file": "check the permissions, the links and the disk",
     "cannot be decoded": "copy or download them again (git lfs pull replaces Git LFS pointers), or convert them to "
-    "JPEG or PNG of 8 bits per channel; another name does not convert a file",
+    "JPEG, PNG, BMP, TIFF or GIF of 8 bits per channel; another name does not convert a file",
     "mask's size": "each mask needs the native size of its image, before EXIF data turn either",
-    "mask's values": "masks hold 0 and 255, or 0 and 1, in 8 bits: store them as such, without lossy compression",
+    "mask's values": "masks hold 0 and 255, or 0 and 1, in 8 bits: store them as such, without lossy compression, or "
+    "give a threshold or lesion_values in the data's description",
     "mask without lesion": 'correct them, or load with degenerate_masks="warn" or "keep"',
     "mask all lesion": 'correct them, or load with degenerate_masks="warn" or "keep"',
 }
-
-
-class Layout(NamedTuple):
-    """Where the files of a data set lie below its root."""
-
-    name: str
-    folders: dict[str, tuple[str, str]]  # split -> the folder of the images, and that of the masks
-    mask_suffix: str  # how the name of a mask goes on after the name of its image
-    ignored: str  # a pattern of pictures that are neither images nor masks
-    remedy: str  # how a user gets the folders; "{root}" stands for the data set's folder
 
 
 class Problem(NamedTuple):
@@ -55,43 +50,46 @@ class Problem(NamedTuple):
 
 @dataclass
 class Pair:
-    """The files of one id; None for a file that is missing."""
+    """The files of one id: its image, None if that is missing, and its masks, mostly one."""
 
     image: Path | None = None
-    mask: Path | None = None
+    masks: tuple[Path, ...] = ()
 
 
 class Listing(NamedTuple):
     """What the folders of a data set hold."""
 
-    pairs: dict[str, dict[str, Pair]]  # split -> id -> files, sorted by id
+    pairs: dict[str, dict[str, Pair]]  # split or "all" -> id -> files, sorted by id
     problems: list[Problem]  # those that the names alone show
+    n_ignored: int  # pictures whose names are neither an image's nor a mask's
     fingerprint: str  # a hash of the names, the sizes and both ends of all files; empty where there are problems
 
 
-def list_pairs(root: Path, layout: Layout) -> Listing:
-    """The files below ``root``, in pairs of an image and a mask.
+def list_pairs(root: Path, description: Description) -> Listing:
+    """The files below ``root``, in pairs of an image and its masks.
 
     Raises:
         DataError: if a folder is missing, is empty or cannot be listed.
     """
+    patterns = [pattern for part in description.parts.values() for pattern in (part.images, part.masks)]
+    folders = list(dict.fromkeys(map(fixed_folder, patterns)))
     try:
-        names = {name: _picture_names(root / name) for pair in layout.folders.values() for name in pair}
+        names = {folder: _picture_names(root / folder, deep=_is_deep(folder, patterns)) for folder in folders}
         if all(names.values()):
-            return _paired(root, layout, names)
+            return _paired(root, description, names)
         inside = sorted(path.name for path in root.iterdir()) if root.is_dir() else None
     except OSError as error:
         raise DataError(
-            f"{layout.name} cannot be read from {root}: {error.filename}: {error.strerror}; remedy: check the "
+            f"{description.name} cannot be read from {root}: {error.filename}: {error.strerror}; remedy: check the "
             "permissions and the disk"
         ) from None
-    lines = [f"{layout.name} cannot be read from {root}:"]
+    lines = [f"{description.name} cannot be read from {root}:"]
     lines += [f"  there is no folder {name}" for name, found in names.items() if found is None]
-    lines += [f"  the folder {name} holds no JPEG or PNG files" for name, found in names.items() if found == []]
+    lines += [f"  the folder {name or root} holds no pictures" for name, found in names.items() if found == []]
     there = (
         f"{root} does not exist or is no folder" if inside is None else f"found there: {listed(inside) or 'nothing'}"
     )
-    raise DataError("\n".join([*lines, there, "remedy: " + layout.remedy.format(root=root)]))
+    raise DataError("\n".join([*lines, there, "remedy: " + description.remedy.replace("{root}", str(root))]))
 
 
 def short(path: Path) -> str:
@@ -99,59 +97,75 @@ def short(path: Path) -> str:
     return printable(f"{path.parent.name}/{path.name}")
 
 
-def refusal(layout: Layout, root: Path, problems: list[Problem]) -> DataError:
+def refusal(description: Description, root: Path, problems: list[Problem]) -> DataError:
     """One error that counts the problems by kind, each kind with its remedy and its first ten files."""
-    lines = [f"{layout.name} in {root} cannot be used; problems: {len(problems)}"]
+    lines = [f"{description.name} in {root} cannot be used; problems: {len(problems)}"]
     for kind, remedy in _REMEDIES.items():
         if found := [problem.text for problem in problems if problem.kind == kind]:
             lines += [f"{kind} ({len(found)}); remedy: {remedy}", "  " + listed(found, separator="\n  ")]
     return DataError("\n".join(lines))
 
 
-def _picture_names(folder: Path) -> list[str] | None:
-    """The names that look like those of pictures; None if there is no such folder."""
+def _is_deep(folder: str, patterns: list[str]) -> bool:
+    """Whether some pattern of this folder looks into the folders below it."""
+    return any("/" in pattern[len(folder) :].lstrip("/") for pattern in patterns if fixed_folder(pattern) == folder)
+
+
+def _picture_names(folder: Path, *, deep: bool) -> list[str] | None:
+    """The paths below ``folder`` that look like those of pictures; None if there is no such folder."""
     if not folder.is_dir():
         return None
-    visible = (path.name for path in folder.iterdir() if not path.name.startswith("."))
-    return sorted(name for name in visible if name.lower().endswith((".jpg", ".jpeg", ".png")))
+    found = (path.relative_to(folder).as_posix() for path in (folder.rglob("*") if deep else folder.iterdir()))
+    return sorted(name for name in found if name.lower().endswith(ENDINGS) and "/." not in f"/{name}")
 
 
-def _paired(root: Path, layout: Layout, names: dict[str, list[str]]) -> Listing:
+def _paired(root: Path, description: Description, names: dict[str, list[str]]) -> Listing:
     listing: dict[str, dict[str, Pair]] = {}
     problems: list[Problem] = []
     known: list[Path] = []
-    for split, folders in layout.folders.items():
+    used: set[str] = set()
+    for split, part in description.parts.items():
         pairs: dict[str, Pair] = {}
-        for kind, suffix, folder in zip(("image", "mask"), ("", layout.mask_suffix), folders, strict=True):
+        ids: dict[str, str] = {}  # upper and lower case tell no images apart
+        mask_matcher, apart = description.matcher(part.masks), fixed_folder(part.images) != fixed_folder(part.masks)
+        for kind, pattern in (("image", part.images), ("mask", part.masks)):
+            folder, matcher = fixed_folder(pattern), description.matcher(pattern)
+            several = kind == "mask" and "*" in pattern.rpartition("/")[2]
             for name in names[folder]:
-                if fnmatch(name, layout.ignored):
+                path, below = root / folder / name, f"{folder}/{name}".lstrip("/")
+                if description.ignored and fnmatch(path.name, description.ignored):
                     continue
-                path, stem = root / folder / name, unicodedata.normalize("NFC", name).rpartition(".")[0]
-                known.append(path)
+                if kind == "image" and not apart and mask_matcher.fullmatch(below):
+                    continue
                 if any("\ud800" <= c <= "\udfff" for c in name):  # they stand for bytes that are no text
-                    problems.append(Problem("file's name", short(path)))
-                elif not stem.endswith(suffix):
-                    problems.append(Problem("mask's name", f"{short(path)} is not called <image>{suffix}.png"))
-                else:
-                    pair = pairs.setdefault(stem.removesuffix(suffix), Pair())
-                    if other := getattr(pair, kind):
-                        problems.append(Problem("several files of one name", f"{short(other)}, {short(path)}"))
-                    setattr(pair, kind, path)
+                    used.add(below), problems.append(Problem("file's name", short(path)))
+                elif found := matcher.fullmatch(unicodedata.normalize("NFC", below)):
+                    used.add(below), known.append(path)
+                    pair = pairs.setdefault(ids.setdefault(found["id"].casefold(), found["id"]), Pair())
+                    earlier = pair.masks if kind == "mask" else (pair.image,) * (pair.image is not None)
+                    if earlier and not several:
+                        problems.append(Problem("several files of one name", f"{short(earlier[0])}, {short(path)}"))
+                    pair.image = path if kind == "image" else pair.image
+                    pair.masks = (*earlier, path) if kind == "mask" else pair.masks
+                elif kind == "mask" and "id" not in description.model_fields_set and apart:
+                    name = pattern.rpartition("/")[2].replace("{id}", "<image>")
+                    used.add(below), problems.append(Problem("mask's name", f"{short(path)} is not called {name}.png"))
         listing[split] = dict(sorted(pairs.items()))
-    problems += _unpaired(listing, layout)
-    return Listing(listing, problems, "" if problems else _fingerprint(known))
+    n_ignored = len({f"{folder}/{name}".lstrip("/") for folder in names for name in names[folder]} - used)
+    problems += _unpaired(listing, description)
+    return Listing(listing, problems, n_ignored, "" if problems else _fingerprint(known))
 
 
-def _unpaired(listing: dict[str, dict[str, Pair]], layout: Layout) -> Iterator[Problem]:
+def _unpaired(listing: dict[str, dict[str, Pair]], description: Description) -> Iterator[Problem]:
     """Images without a mask, masks without an image, and ids in two splits."""
     for split, pairs in listing.items():
-        images, masks = layout.folders[split]
+        part = description.parts[split]
         for name, pair in pairs.items():
-            if not pair.mask:
-                mask = f"{masks}/{name}{layout.mask_suffix}.png"
-                yield Problem("missing mask", f"{printable(mask)} of {short(pair.image)}")
+            image, mask = (pattern.replace("{id}", printable(name)) for pattern in (part.images, part.masks))
+            if not pair.masks:
+                yield Problem("missing mask", f"{mask}.png of {short(pair.image)}")
             if not pair.image:
-                yield Problem("missing image", f"{printable(f'{images}/{name}.jpg')} of {short(pair.mask)}")
+                yield Problem("missing image", f"{image}.jpg of {short(pair.masks[0])}")
     for first, second in combinations(listing, 2):
         for name in sorted(listing[first].keys() & listing[second].keys()):
             yield Problem("id in two splits", f"{printable(name)}: {first} and {second}")

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
 
 from alutils.data.cache import cache_folder, cached
-from alutils.data.folders import Layout, Pair, Problem, list_pairs, refusal, short
+from alutils.data.description import Description, read_description
+from alutils.data.folders import Pair, Problem, list_pairs, refusal, short
 from alutils.data.splits import Split, Splits, identical_pictures, picture_sums
+from alutils.data.splitting import divide
 from alutils.system.checks import expanded, listed
 from alutils.system.cores import usable_cores
 from alutils.system.progress import progress_bar
 from alutils.system.tensors import is_number
 
-_FORMAT_VERSION = 4  # of the cache; raise it when the decoding or the order of the planes changes
-_FORMATS = ("JPEG", "PNG")  # Pillow is not to try its other decoders on a mislabelled file
+_FORMAT_VERSION = 5  # of the cache; raise it when the decoding or the order of the planes changes
+_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "GIF", "PPM")  # Pillow is not to try its other decoders on a mislabelled file
 _EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 _TURNED = "image turned by EXIF"
 
@@ -50,16 +53,51 @@ class _Decoded(NamedTuple):
     problem: Problem | None = None  # with a mask's values
 
 
-def open_pairs(
+def load_pairs(
+    description: str | Path | Description,
     root: str | Path,
-    layout: Layout,
-    image_size: int,
+    image_size: int = 512,
     *,
-    cache_dir: str | Path | None,
-    degenerate_masks: str,
-    n_workers: int | None,
+    cache_dir: str | Path | None = None,
+    degenerate_masks: Literal["warn", "error", "keep"] = "warn",
+    n_workers: int | None = None,
 ) -> Splits:
-    """The pairs below ``root``; parameters and errors are those of :func:`~alutils.data.isic2018.load_isic2018`."""
+    """The images and masks of any data set, squashed to squares as in section IV-D.
+
+    The first call decodes every file and writes a cache, which later calls verify and map into memory. Its key is the
+    names, the sizes and the first and last 4 KiB of all files, so that a copy of the data uses the same cache. Delete
+    the cache (:func:`~alutils.data.cache.sweep_caches`) after a change that leaves all of these as they were.
+
+    Pixels are taken as they are stored, the first frame of several, without transparency. Each opening warns of images
+    that EXIF data turn while their masks are not turned, and of images in two splits whose pixels are all equal. JPEG
+    files hold no checksum: damage that still decodes is not noticed.
+
+    Args:
+        description: of the folders, see :class:`~alutils.data.description.Description`: a shipped name such as "ph2",
+            or the path of a YAML file.
+        root: the folder that the description's paths start from. Images and masks are JPEG, PNG, BMP, TIFF, GIF or
+            PNM files of any size.
+        image_size: side of the squares in pixels, a multiple of 32 from 32 to 2048. Images are antialiased; a pixel of
+            the mask is 1 where at least half of its area is lesion.
+        cache_dir: folder of the cache; by default the environment variable ``ALUTILS_CACHE`` or, without it, the
+            user's cache folder. It takes ``4 * image_size**2`` bytes per image: 3.9 GB for ISIC 2018 at 512.
+        degenerate_masks: what to do with masks that show, at their native size, no lesion or nothing else: "warn" loads
+            them and names them in a warning, "error" refuses them, "keep" loads them.
+        n_workers: threads that decode; by default one for each CPU core that this process may use.
+
+    Returns:
+        The three splits, each sorted by id. Writing to the tensors changes neither the cache nor the files.
+
+    Raises:
+        ConfigError: if the description cannot be used.
+        ValueError: if a parameter is out of range.
+        DataError: if a folder is missing, or any file is missing, broken or not what it should be (one message counts
+            each kind of problem, with its first ten files and the remedy), or the cache cannot be written.
+
+    >>> load_pairs("ph2", "no/such/folder")
+    Traceback (most recent call last):
+    alutils.system.checks.DataError: PH2 cannot be read from ...no/such/folder: ...
+    """
     if not (is_number(image_size, whole=True) and 32 <= image_size <= 2048 and image_size % 32 == 0):
         why = "because the U-Net halves the image five times"
         raise ValueError(f"image_size must be a multiple of 32 from 32 to 2048, {why}; got {image_size!r}")
@@ -67,40 +105,56 @@ def open_pairs(
         raise ValueError(f'degenerate_masks must be "warn", "error" or "keep", got {degenerate_masks!r}')
     if n_workers is not None and not (is_number(n_workers, whole=True) and n_workers >= 1):
         raise ValueError(f"n_workers must be None or an integer of at least 1, got {n_workers!r}")
+    description = description if isinstance(description, Description) else read_description(description)
+    if degenerate_masks == "warn":
+        degenerate_masks = description.degenerate_masks
     root = expanded("root", root).absolute()
-    listing = list_pairs(root, layout)
-    pairs = [pair for split in listing.pairs.values() for pair in split.values()]
+    listing = list_pairs(root, description)
+    divided, problems = divide(root, description, listing.pairs)
+    problems = listing.problems + problems
+    pairs = [pair for split in divided.values() for pair in split.values()]
     n = len(pairs)
 
     def refuse(problems: list[Problem]) -> None:
         accepted = [_TURNED] if degenerate_masks == "error" else _NOTES
         if wrong := [problem for problem in problems if problem.kind not in accepted]:
-            raise refusal(layout, root, wrong)
+            raise refusal(description, root, wrong)
 
     def decode(file: BinaryIO | None = None, start: int = 0) -> tuple[list[Problem], torch.Tensor]:
-        label = f"decoding {layout.name} at {image_size} x {image_size}"
-        found, sums = _decode_all(pairs, image_size, n_workers or usable_cores(), label, file, start)
-        if any(problem.kind not in _NOTES for problem in listing.problems + found):
-            refuse(listing.problems + found)
+        label = f"decoding {description.name} at {image_size} x {image_size}"
+        lesion = _lesion_levels(description)
+        found, sums = _decode_all(pairs, image_size, lesion, n_workers or usable_cores(), label, file, start)
+        if any(problem.kind not in _NOTES for problem in problems + found):
+            refuse(problems + found)
         return found, sums
 
-    if listing.problems:
+    if problems:
         decode()
-    key = hashlib.sha256(f"{_FORMAT_VERSION} {image_size} {listing.fingerprint}".encode()).hexdigest()[:24]
-    path = cache_folder(cache_dir) / f"{layout.name.lower().replace(' ', '')}-{image_size}-{key}.npy"
+    what = [_FORMAT_VERSION, image_size, listing.fingerprint, _lesion_levels(description), *map(list, divided.values())]
+    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
+    name = "".join(c for c in description.name.lower() if c.isalnum())
+    path = cache_folder(cache_dir) / f"{name}-{image_size}-{key}.npy"
     planes, sums, notes = cached(path, (4 * n, image_size, image_size), decode)
     found = [Problem(*note) for note in notes]
     refuse(found)
 
-    sizes = [len(ids) for ids in listing.pairs.values()]
+    sizes = [len(ids) for ids in divided.values()]
     images, masks = (planes[a:b].unflatten(0, (n, -1)).split(sizes) for a, b in ((0, 3 * n), (3 * n, 4 * n)))
-    names = map(tuple, listing.pairs.values())
-    splits = Splits(*(Split.trusted(*parts, pd.DataFrame()) for parts in zip(images, masks, names, strict=True)))
+    names = map(tuple, divided.values())
+    parts = (Split.trusted(*part, pd.DataFrame()) for part in zip(images, masks, names, strict=True))
+    splits = Splits(*parts, source=description.name, n_ignored=listing.n_ignored)
     same = identical_pictures(splits, image_sums=sums[: 3 * n].view(n, 3).sum(1).split(sizes))
     spoken = [note for note in found if note.kind == _TURNED or degenerate_masks == "warn"]
     for said in _sayings(spoken, same):
-        warnings.warn(f"{layout.name} in {root} has {said}", stacklevel=3)
+        warnings.warn(f"{description.name} in {root} has {said}", stacklevel=2)
     return splits
+
+
+def _lesion_levels(description: Description) -> list[int] | None:
+    """The grey levels that are lesion; None: masks hold 0 and 255, or 0 and 1."""
+    if description.threshold is not None:
+        return list(range(description.threshold, 256))
+    return None if description.lesion_values is None else list(description.lesion_values)
 
 
 def _sayings(notes: list[Problem], same: pd.DataFrame) -> Iterator[str]:
@@ -117,7 +171,13 @@ def _sayings(notes: list[Problem], same: pd.DataFrame) -> Iterator[str]:
 
 
 def _decode_all(
-    pairs: list[Pair], image_size: int, n_workers: int, label: str, file: BinaryIO | None, start: int
+    pairs: list[Pair],
+    image_size: int,
+    lesion: list[int] | None,
+    n_workers: int,
+    label: str,
+    file: BinaryIO | None,
+    start: int,
 ) -> tuple[list[Problem], torch.Tensor]:
     """All problems and notes, and the sum of each plane.
 
@@ -127,7 +187,7 @@ def _decode_all(
     writing = threading.Lock()
 
     def work(i: int) -> list[Problem]:
-        found, pictures = _decode_pair(pairs[i], image_size)
+        found, pictures = _decode_pair(pairs[i], image_size, lesion)
         if file and len(pictures) == 2:
             for at, picture in zip((3 * i, 3 * len(pairs) + i), pictures, strict=True):
                 planes = torch.from_numpy(np.ascontiguousarray(picture))
@@ -150,24 +210,26 @@ def _decode_all(
     return problems, sums
 
 
-def _decode_pair(pair: Pair, image_size: int) -> tuple[list[Problem], list[np.ndarray]]:
+def _decode_pair(pair: Pair, image_size: int, lesion: list[int] | None) -> tuple[list[Problem], list[np.ndarray]]:
     """What is wrong with the files of one id or noted of them, and the planes of those that were decoded."""
     found: list[Problem] = []
     decoded: list[_Decoded] = []
-    for path, decode in ((pair.image, _decode_image), (pair.mask, _decode_mask)):
+    works = [(pair.image, lambda path: _decode_image(path, image_size))] if pair.image else []
+    works += [(pair.masks[0], lambda _: _decode_masks(pair.masks, image_size, lesion))] if pair.masks else []
+    for path, decode in works:
         try:
-            if path:
-                decoded.append(decode(path, image_size))
+            decoded.append(decode(path))
         except MemoryError:
             raise
         except Exception as error:  # Pillow raises a dozen types on broken files
-            found.append(_undecodable(path, error))
+            found.append(_undecodable(getattr(error, "path", path), error))
     found += [picture.problem for picture in decoded if picture.problem]
     if len(decoded) == 2:
         image, mask = decoded
         if image.native != mask.native:
             of_image, of_mask = (" x ".join(map(str, picture.native)) for picture in decoded)
-            found.append(Problem("mask's size", f"{short(pair.mask)}: {of_mask} pixels, but its image has {of_image}"))
+            text = f"{short(pair.masks[0])}: {of_mask} pixels, but its image has {of_image}"
+            found.append(Problem("mask's size", text))
         elif image.turned and not mask.turned:
             found.append(Problem(_TURNED, short(pair.image)))
     return found, [picture.planes for picture in decoded]
@@ -193,18 +255,31 @@ def _decode_image(path: Path, image_size: int) -> _Decoded:
     return _Decoded(np.asarray(square).transpose(2, 0, 1), native, turned)
 
 
-def _decode_mask(path: Path, image_size: int) -> _Decoded:
-    with _opened(path) as image:
-        grey, turned = image.convert("L"), _turned(image)
-    share = grey.point([0] + [255] * 255).resize((image_size, image_size), Image.Resampling.BOX)
+def _decode_masks(paths: Sequence[Path], image_size: int, lesion: list[int] | None) -> _Decoded:
+    """One mask: of several, what is lesion in any of them."""
+    united, turned, problem = None, False, None
+    for path in paths:
+        try:
+            with _opened(path) as image:
+                grey, turned = image.convert("L"), _turned(image)
+        except Exception as error:
+            error.path = path
+            raise
+        levels = [level for _, level in grey.getcolors()]
+        if lesion is None and not (set(levels) <= {0, 255} or set(levels) <= {0, 1}):
+            problem = problem or Problem("mask's values", f"{short(path)}: {listed(levels)}")
+        one = grey.point([255 * (level > 0 if lesion is None else level in lesion) for level in range(256)])
+        if united is not None and united.size != one.size:
+            text = f"{short(path)}: {one.size} pixels, but {short(paths[0])} has {united.size}"
+            problem = problem or Problem("mask's size", text)
+        else:
+            united = one if united is None else ImageChops.lighter(united, one)
+    share = united.resize((image_size, image_size), Image.Resampling.BOX)
     mask = (np.asarray(share) >= 128).astype(np.uint8)[None]
-    levels = [level for _, level in grey.getcolors()]
-    problem = None
-    if not (set(levels) <= {0, 255} or set(levels) <= {0, 1}):
-        problem = Problem("mask's values", f"{short(path)}: {listed(levels)}")
-    elif len(levels) == 1:
-        problem = Problem("mask all lesion" if levels[0] else "mask without lesion", short(path))
-    return _Decoded(mask, grey.size, turned, problem)
+    if problem is None and len(colours := united.getcolors()) == 1:
+        kind = "mask all lesion" if colours[0][1] else "mask without lesion"
+        problem = Problem(kind, short(paths[0]))
+    return _Decoded(mask, united.size, turned, problem)
 
 
 def _turned(image: Image.Image) -> bool:
@@ -218,7 +293,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     if path.exists() and not path.is_file():  # opening a pipe would wait for a writer, for ever
         raise OSError(errno.EINVAL, "is a folder, a pipe or a device, not a file")
     with Image.open(path, formats=_FORMATS) as image:
-        stored = str(image.tile[0][3]) if image.tile else image.mode
+        stored = image.tile[0][3] if image.tile else image.mode
+        stored = str(stored[0] if isinstance(stored, tuple) else stored)
         if image.mode not in _EIGHT_BIT_MODES or "16" in stored:  # Pillow cuts 16-bit colours down to 8 in silence
             raise ValueError(f"has pixels of type {stored}, not of 8 bits per channel")
         if image.format != "PNG":

@@ -7,7 +7,7 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import pandas as pd
@@ -180,6 +180,11 @@ class Split:
 class Splits:
     """The training set (the pool of active learning), the validation set and the test set.
 
+    Args:
+        train, val, test: the splits.
+        source: the name of the data set.
+        n_ignored: pictures in its folders that are neither an image nor a mask.
+
     Raises:
         ValueError: if an id stands in two of them (a leak from training into evaluation).
     """
@@ -187,15 +192,22 @@ class Splits:
     train: Split
     val: Split
     test: Split
+    source: str = ""
+    n_ignored: int = 0
 
     def __post_init__(self) -> None:
-        for (first, a), (second, b) in combinations(vars(self).items(), 2):
+        for (first, a), (second, b) in combinations(self.named.items(), 2):
             if shared := sorted(set(a.ids) & set(b.ids)):
                 raise ValueError(f"{first} and {second} share {len(shared)} ids: {listed(shared)}")
 
+    @property
+    def named(self) -> dict[str, Split]:
+        """The splits by their names."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
     def to(self, device: str | torch.device) -> Splits:
         """All three splits on ``device``."""
-        return Splits(self.train.to(device), self.val.to(device), self.test.to(device))
+        return replace(self, **{name: split.to(device) for name, split in self.named.items()})
 
     def placed(self, device: torch.device, *, free_bytes: int | None = None) -> Splits:
         """All three splits on ``device`` where they fit, else the images in the CPU's memory and the masks on it.
@@ -205,15 +217,16 @@ class Splits:
         """
         if free_bytes is None and device.type == "cuda":
             free_bytes = torch.cuda.mem_get_info(device)[0] // 2
-        splits = (self.train, self.val, self.test)
-        if free_bytes is None or sum(split.images.nbytes + split.masks.nbytes for split in splits) <= free_bytes:
+        n_bytes = sum(split.images.nbytes + split.masks.nbytes for split in self.named.values())
+        if free_bytes is None or n_bytes <= free_bytes:
             return self.to(device)
-        return Splits(*(Split.trusted(s.images, s.masks.to(device), s.ids, s.factors) for s in splits))
+        parts = {k: Split.trusted(s.images, s.masks.to(device), s.ids, s.factors) for k, s in self.named.items()}
+        return replace(self, **parts)
 
     def summary(self) -> pd.DataFrame:
         """One row per split: images, height, width, and the mean, least and largest lesion area (% of the pixels)."""
         rows = []
-        for name, split in vars(self).items():
+        for name, split in self.named.items():
             area = 100 * split.lesion_area
             rows.append(
                 {
@@ -246,7 +259,7 @@ def identical_pictures(splits: Splits, *, image_sums: Sequence[torch.Tensor] | N
     >>> identical_pictures(splits).values.tolist()
     [['train', 'a', 'test', 'd']]
     """
-    named: dict[str, Split] = vars(splits)
+    named = splits.named
     image_sums = image_sums or [picture_sums(split.images) for split in named.values()]
     places: dict[int, list[tuple[str, int]]] = {}
     for name, sums in zip(named, image_sums, strict=True):

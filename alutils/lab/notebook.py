@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from IPython import get_ipython
 
-from alutils.data.isic2018 import load_isic2018
+from alutils.data.description import find_description
+from alutils.data.pairs import load_pairs
 from alutils.data.splits import Splits
 from alutils.data.synthetic import make_synthetic
 from alutils.experiment import Experiment
@@ -57,7 +58,8 @@ def open_workspace(  # seven parameters: each is one of papermill's, which pass 
     Args:
         notebook: its name, such as "01_data".
         profile: name or path, see :meth:`Experiment.from_profile`.
-        data_root: a folder with ISIC 2018, see :func:`load_isic2018`; by default synthetic images.
+        data_root: a folder with images and masks, see :func:`alutils.data.description.find_description`; by default
+            synthetic images.
         seed: of the experiment; the profile's by default.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         output_dir: by default ``by-hand/<profile>/<notebook>`` in the folder of runs (the environment variable
@@ -83,8 +85,11 @@ def open_workspace(  # seven parameters: each is one of papermill's, which pass 
     folder = expanded("output_dir", output_dir) if output_dir else RUNS_DIR / "by-hand" / Path(profile).stem / notebook
     _check_folder(folder)
     if data_root:
-        name = "ISIC 2018"
-        splits = load_isic2018(data_root, experiment.image_size, degenerate_masks=experiment.degenerate_masks)
+        root = expanded("data_root", data_root)
+        splits = load_pairs(
+            find_description(root), root, experiment.image_size, degenerate_masks=experiment.degenerate_masks
+        )
+        name = splits.source
     else:
         name = "synthetic images"
         splits = make_synthetic(*experiment.n_synthetic, image_size=experiment.image_size)

@@ -133,6 +133,8 @@ def run_identity(
         split: Split = getattr(splits, name)
         height, width = split.images.shape[2:]
         data[name] = {"images": len(split), "height": height, "width": width, "checksum": split.checksum}
+    if splits.source:
+        data["name"] = splits.source
     if oracle is not None and oracle.name != Oracle.name:  # the records of simulated runs do not say
         data["oracle"] = oracle.name
     if experiment.cold_start_by != "random":

@@ -1,0 +1,217 @@
+"""What a folder of images and masks looks like: read from YAML, shipped for public data sets, or recognised."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from alutils.system.checks import ConfigError, DataError, did_you_mean, expanded, shown
+from alutils.system.settings import parse_settings
+
+DESCRIPTIONS = {path.stem: path for path in sorted((Path(__file__).parent / "descriptions").glob("*.yaml"))}
+"""The shipped ones by name."""
+
+OWN = "description.yaml"
+"""A file of this name beside the data describes it."""
+
+_SUFFIXES = r"\.(?:jpe?g|png|bmp|tiff?|gif|p[bgp]m)"
+_from_list = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)  # YAML has no tuples
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Files(_Part):
+    """Where the images and masks of a split lie: paths below the root, without their endings.
+
+    ``{id}`` stands for the name of an image and ``*`` for anything within one name. Where the last part of ``masks``
+    has a ``*``, an image may have several masks, which are united.
+    """
+
+    images: str
+    masks: str
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in ("images", "masks"):
+            pattern = getattr(self, name)
+            if "{id}" not in pattern or pattern.startswith("/") or ".." in pattern.split("/"):
+                raise ValueError(f"{name}: must be a path below the data's folder that holds {{id}}, got {pattern!r}")
+        return self
+
+
+class Table(_Part):
+    """A CSV file below the root: which column has the image's id, and which one the group or split."""
+
+    csv: str
+    id: str = "id"
+    by: str
+
+
+class Fractions(_Part):
+    """Seeded shares of the groups: for train, validation and test, or of the training set for train and validation."""
+
+    fractions: Annotated[tuple[float, ...], _from_list, Field(min_length=2, max_length=3)]
+    seed: int = Field(0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-6:
+            raise ValueError(f"fractions: must be above 0 and have the sum 1, got {list(self.fractions)}")
+        return self
+
+
+class Description(_Part):
+    """Where the images and masks of a data set lie, how masks are read, and how the images are split.
+
+    Args:
+        name: for titles and records.
+        train, val, test: the folders of each split; or
+        all: those of all images, which ``split`` divides. Without ``val``, two fractions divide the training set.
+        id: a regular expression for the names of images; files whose names do not fit are ignored.
+        threshold: grey level, 1 to 255, from which a mask's pixel is lesion; without it a mask holds 0 and 255, or 0
+            and 1.
+        lesion_values: grey levels that are lesion, all others are not.
+        degenerate_masks: what is done with masks that show no lesion or nothing else, where the reader says "warn".
+        group: images that stay together: a table, or a regular expression whose first group in the id is the name.
+        split: a table with "train", "val" and "test", or fractions.
+        ignored: a pattern of files that are neither images nor masks.
+        remedy: how to get the data; ``{root}`` stands for its folder.
+    """
+
+    name: str = Field(min_length=1)
+    train: Files | None = None
+    val: Files | None = None
+    test: Files | None = None
+    all: Files | None = None
+    id: str = "[^/]+"
+    threshold: int | None = Field(None, ge=1, le=255)
+    lesion_values: Annotated[tuple[int, ...], _from_list] | None = None
+    degenerate_masks: Literal["warn", "error", "keep"] = "warn"
+    group: Table | str | None = None
+    split: Table | Fractions | None = None
+    ignored: str = ""
+    remedy: str = "pass the folder in which these lie"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, pattern in (("id", self.id), ("group", self.group)):
+            try:
+                found = re.compile(pattern if isinstance(pattern, str) else "(x)")
+            except re.error as error:
+                raise ValueError(f"{name}: {pattern!r} is no regular expression ({error})") from None
+            if name == "group" and not found.groups:
+                raise ValueError(f"group: {pattern!r} has no group in parentheses, which names what stays together")
+        if self.threshold is not None and self.lesion_values is not None:
+            raise ValueError("threshold, lesion_values: give one of them")
+        n = len(self.split.fractions) if isinstance(self.split, Fractions) else 0
+        whole = self.all is not None and self.split is not None and n != 2
+        if self.all is not None and (self.train or self.val or self.test or not whole):
+            raise ValueError("all: goes with a split (a table or three fractions) and without train, val and test")
+        if self.all is None:
+            named = self.train and self.test and (self.val is not None) != (n == 2) and (n == 2 or not self.split)
+            if not named:
+                raise ValueError(
+                    "train, val, test: give all three, or train and test with two fractions in split, or all"
+                )
+        return self
+
+    @cached_property
+    def parts(self) -> dict[str, Files]:
+        """The files by the name of their split, or "all"."""
+        names = ("train", "val", "test", "all")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def matcher(self, pattern: str) -> re.Pattern[str]:
+        """What matches the whole path of a picture below the root; its group "id" is the image's id."""
+        text = re.escape(pattern).replace(r"\*", "[^/]*").replace(r"\{id\}", f"(?P<id>(?:{self.id}))", 1)
+        return re.compile(text.replace(r"\{id\}", "(?P=id)") + _SUFFIXES, re.IGNORECASE)
+
+
+def fixed_folder(pattern: str) -> str:
+    """The folder in which all files of a pattern lie: what stands before its first variable part."""
+    return re.split(r"[{*]", pattern)[0].rpartition("/")[0]
+
+
+def read_description(description: str | Path) -> Description:
+    """A description by its shipped name, or from the path of a YAML file.
+
+    Raises:
+        ConfigError: if there is no such name or file, or an entry cannot be used; it names the line and the remedy.
+
+    >>> read_description("ph2").id
+    'IMD\\\\d+'
+    >>> read_description("ph3")
+    Traceback (most recent call last):
+    alutils.system.checks.ConfigError: description: there is no 'ph3'; did you mean 'ph2'?
+    """
+    path = DESCRIPTIONS.get(str(description)) or expanded("description", description)
+    if path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(
+            f"description: there is no '{description}'; {did_you_mean(str(description), [*DESCRIPTIONS])}"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"description {path} cannot be read: {error}") from None
+    try:
+        return Description(**parse_settings(text, source=str(path)))
+    except ValidationError as error:
+        raise ConfigError(f"description {path} cannot be used:\n" + "\n".join(_lines(error, text))) from None
+
+
+def find_description(root: Path) -> Description:
+    """The description of the data in ``root``: its own ``description.yaml``, or the shipped one that fits its folders.
+
+    Raises:
+        DataError: if no shipped description fits, or several do.
+        ConfigError: if ``description.yaml`` cannot be used.
+    """
+    if (root / OWN).exists():
+        return read_description(root / OWN)
+    found = {name: read_description(name) for name in DESCRIPTIONS}
+    share = {name: _share_of_folders(root, description) for name, description in found.items()}
+    fit = [name for name in found if share[name] == 1]
+    if len(fit) == 1:
+        return found[fit[0]]
+    if fit:
+        raise DataError(
+            f"{root} looks like {' and '.join(fit)}: move the data sets into folders of their own, or write {OWN} there"
+        )
+    nearest = max(share, key=share.get)
+    if share[nearest] > 0 or not root.is_dir():  # its reader says what is missing
+        return found[nearest if share[nearest] else "isic2018"]
+    raise DataError(
+        f"{root} holds none of the known data sets ({', '.join(DESCRIPTIONS)}); found there: "
+        f"{', '.join(sorted(path.name for path in root.iterdir())[:10]) or 'nothing'}. Remedy: write {OWN} there, see "
+        '"Your own images" in the README'
+    )
+
+
+def _share_of_folders(root: Path, description: Description) -> float:
+    """Of the folders that a description names; where it names none but the root, of the files that should lie there."""
+    folders = {fixed_folder(p) for part in description.parts.values() for p in (part.images, part.masks)}
+    return sum(bool(folder) and (root / folder).is_dir() for folder in folders) / max(1, len(folders - {""}))
+
+
+def _lines(error: ValidationError, text: str) -> list[str]:
+    """Pydantic's findings, each with the line of the file where its entry stands."""
+    found = []
+    for problem in error.errors():
+        where = [str(part) for part in problem["loc"] if str(part) in text]
+        name = where[-1] if where else ""
+        line = next((i for i, row in enumerate(text.splitlines(), 1) if name and re.search(rf"\b{name}\b", row)), 1)
+        said = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            said = f"{name}: there is no such entry; {did_you_mean(name, list(Description.model_fields))}"
+        elif problem["type"] == "missing":
+            said = f"{'.'.join(map(str, problem['loc']))}: is missing"
+        elif problem["type"] != "value_error":
+            said = f"{'.'.join(map(str, problem['loc']))}: {said}, got {shown(problem['input'])}"
+        found.append(f"  line {line}: {said}")
+    return list(dict.fromkeys(found))

@@ -1,0 +1,109 @@
+"""Which images of a data set are for training, validation and test: by folder, by table, or by seeded fractions."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from itertools import accumulate
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from alutils.data.description import Description, Fractions, Table
+from alutils.data.folders import Pair, Problem
+from alutils.system.checks import DataError, listed
+from alutils.system.seeding import make_generator
+
+SPLITS = ("train", "val", "test")
+
+
+def divide(
+    root: Path, description: Description, pairs: dict[str, dict[str, Pair]]
+) -> tuple[dict[str, dict[str, Pair]], list[Problem]]:
+    """The pairs by split, each sorted by id, and what is wrong with groups and tables.
+
+    Images of one group come into one split. Fractions are of the images; groups are drawn one after the other, in an
+    order that depends on the seed and on the groups' names alone.
+
+    Raises:
+        DataError: if a table cannot be read, or so few groups are there that a split would be empty.
+    """
+    problems: list[Problem] = []
+    ids = [name for part in pairs.values() for name in part]
+    groups = _groups(root, description.group, ids, problems)
+    if description.split is None:
+        return pairs, problems + _straddling(pairs, groups)
+    source = "all" if description.all else "train"
+    if isinstance(description.split, Table):
+        place = _column(root, description.split, list(pairs[source]), problems, allowed=SPLITS)
+    else:
+        place = _drawn(description, list(pairs[source]), groups)
+    found = {name: dict(pairs.get(name, {})) for name in SPLITS}
+    found["train"] = {}
+    for name, pair in pairs[source].items():
+        if name in place:
+            found[place[name]][name] = pair
+    if empty := [name for name in SPLITS if not found[name]]:
+        raise DataError(f"{description.name} in {root}: there is no image for {', '.join(empty)}; change the split")
+    return found, problems + _straddling(found, groups)
+
+
+def _groups(root: Path, group: Table | str | None, ids: list[str], problems: list[Problem]) -> dict[str, str]:
+    """The group of each id; an id of its own where there are none."""
+    if isinstance(group, Table):
+        return _column(root, group, ids, problems)
+    if group is None:
+        return {name: name for name in ids}
+    found = {name: re.search(group, name) for name in ids}
+    problems += [
+        Problem("not in the table", f"{name}: group {group!r} does not fit") for name in ids if not found[name]
+    ]
+    return {name: match[1] for name, match in found.items() if match}
+
+
+def _column(
+    root: Path, table: Table, ids: list[str], problems: list[Problem], allowed: tuple[str, ...] = ()
+) -> dict[str, str]:
+    """The column ``table.by`` of a CSV file, by id."""
+    path = root / table.csv
+    try:
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+        values = dict(zip(rows[table.id], rows[table.by], strict=True))
+    except KeyError as error:
+        raise DataError(f"{path} has no column {error}; there are {listed(rows.columns)}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    if wrong := sorted({value for value in values.values() if allowed and value not in allowed}):
+        raise DataError(f"{path}, column {table.by}: must be one of {', '.join(allowed)}, got {listed(wrong)}")
+    problems += [Problem("not in the table", f"{name}: not in {table.csv}") for name in ids if name not in values]
+    return {name: values[name] for name in ids if name in values}
+
+
+def _drawn(description: Description, ids: list[str], groups: dict[str, str]) -> dict[str, str]:
+    """The split of each id: whole groups in random order, cut where the fractions of the images are reached."""
+    split: Fractions = description.split
+    names = SPLITS[: len(split.fractions)]
+    sizes = Counter(groups[name] for name in ids if name in groups)
+    order = sorted(sizes)
+    order = [order[i] for i in torch.randperm(len(order), generator=make_generator(split.seed)).tolist()]
+    ends = [share * len(ids) for share in accumulate(split.fractions)]
+    place, n = {}, 0
+    for group in order:
+        middle = n + sizes[group] / 2  # a group goes where the most of it lies
+        place[group] = next((name for name, end in zip(names, ends, strict=True) if middle <= end), names[-1])
+        n += sizes[group]
+    return {name: place[groups[name]] for name in ids if name in groups}
+
+
+def _straddling(pairs: dict[str, dict[str, Pair]], groups: dict[str, str]) -> list[Problem]:
+    """Groups in two splits; ids in two splits are a problem of their own."""
+    places: dict[str, set[str]] = {}
+    for split, part in pairs.items():
+        for name in part:
+            places.setdefault(groups.get(name, name), set()).add(split)
+    return [
+        Problem("group in two splits", f"{group}: {' and '.join(sorted(found))}")
+        for group, found in places.items()
+        if len(found) > 1 and groups.get(group) != group
+    ]
