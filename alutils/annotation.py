@@ -28,13 +28,18 @@ NO_AUDIT = pd.DataFrame(columns=list(_AUDIT)).astype(_AUDIT)
 
 
 class AnnotationsNeeded(RuntimeError):
-    """A run waits for a person to draw the images ``ids``, for which requests lie in ``folder``."""
+    """A run waits for a person to draw the images ``ids``, for which requests lie in ``folder``.
 
-    def __init__(self, folder: Path, ids: Sequence[str]) -> None:
+    ``source``: where corrected masks from another tool were looked for.
+    """
+
+    def __init__(self, folder: Path, ids: Sequence[str], source: Path | None = None) -> None:
         self.folder, self.ids = folder, tuple(ids)
+        lacking = f", nor is a mask in {source}, from which nothing was imported" if source else ""
         super().__init__(
-            f"{len(self.ids)} images are to be drawn in {folder}: show Annotator(oracle.requests(), oracle.folder) in "
-            "JupyterLab, draw and save each, then call run_active_learning again with the same arguments"
+            f"{len(self.ids)} images are to be drawn in {folder}{lacking}: {listed(self.ids)}. Show "
+            "Annotator(oracle.requests(), oracle.folder) in JupyterLab, draw and save each, or correct them in another "
+            "tool (alutils.export_queries); then call run_active_learning again with the same arguments"
         )
 
 
@@ -86,7 +91,7 @@ class Oracle:
         Args:
             indices: int64 (n,), positions of the images.
             where: bool (n, 1, H, W), the pixels asked for; None: all.
-            suggestion: uint8 (n, 1, H, W), the model's labels of the other pixels, for a person to see.
+            suggestion: uint8 (n, 1, H, W), the model's labels of all pixels, for a person to see.
 
         Returns:
             uint8 (n, 1, H, W), on the masks' device: the truth where it was asked for, 0 elsewhere.
