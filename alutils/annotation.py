@@ -28,18 +28,14 @@ NO_AUDIT = pd.DataFrame(columns=list(_AUDIT)).astype(_AUDIT)
 
 
 class AnnotationsNeeded(RuntimeError):
-    """A run waits for a person to draw the images ``ids``, for which requests lie in ``folder``.
+    """A run waits for a person to draw the images ``ids``, for which requests lie in ``folder``."""
 
-    ``source``: where corrected masks from another tool were looked for.
-    """
-
-    def __init__(self, folder: Path, ids: Sequence[str], source: Path | None = None) -> None:
+    def __init__(self, folder: Path, ids: Sequence[str]) -> None:
         self.folder, self.ids = folder, tuple(ids)
-        lacking = f", nor is a mask in {source}, from which nothing was imported" if source else ""
         super().__init__(
-            f"{len(self.ids)} images are to be drawn in {folder}{lacking}: {listed(self.ids)}. Show "
-            "Annotator(oracle.requests(), oracle.folder) in JupyterLab, draw and save each, or correct them in another "
-            "tool (alutils.export_queries); then call run_active_learning again with the same arguments"
+            f"{len(self.ids)} images are to be drawn in {folder} ({listed(self.ids)}): show "
+            "Annotator(oracle.requests(), oracle.folder) in JupyterLab, draw and save each, or correct all in another "
+            "tool (alutils.export_queries), then call run_active_learning again with the same arguments"
         )
 
 
