@@ -216,7 +216,11 @@ def _coco(content: dict[str, Any]) -> _Found:
     coco.imgs = {image["id"]: image for image in content["images"]}
     masks = defaultdict(list)
     for one in content["annotations"]:
-        masks[one["image_id"]].append((names[one["category_id"]], coco.annToMask(one).astype(bool)))
+        code = coco.annToRLE(one)
+        mask = run_lengths.decode(code)
+        if run_lengths.encode(mask)["counts"] not in (code["counts"], str(code["counts"]).encode()):
+            raise ValueError(f"image {one['image_id']} has a damaged run-length code; export it again")  # else garbage
+        masks[one["image_id"]].append((names[one["category_id"]], mask.astype(bool)))
     yield from ((_id_of(image["file_name"]), masks[number]) for number, image in coco.imgs.items())
 
 
