@@ -237,7 +237,7 @@ def test_masks_of_earlier_queries_are_ignored(asked):
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA"])
 def test_a_png_of_any_common_type_is_a_mask(asked, mode):
     for id, mask in zip(IDS, TRUTH[:3], strict=False):
-        path = asked.incoming / f"{id.replace('/', '%2F')}.png"
+        path = asked.incoming / f"{id.replace('../', '%2E.%2F')}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(grey(mask)).convert(mode).save(path)
     np.testing.assert_array_equal(answer(asked)[:, 0], BAND & TRUTH[:3])
