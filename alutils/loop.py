@@ -34,7 +34,7 @@ from alutils.erring import simulated_oracle
 from alutils.experiment import Experiment
 from alutils.metrics import dice_score, predicted_dice
 from alutils.model import unet_for
-from alutils.queries.cold import chosen_cold_start
+from alutils.queries.clustered import chosen_cold_start
 from alutils.queries.select import Answer, Strategy, ask, chosen_of, tied_at_the_cut
 from alutils.queries.view import Labelled, View
 from alutils.regions import CLICKED_MODES, dominant_labels, n_clicks, regions_of

@@ -16,7 +16,7 @@ from frame import in_turns, parser, report
 from alutils import make_generator
 from alutils.data.superpixels import superpixels
 from alutils.data.thumbnails import thumbnails
-from alutils.queries.cold import nearest_to_centres, typical_of_clusters
+from alutils.queries.clustered import nearest_to_centres, typical_of_clusters
 from alutils.queries.combined import _grey_levels, _mutual_information
 from alutils.queries.geometry import distances_from, furthest_first, nearest_of, spread_out
 from alutils.queries.similar import Similarity

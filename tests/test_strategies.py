@@ -9,18 +9,20 @@ import pytest
 import torch
 from scipy import ndimage
 from skimage.metrics import structural_similarity
+from test_active_learning import contents, make_experiment, make_splits, run
 from test_queries import SETTINGS, flat_pool, generator, random_pool
 from torch import nn
 
+from alutils import loop
 from alutils.data.packed import PackedMasks
 from alutils.data.splits import ImageView
 from alutils.data.superpixels import superpixels
 from alutils.data.thumbnails import thumbnails
-from alutils.experiment import Experiment
+from alutils.experiment import Experiment, Training
 from alutils.model import build_unet
 from alutils.queries import STRATEGIES
-from alutils.queries.ceal import quotas
-from alutils.queries.cold import chosen_cold_start, nearest_to_centres, typical_of_clusters
+from alutils.queries.ceal import _scores, quotas
+from alutils.queries.clustered import chosen_cold_start, nearest_to_centres, typical_of_clusters
 from alutils.queries.combined import _mutual_information
 from alutils.queries.geometry import distances_from, furthest_first, nearest_of, spread_out
 from alutils.queries.select import ask, chosen_of, select_queries
@@ -28,6 +30,7 @@ from alutils.queries.similar import Similarity
 from alutils.queries.view import Labelled, View
 from alutils.queries.wrappers import diverse, power, stochastic, stratified
 from alutils.system.checks import ConfigError
+from alutils.training import fit, predict_probabilities
 
 torch.set_num_threads(1)
 
@@ -330,11 +333,6 @@ def test_ceal_lets_the_model_label_images_of_the_modal_bin_from_the_fifth_query_
 
 
 def test_pseudo_labels_join_one_training_and_are_what_the_model_says(tmp_path, monkeypatch):
-    from test_active_learning import contents, make_experiment, make_splits, run
-
-    from alutils import loop
-    from alutils.training import fit, predict_probabilities
-
     def mine(view):
         if view.round == 0:
             view.pseudo_labelled = torch.tensor([3, 1])
@@ -360,9 +358,21 @@ def test_pseudo_labels_join_one_training_and_are_what_the_model_says(tmp_path, m
     assert contents(tmp_path / "stopped") == contents(tmp_path / "run")
 
 
-def test_ceals_distance_is_from_the_lesions_border():
-    from alutils.queries.ceal import _scores
+@pytest.mark.parametrize(
+    "name",
+    ["stratified-power-entropy", "clasp", "kcentre", "als", "ceal", "equal", "nath", "hal_ia", "badge", "typiclust"],
+)
+def test_an_arm_that_was_stopped_between_its_queries_asks_for_the_same_images(tmp_path, name):
+    experiment = make_experiment(strategy=name, n_queries=3)
+    run(tmp_path / "whole", experiment)
+    rounds = loop.run_active_learning(experiment, make_splits(), tmp_path / "stopped", device="cpu", progress=False)
+    next(rounds), next(rounds)  # one query made, and what the strategy keeps for the later ones
+    rounds.close()
+    run(tmp_path / "stopped", experiment)
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 
+
+def test_ceals_distance_is_from_the_lesions_border():
     mean = torch.zeros(1, 1, 16, 16)
     mean[..., 4:12, 4:12] = 0.9
     std = torch.rand(1, 1, 16, 16, generator=generator())
@@ -492,8 +502,6 @@ def test_select_queries_takes_every_kind_by_name(name):
 
 
 def test_a_wrapped_strategy_of_ones_own_is_recorded_by_its_own_code(tmp_path):
-    from test_active_learning import make_experiment, make_splits, run
-
     def mine(view):
         return view.predicted_area()
 
@@ -513,8 +521,6 @@ def test_a_wrapped_strategy_of_ones_own_is_recorded_by_its_own_code(tmp_path):
 
 @pytest.mark.parametrize("how", ["kmeans", "typiclust"])
 def test_a_chosen_cold_start_is_shared_by_all_arms_and_the_record_tells_of_its_features(tmp_path, how):
-    from test_active_learning import make_experiment, make_splits, run
-
     splits, firsts = make_splits(), set()
     for strategy in ("random", "entropy", "random_at_once"):
         experiment = make_experiment(strategy=strategy, cold_start_by=how, n_queries=1)
@@ -528,9 +534,6 @@ def test_a_chosen_cold_start_is_shared_by_all_arms_and_the_record_tells_of_its_f
 
 
 def test_the_consistency_loss_pulls_an_image_and_its_mirror_image_together():
-    from alutils.experiment import Training
-    from alutils.training import fit, predict_probabilities
-
     images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)
     images[..., :16] = 255
     masks = (images[:, :1] > 0).to(torch.uint8)

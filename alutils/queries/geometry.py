@@ -10,15 +10,10 @@ from scipy.cluster.vq import kmeans2
 
 
 def furthest_first(row: Callable[[int], torch.Tensor], nearest: torch.Tensor, n: int) -> torch.Tensor:
-    """Greedy k-centre: ``n`` times the point that is furthest from all chosen ones.
+    """Greedy k-centre: ``n`` times the point furthest from all chosen ones; positions in this order, int64 (n,).
 
-    Args:
-        row: the distances of all points from one, (N,).
-        nearest: each point's distance from the nearest one that is chosen already, (N,).
-        n: points to choose.
-
-    Returns:
-        Their positions, int64 (n,), in the order of choice.
+    ``row(i)`` gives the distances of all points from point i, (N,). ``nearest`` is each point's distance from the
+    nearest one that is chosen already, (N,).
 
     >>> line = torch.tensor([0.0, 1.0, 2.0, 10.0])
     >>> furthest_first(lambda i: (line - line[i]).abs(), line - 0.0, 2)  # 0 is chosen already
@@ -49,13 +44,7 @@ def nearest_of(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
 def spread_out(points: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
     """The choice of k-means++: the point with the largest norm, then by lot, in proportion to squared distances.
 
-    Args:
-        points: float (N, d).
-        n: points to choose, at most N.
-        generator: of the CPU.
-
-    Returns:
-        Positions, int64 (n,), all different.
+    Of ``points``, float (N, d), gives ``n <= N`` different positions, int64 (n,).
     """
     chosen = [int(points.norm(dim=1).argmax())]
     row = distances_from(points)
@@ -71,10 +60,9 @@ def spread_out(points: torch.Tensor, n: int, generator: torch.Generator) -> torc
 
 
 def clusters(points: torch.Tensor, k: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """K-means (SciPy's), begun with the choice of k-means++ and not dependent on the order of the points.
+    """K-means (SciPy's), begun with the choice of k-means++ and not dependent on the order of the points, (N, d).
 
-    Returns:
-        The cluster of each point, int64 (N,), and the centres, (k, d); a cluster can be empty.
+    Returned are the cluster of each point, int64 (N,), and the centres, (k, d); a cluster can be empty.
     """
     order = torch.from_numpy(np.lexsort(points.numpy().T))
     ordered = points[order].numpy()

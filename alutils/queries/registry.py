@@ -71,9 +71,7 @@ def wrapper(name: str, /) -> Callable[[Callable[[View, Strategy], torch.Tensor]]
 
 def find_marked(folder: Path, mark: str) -> dict[str, tuple[Path, str]]:
     """The functions in a folder that are marked with ``@mark("name", ...)``: by name, the file and the function's name.
-
-    Raises:
-        ValueError: if two have the same name.
+    Two of one name are a ValueError.
     """
     places: dict[str, tuple[Path, str]] = {}
     for path in sorted(folder.glob("*.py")):

@@ -87,13 +87,11 @@ def select_queries(
 
 
 def ask(view: View, strategy: Strategy | None = None) -> Answer:
-    """What the strategy, by default the experiment's, says of the pool: step 1 of Fig. 1.
-
-    Raises:
-        ConfigError, OutOfMemory, ValueError: as :func:`select_queries`.
-    """
+    """What the strategy, by default the experiment's, says of the pool: step 1 of Fig. 1; errors as select_queries."""
     name = strategy_name(view.experiment, strategy)
-    strategy = _named(name) if strategy is None else strategy
+    if strategy is None and name not in STRATEGIES:
+        raise ConfigError(f"strategy: there is no '{name}'; {did_you_mean(name, list(STRATEGIES))}")
+    strategy = STRATEGIES[name] if strategy is None else strategy
     if len(view) == 0:
         return Answer(torch.zeros(0), None)
     check_dropout(strategy, name, view.model, view.images[:1], view.experiment)
@@ -125,9 +123,7 @@ def highest_scores(scores: torch.Tensor, n: int, generator: torch.Generator) -> 
 def tied_at_the_cut(scores: torch.Tensor, chosen: torch.Tensor) -> int:
     """How many images share the lowest queried score, or 0 if all of them were queried, so that no lot decided.
 
-    Args:
-        scores: of the whole pool, (N,), from :func:`select_queries`.
-        chosen: positions of the queried images, the highest score first.
+    ``scores``, (N,), are of the whole pool, ``chosen`` the queried positions, the highest score first.
 
     >>> scores = torch.tensor([0.2, 0.9, 0.5, 0.5])
     >>> tied_at_the_cut(scores, torch.tensor([1, 3])), tied_at_the_cut(scores, torch.tensor([1, 3, 2]))
@@ -162,12 +158,6 @@ def check_dropout(
 def strategy_name(experiment: Experiment, strategy: Strategy | None = None) -> str:
     """The name of ``strategy``, or the experiment's strategy if it is None."""
     return experiment.strategy if strategy is None else function_name(strategy)
-
-
-def _named(name: str) -> Strategy:
-    if name not in STRATEGIES:
-        raise ConfigError(f"strategy: there is no '{name}'; {did_you_mean(name, list(STRATEGIES))}")
-    return STRATEGIES[name]
 
 
 def _call(strategy: Strategy, view: View, name: str) -> object:

@@ -38,8 +38,7 @@ def select_als(view: View) -> torch.Tensor:
 class Similarity:
     """The mean structural similarity (SSIM) of one grey picture with each of many.
 
-    Args:
-        pictures: float32 (N, H, W), 0 to 1.
+    ``pictures`` are float32 (N, H, W), 0 to 1.
 
     >>> bright = torch.ones(1, 16, 16)
     >>> Similarity(torch.cat([bright, 0 * bright]))(bright[0]).round(decimals=2)

@@ -24,13 +24,9 @@ _SIDE = 16  # of the thumbnails that stand for features, pixels
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """The labelled images of a round.
+    """The labelled images of a round, uint8 (n, 3, H, W), and their names.
 
-    Args:
-        images: uint8, a view of (n, 3, H, W).
-        ids: n names.
-        masks: what is trained on, uint8 (n, 1, H, W) when indexed.
-        known: 1 where the label came from the human, of the same shape.
+    ``masks`` is what is trained on, uint8 (n, 1, H, W) when indexed; ``known`` is 1 where a human gave the label.
     """
 
     images: ImageView
@@ -117,16 +113,13 @@ class View:
         return self._area
 
     def features(self, of: Literal["pool", "labelled"] = "pool", *, source: str = "model") -> torch.Tensor:
-        """A vector per image: the mean of the network's bottleneck over its pixels (512 numbers for ResNet-18).
+        """The mean of the network's bottleneck over each image's pixels, float32 (N, d) or (n, d), on the CPU.
 
         Args:
             of: of which images.
             source: "model": the network as it is trained now. "imagenet": the encoder with the experiment's
                 ``encoder_weights``, untrained; where these are null, grey thumbnails. Or the path of an encoder's
                 weights. What does not come from the model is computed once per run.
-
-        Returns:
-            float32 (N, d) or (n, d), on the CPU.
 
         Raises:
             ConfigError: if the features of a network without ``encode`` are asked for.
@@ -153,9 +146,7 @@ class View:
     ) -> Iterator[tuple[slice, SampleMaps]]:
         """What ``n`` predictions of each pool image say, batch by batch, see :class:`alutils.samples.SampleMaps`.
 
-        Args:
-            n: samples with dropout; None: the experiment's ``mc_samples``. A flip has two predictions.
-            how: by random dropout, or of the image and its mirror image.
+        They differ by dropout (None: ``mc_samples`` of them), or are two, of the image and its mirror image.
         """
         if how == "flip":
             return flip_batches(self.model, self.images, self.experiment)
@@ -164,12 +155,9 @@ class View:
     def once(
         self, name: Any, compute: Callable[[torch.Tensor], Any], of: Literal["pool", "labelled", "all"] = "pool"
     ) -> Any:
-        """What ``compute`` makes of all training images, uint8 (M, 3, H, W), once per run.
+        """What ``compute`` makes of all training images, uint8 (M, 3, H, W), once per run, kept under ``name``.
 
-        Args:
-            name: under which it is kept.
-            compute: gives a row per image, or anything for "all".
-            of: of which images the rows are returned.
+        It gives a row per image, and those ``of`` the pool or the labelled images are returned; or anything for "all".
         """
         if name not in self.kept:
             self.kept[name] = compute(self.images.images)
@@ -193,13 +181,9 @@ class View:
 
 
 def untrained_features(images: torch.Tensor, experiment: Experiment, source: str = "imagenet") -> torch.Tensor:
-    """A vector per image from an encoder that was not trained on these images, float32 (N, d), on the CPU.
+    """A vector per image, uint8 (N, 3, H, W), from an encoder not trained on these: float32 (N, d), on the CPU.
 
-    Args:
-        images: uint8 (N, 3, H, W).
-        experiment: encoder, normalization, precision and batch size.
-        source: "imagenet": the experiment's ``encoder_weights``; where they are null, grey thumbnails of 16 x 16 pixels
-            stand in. Or the path of a file with an encoder's weights.
+    ``source`` as for :meth:`View.features`; the thumbnails are grey, 16 x 16 pixels.
     """
     weights = experiment.encoder_weights if source == "imagenet" else source
     if weights is None:

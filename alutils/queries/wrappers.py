@@ -45,7 +45,9 @@ def stratified(view: View, strategy: Strategy) -> torch.Tensor:
     """
     scores, generator = scores_of(view, strategy), view.generator
     strata = highest_scores(view.predicted_area(), len(view), generator).tensor_split(_STRATA)
-    parts = zip(strata, shares(view, _STRATA), strict=True)
+    third, extra = divmod(view.query_size, _STRATA)
+    sizes = [third + (i < extra) for i in torch.randperm(_STRATA, generator=generator).tolist()]
+    parts = zip(strata, sizes, strict=True)
     chosen = torch.cat([part[highest_scores(scores[part], n, generator)] for part, n in parts])
     if len(chosen) < view.query_size:  # a third of a small pool was smaller than its share
         rest = scores.clone()
@@ -84,10 +86,3 @@ def with_power_noise(view: View, scores: torch.Tensor, beta: float) -> torch.Ten
     """``log s + Gumbel(0, 1 / beta)`` of scores of at least 0, float32 (N,)."""
     lots = torch.rand(len(view), generator=view.generator, dtype=torch.float64).clamp(min=1e-300)
     return (scores.double().clamp(min=1e-300).log() - (-lots.log()).log() / beta).float()
-
-
-def shares(view: View, k: int) -> list[int]:
-    """The query's size in ``k`` parts that differ by at most 1; a lot says which parts are larger."""
-    n = view.query_size
-    sizes = [n // k + (i < n % k) for i in range(k)]
-    return [sizes[i] for i in torch.randperm(k, generator=view.generator).tolist()]

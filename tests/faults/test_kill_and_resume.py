@@ -16,7 +16,7 @@ from tiny import CONTEXT, KINDS, assert_as_if_undisturbed, on_each_change, run_k
 def live(folder, kind, last_change):
     """A run that dies at its change of files number ``last_change``; if it does not, it notes how many there were.
 
-    A file that is to be put in place is only half written then.
+    A new file that is to be put in place is only half written then; one that is kept under another name was whole.
     """
     n_changes = 0
 
@@ -24,7 +24,7 @@ def live(folder, kind, last_change):
         nonlocal n_changes
         n_changes += 1
         if n_changes == last_change:
-            if event == "os.rename":
+            if event == "os.rename" and path.suffix == ".tmp":
                 os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
