@@ -10,6 +10,7 @@ from .data.rendering import LesionFactors, render_lesion
 from .data.splits import Split, Splits, identical_pictures
 from .data.synthetic import make_synthetic
 from .experiment import Experiment
+from .lab.exchange import export_queries, import_annotations
 from .lab.human_oracle import HumanOracle
 from .loop import run_active_learning
 from .metrics import dice_score
@@ -52,9 +53,11 @@ __all__ = [
     "dice_score",
     "download_isic2018",
     "experiment",
+    "export_queries",
     "fit",
     "identical_pictures",
     "image_score",
+    "import_annotations",
     "isic2018_report",
     "least_confidence",
     "load_isic2018",

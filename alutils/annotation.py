@@ -33,8 +33,9 @@ class AnnotationsNeeded(RuntimeError):
     def __init__(self, folder: Path, ids: Sequence[str]) -> None:
         self.folder, self.ids = folder, tuple(ids)
         super().__init__(
-            f"{len(self.ids)} images are to be drawn in {folder}: show Annotator(oracle.requests(), oracle.folder) in "
-            "JupyterLab, draw and save each, then call run_active_learning again with the same arguments"
+            f"{len(self.ids)} images are to be drawn in {folder} ({listed(self.ids)}): show "
+            "Annotator(oracle.requests(), oracle.folder) in JupyterLab, draw and save each, or correct all in another "
+            "tool (alutils.export_queries), then call run_active_learning again with the same arguments"
         )
 
 
@@ -86,7 +87,7 @@ class Oracle:
         Args:
             indices: int64 (n,), positions of the images.
             where: bool (n, 1, H, W), the pixels asked for; None: all.
-            suggestion: uint8 (n, 1, H, W), the model's labels of the other pixels, for a person to see.
+            suggestion: uint8 (n, 1, H, W), the model's labels of all pixels, for a person to see.
 
         Returns:
             uint8 (n, 1, H, W), on the masks' device: the truth where it was asked for, 0 elsewhere.

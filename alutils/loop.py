@@ -279,14 +279,15 @@ def _query(run: _Run, draft: Draft, view: View, answer: Answer) -> None:
 
 def _annotate(run: _Run, state: RunState, draft: Draft) -> None:
     """Step 3: the labels of the human and, where the mode has it so, of the model."""
-    asked, human, suggestion, mode = draft.asked, None, None, run.experiment.annotation
+    asked, human, mode = draft.asked, None, run.experiment.annotation
+    suggestion = asked.masks[:]
     with run.phase("annotation", draft):
         if mode == "correction":
-            masks, human = run.oracle.correct(asked.indices, asked.masks[:], _regions(run, asked.indices))
+            masks, human = run.oracle.correct(asked.indices, suggestion, _regions(run, asked.indices))
             draft.labelled = draft.labelled.plus(LabelledSet.of(asked.indices, masks, human))
             return
         if mode != "full":
-            human, suggestion = asked.human[:].bool(), asked.masks[:]
+            human = asked.human[:].bool()
         try:
             answers = run.oracle.annotate(asked.indices, human, suggestion=suggestion)
         except AnnotationsNeeded:
@@ -420,15 +421,10 @@ def _save(run: _Run, state: RunState, draft: Draft) -> Round:
 
 
 def _pixels_to_ask(run: _Run, queried: torch.Tensor, p: torch.Tensor, generator: torch.Generator) -> LabelledSet:
-    """The queried images: which pixels the human labels, and the model's labels of the others."""
-    masks = run.splits.train.masks
-    if run.experiment.annotation == "full":
-        nothing = torch.zeros((len(queried), *masks.shape[1:]), dtype=torch.uint8, device=masks.device)
-        return LabelledSet.of(queried, nothing, nothing + 1)
+    """The queried images: which pixels the human labels, and the model's labels (in those, p >= 0.5)."""
     regions = _regions(run, queried) if run.experiment.annotation == "superpixels" else None
     human = human_pixels(p, run.experiment, generator, regions)
-    nothing = torch.zeros_like(human, dtype=torch.uint8)
-    return LabelledSet.of(queried, combine(nothing, p, human, run.experiment.tau_b), human)
+    return LabelledSet.of(queried, combine((p >= 0.5).to(torch.uint8), p, human, run.experiment.tau_b), human)
 
 
 def _regions(run: _Run, positions: torch.Tensor) -> torch.Tensor:

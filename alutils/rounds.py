@@ -140,8 +140,8 @@ class Draft:
     Args:
         line: its record, which each step completes.
         labelled: what it trains on; after its evaluation, the labels that the next round takes.
-        asked: the queried images, which of their pixels the human labels, and how the model labels the others (0 where
-            the human does); None until they are queried.
+        asked: the queried images, which of their pixels the human labels, and how the model labels all of them; None
+            until they are queried.
         before: how the model predicted the validation images' masks before this round's training, uint8; None at first.
     """
 

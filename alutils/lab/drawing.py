@@ -40,7 +40,10 @@ class Stroke(_Record):
 
 
 class DrawingRecord(_Record):
-    """The JSON file of a drawing. ``where``, ``start`` and ``mask`` are checksums, ``start`` that of the first mask."""
+    """The JSON file of a drawing. ``where``, ``start`` and ``mask`` are checksums, ``start`` that of the first mask.
+
+    ``imported`` names the file of a mask from another tool, whose strokes and time are not known.
+    """
 
     id: str
     mode: Literal["band", "full"]
@@ -54,6 +57,7 @@ class DrawingRecord(_Record):
     mask: str
     tau_u: float | None
     date: str
+    imported: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +129,8 @@ def make_requests(
 class Drawing:
     """One image that is being annotated.
 
-    ``clock`` tells seconds, from any beginning. ``record``: of this drawing, saved before, to go on with.
+    ``clock`` tells seconds, from any beginning. ``record``: of this drawing, saved before, to go on with; an imported
+    mask is drawn anew.
 
     Attributes:
         mask: bool (1, H, W), as it stands. Outside of ``request.where`` it is ``request.start``, whatever is drawn.
@@ -143,7 +148,10 @@ class Drawing:
     def __init__(
         self, request: Request, *, clock: Callable[[], float] = time.monotonic, record: DrawingRecord | None = None
     ) -> None:
-        self.request, self._clock, self._seen, self.saved = request, clock, None, record is not None
+        self.request, self._clock, self._seen, self.imported = request, clock, None, None
+        if record is not None and record.imported:
+            record = None  # it has no strokes to go on with
+        self.saved = record is not None
         self.strokes = list(record.strokes) if record else []
         self.n_strokes, self.pixels_changed = (record.n_strokes, record.pixels_changed) if record else (0, 0)
         self.seconds = record.seconds if record else 0.0
@@ -221,6 +229,7 @@ class Drawing:
             mask=checksum(self.mask),
             tau_u=request.tau_u,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
+            imported=self.imported,
         )
         path = _record_path(folder, request.id)
         with replacing(path.with_suffix(".png")) as temporary:
@@ -268,8 +277,9 @@ def read_drawing(folder: str | Path, id: str) -> tuple[DrawingRecord, np.ndarray
 def drawing_table(folder: str | Path, split: Split | None = None) -> pd.DataFrame:
     """What the drawings of a folder took, and how good they are; ``.groupby("mode").mean()`` compares the two ways.
 
-    One row per image: ``image_id``, ``mode`` ("band" or "full"), ``seconds``, ``strokes``, ``pixels_changed``,
-    ``pixels_decided``, and ``dice``, eq. 4 of the whole mask (not a number where ``split`` has no truth).
+    One row per image: ``image_id``, ``mode`` ("band" or "full"), ``seconds`` and ``strokes`` (not a number for imported
+    masks), ``pixels_changed``, ``pixels_decided``, and ``dice``, eq. 4 of the whole mask (not a number where ``split``
+    has no truth).
 
     Raises:
         DataError: if a drawing cannot be read.
@@ -280,7 +290,8 @@ def drawing_table(folder: str | Path, split: Split | None = None) -> pd.DataFram
         record, mask = read_drawing(folder, unquote(path.stem))
         truth = truths.get(record.id)
         dice = float("nan") if truth is None else dice_score(torch.from_numpy(mask)[None], truth[None].cpu()).item()
-        counts = (record.seconds, record.n_strokes, record.pixels_changed, record.pixels_decided)
+        effort = (float("nan"),) * 2 if record.imported else (record.seconds, record.n_strokes)
+        counts = (*effort, record.pixels_changed, record.pixels_decided)
         rows.append((record.id, record.mode, *counts, dice))
     columns = ["image_id", "mode", "seconds", "strokes", "pixels_changed", "pixels_decided", "dice"]
     return pd.DataFrame(rows, columns=columns)

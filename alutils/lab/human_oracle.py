@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from alutils.annotation import AnnotationsNeeded, Oracle
 from alutils.data.splits import Split
 from alutils.lab.drawing import Request, file_stem, find_drawing, make_requests
+from alutils.lab.exchange import import_annotations
 from alutils.system.checks import DataError, expanded
 from alutils.system.files import replacing
 
@@ -22,14 +23,16 @@ class HumanOracle(Oracle):
 
     Where a drawing is missing, or was drawn for other pixels, the oracle writes the requests into ``folder``, and
     :class:`AnnotationsNeeded` ends the run. Called again, the run asks for the same pixels, finds the drawings and goes
-    on. For images that nobody has annotated yet, pass masks of zeros and ``draws_cold_start=True``; the audit and Dice,
-    which compare with the split's masks, then say nothing.
+    on. ``incoming`` takes masks corrected in another tool (:func:`alutils.export_queries`): once those of the whole
+    query are there, the run imports them. For images that nobody has annotated yet, pass masks of zeros and
+    ``draws_cold_start=True``; the audit and Dice, which compare with the split's masks, then say nothing.
 
     Args:
         split: the pool: images, true masks, ids.
         folder: of this run and this person: their drawings and ``requests.npz``.
         tau_u: recorded with the drawings.
         draws_cold_start: whether the person draws the cold start too, which the simulated oracle shows otherwise.
+        incoming: the folder of corrected masks, see :func:`alutils.import_annotations`; it may fill from outside.
 
     Raises:
         ValueError: if an id cannot name a file.
@@ -38,12 +41,20 @@ class HumanOracle(Oracle):
     name = "human"
 
     def __init__(
-        self, split: Split, folder: str | Path, *, tau_u: float | None = None, draws_cold_start: bool = False
+        self,
+        split: Split,
+        folder: str | Path,
+        *,
+        tau_u: float | None = None,
+        draws_cold_start: bool = False,
+        incoming: str | Path | None = None,
     ) -> None:
         super().__init__(split.masks)
         for id in split.ids:
             file_stem(id)
         self.folder = expanded("folder", folder)
+        self.incoming = None if incoming is None else expanded("incoming", incoming)
+        self.ids = split.ids
         self._split, self._tau_u, self._draws_cold_start = split, tau_u, draws_cold_start
 
     @property
@@ -62,26 +73,26 @@ class HumanOracle(Oracle):
 
         Raises:
             AnnotationsNeeded: if some are not drawn yet; ``folder`` then holds the requests for all.
-            DataError: if a drawing cannot be used.
+            DataError: if a drawing or a file in ``incoming`` cannot be used.
         """
         self._check_asked(indices, where)
         requests = make_requests(self._split, indices, where, suggestion, tau_u=self._tau_u)
         masks = torch.zeros(len(requests), *self._masks.shape[1:], dtype=torch.uint8)
-        asked = [(request, mask) for request, mask in zip(requests, masks, strict=True) if request.n_decided]
-        missing = []
-        for request, mask in asked:
-            if found := find_drawing(self.folder, request):
-                mask[:] = torch.from_numpy(found[1] & request.where)
-            else:
-                missing.append(request.id)
-        if missing:
-            self._write([request for request, _ in asked])
-            raise AnnotationsNeeded(self.folder, missing)
+        asked = [place for place, request in enumerate(requests) if request.n_decided]
+        if missing := [requests[i].id for i in asked if find_drawing(self.folder, requests[i]) is None]:
+            self._write([requests[i] for i in asked], None if suggestion is None else suggestion[asked])
+            if self.incoming is None or not self.incoming.exists():
+                raise AnnotationsNeeded(self.folder, missing)
+            import_annotations(self, self.incoming)
+        for i in asked:
+            masks[i] = torch.from_numpy(find_drawing(self.folder, requests[i])[1] & requests[i].where)
         self._count(masks, where)
         return masks.to(self._masks.device)
 
-    def requests(self) -> list[Request]:
+    def requests(self, *, proposed: bool = False) -> list[Request]:
         """What was last asked for, drawn or not; empty where nothing was.
+
+        ``proposed``: start from the model's mask in the pixels asked for too, and not from background.
 
         Raises:
             DataError: if the file cannot be used, or its requests are for images that the split lacks.
@@ -93,12 +104,14 @@ class HumanOracle(Oracle):
             with np.load(path) as saved:
                 where, start = (torch.from_numpy(saved[name]) for name in ("where", "start"))
                 indices = torch.tensor([self._split.ids.index(id) for id in json.loads(saved["ids"].item())])
-            return make_requests(self._split, indices, where, start, tau_u=self._tau_u)
+            requests = make_requests(self._split, indices, where, start, tau_u=self._tau_u)
+            return [replace(r, start=s) for r, s in zip(requests, start, strict=True)] if proposed else requests
         except Exception as error:  # damaged archives raise errors of many kinds
             remedy = "delete it and call run_active_learning again to ask anew"
             raise DataError(f"{path} cannot be used ({error}); {remedy}") from None
 
-    def _write(self, requests: Sequence[Request]) -> None:
-        planes = {name: np.stack([getattr(request, name) for request in requests]) for name in ("where", "start")}
+    def _write(self, requests: list[Request], suggestion: torch.Tensor | None) -> None:
+        where = np.stack([request.where for request in requests])
+        start = np.zeros_like(where) if suggestion is None else suggestion.cpu().numpy().astype(bool)
         with replacing(self.folder / "requests.npz") as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, ids=json.dumps([request.id for request in requests]), **planes)
+            np.savez_compressed(file, ids=json.dumps([request.id for request in requests]), where=where, start=start)
