@@ -245,7 +245,7 @@ def test_a_person_annotates_photographs_of_1024_by_768_with_mouse_and_keys(brows
     address, folder = lab
     page = run_notebook(browser, address, "drawing", {"width": 1024, "height": 768})
     stage, status = page.locator(".stage"), page.locator(".alutils-pen").get_by_role("status")
-    place, unsaved = page.locator(".alutils-pen .place"), page.locator(".alutils-pen .unsaved")
+    place, news = page.locator(".alutils-pen b").first, page.locator(".alutils-pen .news")
     expect(place).to_have_text("1 of 3: lesion0", timeout=20 * SECONDS)
     page.locator(".alutils-pen").evaluate("element => element.scrollIntoView()")
     assert stage.locator("img").evaluate("img => [img.naturalWidth, img.naturalHeight]") == [1024, 768]
@@ -260,7 +260,7 @@ def test_a_person_annotates_photographs_of_1024_by_768_with_mouse_and_keys(brows
             [(0.54 + 0.18 * math.cos(a), 0.47 + 0.24 * math.sin(a)) for a in (angle, angle + 0.4, angle + 0.8)],
         )
         expect(status).to_contain_text(f"{n} stroke", timeout=20 * SECONDS)
-    expect(unsaved).to_have_text("● unsaved changes")
+    expect(news).to_have_text("● unsaved changes")
     page.screenshot(path=SHOTS / "annotator_brush.png")
     print("ms from the released button to the answer:", page.evaluate("window.times"))
     before = counts(status)
@@ -298,7 +298,7 @@ def test_a_person_annotates_photographs_of_1024_by_768_with_mouse_and_keys(brows
     page.keyboard.press("a")
     expect(place).to_have_text("2 of 3: lesion1", timeout=20 * SECONDS)
     page.keyboard.press("a")
-    expect(page.locator(".alutils-pen .done")).to_have_text("done: run the next cell", timeout=20 * SECONDS)
+    expect(news).to_have_text("done: run the next cell", timeout=20 * SECONDS)
     assert json.loads((folder / "drawn" / "lesion2.json").read_text())["strokes"] == []
     assert page.locator(".jp-Cell").count() == 1  # no key reached the notebook
     page.screenshot(path=SHOTS / "annotator_done.png")

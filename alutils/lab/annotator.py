@@ -109,13 +109,19 @@ class Annotator:
     def status(self) -> str:
         """What has been done in this image, and in all, in one line."""
         drawing, n = self.drawing, len(self.drawings)
-        n_saved = sum(drawing.saved for drawing in self.drawings)
+        n_saved = sum(one.saved for one in self.drawings)
         return (
             f"image {self.position + 1} of {n}{' (saved)' * drawing.saved} | {drawing.request.id} | "
             f"{drawing.n_marked} of your {drawing.request.n_decided} pixels marked | {drawing.seconds:.0f} s, "
             f"{_count(drawing.n_strokes, 'stroke')}, {_count(drawing.pixels_changed, 'pixel change')} | "
-            + (f"all {n} saved; done: run the next cell" if n_saved == n else f"{n_saved} saved")
+            + (f"all {n} saved" if n_saved == n else f"{n_saved} saved")
         )
+
+    def news(self) -> str:
+        """What to do about what has been done: save it, or go on."""
+        if all(drawing.saved for drawing in self.drawings):
+            return "done: run the next cell"
+        return "● unsaved changes" if self.drawing.has_changes else ""
 
     @cached_property
     def panel(self) -> Panel:
@@ -169,7 +175,7 @@ class Annotator:
 class Panel(anywidget.AnyWidget):
     """The widget of an :class:`Annotator`: ``canvas.js`` draws and sends what the person did, this answers."""
 
-    _esm = Path(__file__).with_name("canvas.js")
+    _esm, _css = Path(__file__).with_name("canvas.js"), Path(__file__).with_name("canvas.css")
     picture = traitlets.Bytes().tag(sync=True)
     where = traitlets.Bytes().tag(sync=True)  # packed, as the next one
     lesion = traitlets.Bytes().tag(sync=True)
@@ -197,8 +203,7 @@ class Panel(anywidget.AnyWidget):
                 "native": self._native,
                 "received": self._received,
                 "line": said or annotator.status(),
-                "unsaved": drawing.has_changes,
-                "done": "done: run the next cell" if all(d.saved for d in annotator.drawings) else "",
+                "news": annotator.news(),
                 "undo": bool(drawing.strokes),
                 "redo": drawing.can_redo,
             }
