@@ -347,7 +347,7 @@ def _evaluate(run: _Run, state: RunState, draft: Draft) -> Draft:
         dice, predicted = evaluate(state.model, splits.val, run.experiment)
         if draft.before is not None:
             same = dice_score(_predicted(run, state.model), draft.before)
-            line["prediction_change"] = 1 - same.double().mean().item()
+            line["prediction_change"] = 1 - _mean(same)
     line.update(val_dice=_mean(dice), val_dice_per_image=dice.tolist(), predicted_dice=_mean(predicted))
     with run.phase("test", draft):
         dice, _ = evaluate(state.model, splits.test, run.experiment)
@@ -388,8 +388,8 @@ def _train_control(run: _Run, state: RunState, draft: Draft) -> None:
 
 
 def _predicted(run: _Run, model: nn.Module) -> torch.Tensor:
-    """The predicted masks of the validation images, uint8."""
-    return (predict_probabilities(model, run.splits.val.images, run.experiment) >= 0.5).to(torch.uint8)
+    """The predicted masks of the validation images, uint8, on the CPU."""
+    return (predict_probabilities(model, run.splits.val.images, run.experiment) >= 0.5).to(torch.uint8).cpu()
 
 
 def _mean(values: torch.Tensor) -> float:

@@ -277,15 +277,13 @@ def predict_probabilities(
 
 
 def needs_company(model: nn.Module, n: int, batch_size: int, image_size: int) -> bool:
-    """Whether ``n`` images leave a batch of one on which ``model`` cannot train: batch norm needs more than one pixel.
-
-    Raises:
-        ConfigError: if such an image has no other to join.
+    """Whether ``n`` images leave a batch of one on which ``model`` cannot train; ConfigError if it has none to join.
 
     >>> needs_company(nn.BatchNorm2d(3), 9, 4, image_size=1), needs_company(nn.BatchNorm2d(3), 9, 4, image_size=2)
     (True, False)
     """
-    if 1 not in (n % batch_size, batch_size):
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms or 1 not in (n % batch_size, batch_size):
         return False
     device, trial = next(model.parameters()).device, copy.deepcopy(model).train()
     try:

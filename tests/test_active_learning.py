@@ -788,10 +788,15 @@ def test_the_records_and_their_tables_hold_what_the_rounds_say(undisturbed):
         table["loss"], [round_.losses.numpy().mean() for round_ in rounds], rtol=1e-6
     )  # one epoch each
     tables = run_tables(lines)
-    assert list(tables["rounds"]) == ["round", "n_labelled", "steps", "loss", "val_dice", "predicted_dice", "tied"]
+    assert list(tables["rounds"]) == [
+        "round", "n_labelled", "steps", "loss", "val_dice", "predicted_dice", "prediction_change", "test_dice",
+        "test_jaccard", "test_thresholded_jaccard", "control_val_dice", "control_test_dice", "tied",
+    ]  # fmt: skip
     assert tables["rounds"]["val_dice"].tolist() == [round_.val_dice for round_ in rounds]
     queries = tables["queries"]
-    assert queries.columns.tolist() == ["round", "image_id", "score", "lesion_area_percent", "rank"]
+    assert queries.columns.tolist() == [
+        "round", "image_id", "score", "lesion_area_percent", "predicted_area_percent", "rank",
+    ]  # fmt: skip
     assert queries["image_id"].tolist() == list(rounds[-1].labelled_ids[4:])
     assert queries["score"].tolist() == [*rounds[0].queries["score"], *rounds[1].queries["score"]]
     annotations = tables["annotations"]

@@ -7,7 +7,9 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 from test_active_learning import assert_same_rounds, contents, first_round, make_experiment, run
+from test_queries import FAIR
 
+from alutils import select_queries
 from alutils.experiment import Experiment
 from alutils.model import Network, build_unet
 from alutils.queries.view import untrained_features
@@ -139,3 +141,12 @@ def test_the_costs_of_any_network_are_those_of_its_parts():
     costs = model_costs(build("fpn"), 64)
     assert list(costs.index) == ["encoder", "decoder", "segmentation head", "all"]
     assert costs.loc["all", "GFLOP"] == pytest.approx(costs["GFLOP"][:-1].sum())
+
+
+def test_every_strategy_queries_by_a_network_whose_decoder_ends_at_a_quarter_of_the_size():
+    model, generator = build("fpn"), torch.Generator().manual_seed(0)
+    pool = torch.randint(256, (6, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    for name in FAIR:
+        experiment = make_experiment(strategy=name, architecture="fpn")
+        chosen, _ = select_queries(model, pool, 2, experiment, generator)
+        assert len(set(chosen.tolist())) == 2, name

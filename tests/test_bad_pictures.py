@@ -190,7 +190,7 @@ def png_with_header(width, height, depth, rows=b""):
 NOT_PICTURES = {
     "zero bytes": (b"", "0 bytes"),
     "Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "version https://git-lfs"),
-    "GIF": (encoded(PHOTO, "GIF"), "GIF8"),
+    "WebP": (encoded(PHOTO, "WEBP"), "RIFF"),
     "PNG bomb": (png_with_header(60000, 60000, 8), "exceeds limit"),
     "PNG without pixels": (png_with_header(32, 32, 8), "A.jpg: "),
     "16-bit grey": (encoded(Image.fromarray(np.zeros((32, 32), np.uint16)), "PNG"), "I;16"),
@@ -372,10 +372,9 @@ def test_a_name_that_is_no_utf8_is_refused_and_shown_escaped(root):
     assert f"{IMAGES}/\\udcff.jpg" in str(caught.value) and str(caught.value).encode()
 
 
-@pytest.mark.parametrize("name", ["A.png", "A_SEGMENTATION.png"])
-def test_another_name_for_a_mask_is_refused(root, name):
-    (root / MASKS / name).write_bytes(MASK_PNG)
-    assert_one_short_error(root, "mask's name (1)", f"{MASKS}/{name}")
+def test_another_name_for_a_mask_is_refused(root):
+    (root / MASKS / "A.png").write_bytes(MASK_PNG)
+    assert_one_short_error(root, "mask's name (1)", f"{MASKS}/A.png")
 
 
 def test_two_images_of_one_name_are_refused(root):
@@ -428,7 +427,7 @@ def test_links_to_files_and_folders_are_followed(root):
     ("folder", "kind", "text"),
     [
         (IMAGES, "missing", "there is no folder"),
-        (MASKS, "empty", "holds no JPEG or PNG files"),
+        (MASKS, "empty", "holds no pictures"),
         (MASKS, "file", "there is no folder"),
     ],
 )

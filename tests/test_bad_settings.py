@@ -88,7 +88,7 @@ def test_the_first_value_beyond_each_bound_is_refused_with_its_name():
         ("decoder_channels", [10**9] * 5, "4096"),
         ("normalize_std", [0.2, 0, 0.2], "greater than 0"),
         ("learning_rte", 0.1, "did you mean 'learning_rate'"),
-        ("threshold", 0.1, "batch_size"),  # nothing is near: all are listed
+        ("widgets", 0.1, "batch_size"),  # nothing is near: all are listed
         ("self", 1, "no such setting"),
     ],
 )

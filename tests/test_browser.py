@@ -1,10 +1,11 @@
-"""In a browser: the sliders of a notebook move its picture, a lasso marks pixels and is saved, the site fits a phone.
+"""In a browser: a notebook's sliders move its picture, a person draws and saves, the site fits a phone.
 
 Screenshots are left in ``runs/browser/`` to be looked at.
 """
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -27,6 +28,26 @@ SECONDS = 1000  # Playwright counts milliseconds
 DONE = re.compile(r"\[\d+\]:")  # the prompt of a cell that has run
 NOTEBOOK = "05_partial_annotation"
 TINY = "{n_synthetic: [32, 8, 8], cold_start: 8, query_size: 8, n_queries: 2, epochs: 2}"
+DRAWING = """
+import numpy as np, PIL.Image, torch
+from pathlib import Path
+from alutils.lab.annotator import Annotator
+from alutils.lab.drawing import Request
+y, x = np.mgrid[:768, :1024]
+far = np.hypot((x - 560) / 250, (y - 360) / 190) + 0.08 * np.sin(5 * np.arctan2(y - 360, x - 560))
+noise = np.random.default_rng(0).normal(0, 6, (768, 1024, 1))
+skin, lesion = np.array([225, 180, 160]), np.array([120, 70, 60])
+share = 1 / (1 + np.exp(-12 * (far - 1)))[..., None]
+photo = PIL.Image.fromarray(np.clip(lesion + share * (skin - lesion) + noise, 0, 255).astype(np.uint8))
+Path("photos").mkdir(exist_ok=True)
+small = np.asarray(photo.resize((512, 512))).transpose(2, 0, 1)
+band = np.abs(np.asarray(PIL.Image.fromarray(far).resize((512, 512)))[None] - 1) < 0.3
+inner = np.asarray(PIL.Image.fromarray(far).resize((512, 512)))[None] < 0.7
+for i in range(3):
+    photo.save(f"photos/lesion{i}.jpg", quality=95)
+requests = [Request(f"lesion{i}", small, band, inner) for i in range(3)]
+Annotator(requests, "drawn", "photos")
+"""
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, for instance Debian's package chromium")
 
@@ -50,6 +71,9 @@ def lab(tmp_path_factory):
             cell.outputs, cell.execution_count = [], None
             cell.source = cell.source.replace('overrides = ""', f'overrides = "{TINY}"')
     nbformat.write(notebook, folder / f"{NOTEBOOK}.ipynb")
+    drawing = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(DRAWING)])
+    drawing.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(drawing, folder / "drawing.ipynb")
     settings = {
         "notebook-extension/tracker": {"windowingMode": "none"},  # all cells are in the page, seen or not
         "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
@@ -97,22 +121,27 @@ def wait_for(address, server, log):
 def page(browser, lab):
     """The notebook in JupyterLab after all its cells were run."""
     address, _ = lab
-    page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    page.goto(f"{address}/lab/tree/{NOTEBOOK}.ipynb?reset")
-    prompts = page.locator(".jp-CodeCell .jp-InputPrompt")
-    expect(prompts.first).to_be_attached(timeout=120 * SECONDS)
-    wait_for_kernel(address)
-    run_all_cells(page, prompts.first)
-    expect(prompts.last).to_have_text(DONE, timeout=400 * SECONDS)
+    page = run_notebook(browser, address, NOTEBOOK, {"width": 1400, "height": 1000})
     yield page
     page.close()
 
 
-def wait_for_kernel(address):
+def run_notebook(browser, address, notebook, viewport):
+    page = browser.new_page(viewport=viewport)
+    page.goto(f"{address}/lab/tree/{notebook}.ipynb?reset")
+    prompts = page.locator(".jp-CodeCell .jp-InputPrompt")
+    expect(prompts.first).to_be_attached(timeout=120 * SECONDS)
+    wait_for_kernel(address, notebook)
+    run_all_cells(page, prompts.first)
+    expect(prompts.last).to_have_text(DONE, timeout=400 * SECONDS)
+    return page
+
+
+def wait_for_kernel(address, notebook):
     """Until the notebook's kernel is at rest: asked before, JupyterLab forgets what to run or asks for a kernel."""
     for _ in range(480):
         with urllib.request.urlopen(f"{address}/api/sessions") as answer:
-            sessions = json.load(answer)
+            sessions = [one for one in json.load(answer) if one["name"] == f"{notebook}.ipynb"]
         if sessions and sessions[0]["kernel"]["execution_state"] == "idle":
             return
         time.sleep(0.25)
@@ -161,25 +190,47 @@ def test_a_moved_slider_changes_the_picture_and_its_numbers(page, explorer, firs
     page.screenshot(path=SHOTS / f"{explorer}_after.png")
 
 
+# The drawing tool
+
+
+STOPWATCH = """line => {
+    window.times = [];
+    let pressed = 0;
+    addEventListener("pointerup", () => { pressed = performance.now(); }, true);
+    new MutationObserver(() => requestAnimationFrame(() => {
+        if (pressed) window.times.push(Math.round(performance.now() - pressed));
+        pressed = 0;
+    })).observe(line, {childList: true, characterData: true, subtree: true});
+}"""
+
+
+def drag(page, stage, corners, button="left"):
+    """With the mouse, over shares of the stage."""
+    box = stage.bounding_box()
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in corners]
+    page.mouse.move(*places[0])
+    page.mouse.down(button=button)
+    for place in places[1:]:
+        page.mouse.move(*place, steps=15)
+    page.mouse.up(button=button)
+
+
+def counts(status):
+    """Of the status line: pixels marked, pixels to decide, strokes, pixels changed."""
+    found = re.search(r"(\d+) of your (\d+) pixels marked .* (\d+) strokes?, (\d+) pixel", status.inner_text())
+    return list(map(int, found.groups()))
+
+
 def test_a_lasso_marks_pixels_of_the_band_alone_and_is_saved(page, lab):
     cell = cell_with(page, "Annotator(")
     cell.scroll_into_view_if_needed()
-    canvas = cell.locator("canvas").last
-    expect(canvas).to_be_visible(timeout=20 * SECONDS)
-    status = cell.locator(".widget-label", has_text="of your")
-    expect(status).to_contain_text("0 strokes, 0 pixel changes")
-    box = canvas.bounding_box()
-    corners = [(0.2, 0.25), (0.8, 0.25), (0.8, 0.8), (0.2, 0.8), (0.2, 0.3)]
-    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in corners]
-    page.mouse.move(*places[0])
-    page.mouse.down()
-    for place in places[1:]:
-        page.mouse.move(*place, steps=15)
-    page.mouse.up()
+    stage, status = cell.locator(".stage"), cell.get_by_role("status")
+    expect(status).to_contain_text("0 strokes, 0 pixel changes", timeout=20 * SECONDS)
+    cell.get_by_role("button", name="lasso", exact=True).click()
+    drag(page, stage, [(0.2, 0.25), (0.8, 0.25), (0.8, 0.8), (0.2, 0.8), (0.2, 0.3)])
     expect(status).to_contain_text("1 stroke,", timeout=20 * SECONDS)
     page.screenshot(path=SHOTS / "lasso.png")
-    counts = re.search(r"(\d+) of your (\d+) pixels marked .* (\d+) pixel changes", status.inner_text())
-    marked, decided, changed = map(int, counts.groups())
+    marked, decided, _, changed = counts(status)
     assert 0 < marked == changed <= decided
     cell.get_by_role("button", name="save and next").click()
     expect(status).to_contain_text("1 saved", timeout=20 * SECONDS)
@@ -188,6 +239,70 @@ def test_a_lasso_marks_pixels_of_the_band_alone_and_is_saved(page, lab):
     saved = json.loads(record.read_text())
     assert saved["pixels_changed"] == changed and saved["pixels_decided"] == decided and len(saved["strokes"]) == 1
     assert record.with_suffix(".png").is_file()
+
+
+def test_a_person_annotates_photographs_of_1024_by_768_with_mouse_and_keys(browser, lab):
+    address, folder = lab
+    page = run_notebook(browser, address, "drawing", {"width": 1024, "height": 768})
+    stage, status = page.locator(".stage"), page.locator(".alutils-pen").get_by_role("status")
+    place, news = page.locator(".alutils-pen b").first, page.locator(".alutils-pen .news")
+    expect(place).to_have_text("1 of 3: lesion0", timeout=20 * SECONDS)
+    page.locator(".alutils-pen").evaluate("element => element.scrollIntoView()")
+    assert stage.locator("img").evaluate("img => [img.naturalWidth, img.naturalHeight]") == [1024, 768]
+    status.evaluate(STOPWATCH)
+    page.screenshot(path=SHOTS / "annotator_start.png")
+
+    for n in range(1, 9):  # the brush is chosen at the beginning
+        angle = n * 0.7
+        drag(
+            page,
+            stage,
+            [(0.54 + 0.18 * math.cos(a), 0.47 + 0.24 * math.sin(a)) for a in (angle, angle + 0.4, angle + 0.8)],
+        )
+        expect(status).to_contain_text(f"{n} stroke", timeout=20 * SECONDS)
+    expect(news).to_have_text("● unsaved changes")
+    page.screenshot(path=SHOTS / "annotator_brush.png")
+    print("ms from the released button to the answer:", page.evaluate("window.times"))
+    before = counts(status)
+    assert 0 < before[0] == before[3]
+
+    page.keyboard.press("Control+z")
+    expect(status).not_to_contain_text(f" {before[0]} of your", timeout=20 * SECONDS)
+    page.keyboard.press("Control+Shift+Z")
+    expect(status).to_contain_text(f" {before[0]} of your", timeout=20 * SECONDS)
+    page.keyboard.press("Control+z")
+    expect(status).not_to_contain_text(f" {before[0]} of your", timeout=20 * SECONDS)
+    page.keyboard.press("Control+y")
+    expect(status).to_contain_text(f" {before[0]} of your", timeout=20 * SECONDS)
+
+    page.keyboard.press("e")
+    page.keyboard.press("]")
+    drag(page, stage, [(0.3, 0.47), (0.5, 0.47)])
+    expect(status).to_contain_text("9 strokes", timeout=20 * SECONDS)
+    assert counts(status)[0] < before[0]
+
+    page.keyboard.press("v")
+    page.keyboard.press("+")
+    page.keyboard.press("+")
+    drag(page, stage, [(0.5, 0.5), (0.6, 0.5)], button="right")
+    page.keyboard.press("l")
+    drag(page, stage, [(0.2, 0.2), (0.8, 0.2), (0.8, 0.9), (0.2, 0.9), (0.2, 0.3)])
+    expect(status).to_contain_text("10 strokes", timeout=20 * SECONDS)
+    page.screenshot(path=SHOTS / "annotator_zoom.png")
+    page.keyboard.press("Enter")
+    expect(place).to_have_text("2 of 3: lesion1", timeout=20 * SECONDS)
+    assert len(json.loads((folder / "drawn" / "lesion0.json").read_text())["strokes"]) == 10
+
+    page.keyboard.press("n")
+    expect(place).to_have_text("3 of 3: lesion2", timeout=20 * SECONDS)
+    page.keyboard.press("a")
+    expect(place).to_have_text("2 of 3: lesion1", timeout=20 * SECONDS)
+    page.keyboard.press("a")
+    expect(news).to_have_text("done: run the next cell", timeout=20 * SECONDS)
+    assert json.loads((folder / "drawn" / "lesion2.json").read_text())["strokes"] == []
+    assert page.locator(".jp-Cell").count() == 1  # no key reached the notebook
+    page.screenshot(path=SHOTS / "annotator_done.png")
+    page.close()
 
 
 @pytest.mark.parametrize("width", [375, 1280])

@@ -40,7 +40,7 @@ def test_the_schedule_ends_with_the_images_that_exist():
 def test_a_group_alone_has_the_experiments_values():
     experiment = Experiment(epochs=3, rotation=5.0, batch_size=2)
     assert experiment.training == Training(epochs=3, rotation=5.0, batch_size=2)
-    names = ("pictures", "acquisition", "labelling", "network", "training")
+    names = ("pictures", "acquisition", "labelling", "controls", "network", "training")
     together = {name: value for group in names for name, value in dict(getattr(experiment, group)).items()}
     assert {**together, "seed": 0} == experiment.model_dump()
 

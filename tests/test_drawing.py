@@ -1,6 +1,8 @@
-"""What a person draws: only in the band, counted, replayed, saved, read again; and the buttons that do it."""
+"""What a person draws: only in the band, counted, replayed, saved, read again; and the widget's answers."""
 
 import contextlib
+import io
+import itertools
 import json
 import re
 from urllib.parse import unquote
@@ -12,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from IPython.display import Image
-from matplotlib.backend_bases import MouseEvent
 from matplotlib.path import Path as Polygon
 from PIL import Image as PILImage
 
@@ -55,8 +56,13 @@ def left_half(size=8):
 
 
 corners = st.lists(st.tuples(st.floats(-30, 40), st.floats(-30, 40)), min_size=0, max_size=9)
-lassos = st.lists(st.tuples(corners, st.booleans()), max_size=5)
+radii = st.none() | st.tuples(st.floats(0.01, 5), st.floats(0.01, 5))
+strokes_drawn = st.lists(st.tuples(corners, st.booleans(), radii), max_size=5)
 masks = hnp.arrays(bool, (1, 8, 8))
+
+
+def draw(drawing, points, erase, radius):
+    return drawing.lasso(points, erase=erase) if radius is None else drawing.brush(points, radius, erase=erase)
 
 
 # Strokes
@@ -74,14 +80,43 @@ def test_a_lasso_is_matplotlibs_polygon():
     np.testing.assert_array_equal(drawing.mask[0], inside.reshape(size, size))
 
 
+@pytest.mark.parametrize("radius", [0.5, 3, (6.2, 2.5), (40, 1)])
+def test_a_brush_is_the_union_of_discs_along_its_way(radius):
+    size, rng = 64, np.random.default_rng(0)
+    points = rng.uniform(-15, 80, (6, 2)).round(2)
+    drawing = Drawing(make_request(size=size))
+    changed = drawing.brush(points, radius)
+    y, x = np.mgrid[:size, :size]
+    rx, ry = np.broadcast_to(radius, 2)
+    discs, larger = np.zeros((size, size), bool), np.zeros((size, size), bool)
+    for a, b in itertools.pairwise(points):
+        for cx, cy in np.linspace(a, b, 2000):
+            far = ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2
+            discs |= far <= 1
+            larger |= far <= 1.01  # the discs between those tried
+    mask = drawing.mask[0]
+    assert 0 < changed == mask.sum() < size * size
+    assert not (discs & ~mask).any() and not (mask & ~larger).any()
+
+
+def test_a_click_with_a_brush_is_one_disc_and_an_eraser_takes_it_back():
+    drawing = Drawing(make_request(where=left_half()))
+    assert drawing.brush([(3, 3)], 1) == 4  # a plus of five pixels, one of them beyond the band
+    assert drawing.brush([(3, 4)], 0.4, erase=True) == 1
+    expected = np.zeros((8, 8), bool)
+    expected[[2, 3, 3], [3, 2, 3]] = True
+    np.testing.assert_array_equal(drawing.mask[0], expected)
+    assert drawing.brush([], 1) == drawing.brush([(30, 30)], 1) == 0 and drawing.n_strokes == 2
+
+
 @untimed
-@given(masks, masks, lassos)
+@given(masks, masks, strokes_drawn)
 def test_nothing_changes_outside_of_the_band_and_the_strokes_replay_to_the_mask(where, start, strokes):
     request = make_request(where=where, start=start)
     drawing = Drawing(request)
-    for points, erase in strokes:
+    for points, erase, radius in strokes:
         before = drawing.mask.copy()
-        changed = drawing.lasso(points, erase=erase)
+        changed = draw(drawing, points, erase, radius)
         assert changed == (before != drawing.mask).sum()
         assert not ((drawing.mask != before) & (drawing.mask == erase)).any()  # adding only adds, erasing only erases
         np.testing.assert_array_equal(drawing.mask[~where], start[~where])
@@ -89,20 +124,39 @@ def test_nothing_changes_outside_of_the_band_and_the_strokes_replay_to_the_mask(
 
 
 @untimed
-@given(masks, masks, lassos)
-def test_undo_goes_back_stroke_by_stroke_and_clear_to_the_start(where, start, strokes):
+@given(masks, masks, strokes_drawn)
+def test_undo_goes_back_stroke_by_stroke_redo_forward_and_clear_to_the_start(where, start, strokes):
     drawing = Drawing(make_request(where=where, start=start))
     history = [drawing.mask]
-    for points, erase in strokes:
-        if drawing.lasso(points, erase=erase):
+    for stroke in strokes:
+        if draw(drawing, *stroke):
             history.append(drawing.mask)
-    for mask in [*history[-2::-1], start]:  # one undo more than there are strokes
-        drawing.undo()
-        np.testing.assert_array_equal(drawing.mask, mask)
-    drawing.lasso(SQUARE)
-    drawing.clear()
-    np.testing.assert_array_equal(drawing.mask, start)
-    assert drawing.strokes == []
+    drawn, effort = drawing.strokes, (drawing.n_strokes, drawing.pixels_changed)
+    for take_back in ([drawing.undo] * len(history), [drawing.clear]):  # one undo more than there are strokes
+        for mask, step in zip([*history[-2::-1], start], take_back, strict=False):
+            step()
+            np.testing.assert_array_equal(drawing.mask, start if step == drawing.clear else mask)
+        assert drawing.strokes == [] and drawing.can_redo == (len(history) > 1)
+        for mask in [*history[1:], history[-1]]:
+            drawing.redo()
+            np.testing.assert_array_equal(drawing.mask, mask)
+        assert drawing.strokes == drawn and (drawing.n_strokes, drawing.pixels_changed) == effort
+
+
+def test_a_stroke_after_undo_ends_what_can_be_redone():
+    drawing = Drawing(make_request())
+    for x in (1, 3, 5):
+        drawing.brush([(x, 1)], 0.4)
+    drawing.undo()
+    drawing.undo()
+    drawing.brush([(7, 1)], 0.4)
+    drawing.redo()
+    assert np.flatnonzero(drawing.mask[0, 1]).tolist() == [1, 7] and not drawing.can_redo
+    drawing.undo()
+    drawing.undo()
+    drawing.redo()
+    drawing.redo()
+    assert np.flatnonzero(drawing.mask[0, 1]).tolist() == [1, 7]
 
 
 def test_what_is_taken_back_counts_as_effort_and_what_changes_nothing_does_not():
@@ -158,6 +212,8 @@ def test_every_id_has_a_file_of_its_own_in_the_folder(id):
         (lambda: Request("a", IMAGE, MASK[:, :7], MASK), "where must be"),
         (lambda: Request("a", IMAGE, MASK, MASK + 2), "start must be"),
         (lambda: Drawing(make_request()).lasso([(0, 0), (1, float("nan")), (2, 2)]), "corners must be"),
+        (lambda: Drawing(make_request()).brush([(0, float("inf"))], 1), "corners must be"),
+        (lambda: Drawing(make_request()).brush([(0, 0)], 0), "radius must be .* got 0"),
         (lambda: Annotator([], "nowhere"), "no image"),
     ],
 )
@@ -207,6 +263,19 @@ def test_a_drawing_is_a_png_and_a_json_that_anybody_can_read(tmp_path):
     np.testing.assert_array_equal(mask, drawing.mask)
     np.testing.assert_array_equal(replay(drawing.request, found.strokes), mask)
     assert drawing_table(tmp_path / "drawn")["image_id"].tolist() == [id]
+
+
+def test_a_drawing_saved_before_there_was_a_brush_is_read_as_it_was(tmp_path):
+    drawing = save_one(tmp_path)
+    says = json.loads((tmp_path / "a.json").read_text())
+    assert [sorted(stroke) for stroke in says["strokes"]] == [["corners", "erase"]] * 2  # what was written then
+    again = Drawing(drawing.request, record=find_drawing(tmp_path, drawing.request)[0])
+    again.brush([(0, 0), (3, 7)], (1.5, 0.7))
+    again.save(tmp_path)
+    record, mask = find_drawing(tmp_path, drawing.request)
+    assert [stroke.radius for stroke in record.strokes] == [None, None, (1.5, 0.7)]
+    np.testing.assert_array_equal(replay(drawing.request, record.strokes), mask)
+    assert (mask != drawing.mask).any()
 
 
 def test_a_saved_drawing_can_be_gone_on_with(tmp_path):
@@ -281,90 +350,70 @@ def make_annotator(folder, n=3):
     return Annotator(requests, folder)
 
 
-def drag(annotator, points, release=True):
-    """What the mouse does, in pixels of the image. A browser does not tell of a release outside of the canvas."""
-    send(annotator, "button_press", points[0])
-    for point in points[1:]:
-        send(annotator, "motion_notify", point, held=[1])
-    if release:
-        send(annotator, "button_release", points[-1])
+def press(annotator, act, **more):
+    """What the browser sends; the answer."""
+    annotator.panel._handle_custom_msg({"do": act, **more}, [])
+    return annotator.panel.view
 
 
-def send(annotator, kind, point, held=None):
-    name, canvas = f"{kind}_event", annotator.panel.canvas
-    place = annotator.figure.axes[0].transData.transform(point)
-    button = None if kind == "motion_notify" else 1
-    canvas.callbacks.process(name, MouseEvent(name, canvas, *place, button, buttons=held))
+WIDE, NARROW = ([[10.5, 10.5], [x, 10.5], [x, 20.5], [10.5, 20.5]] for x in (50.5, 20.5))
 
 
-def test_the_mouse_draws_and_the_buttons_take_back_save_and_open_the_next(tmp_path):
+def test_what_the_browser_sends_draws_takes_back_saves_and_opens_the_next(tmp_path):
     annotator = make_annotator(tmp_path)
     panel, first = annotator.panel, annotator.drawing
-    wide, narrow = ([(10.5, 10.5), (x, 10.5), (x, 20.5), (10.5, 20.5)] for x in (50.5, 20.5))
-    drag(annotator, wide)
+    view = press(annotator, "stroke", id=0.25, corners=WIDE, erase=False)
     assert first.n_strokes == 1 and first.mask[0, 11:21, 11:32].all() and first.n_marked == 210
-    assert "image 1 of 3 | image0 | 210 of your 2048 pixels marked" in panel.line.value
-    assert "1 stroke, 210 pixel changes" in panel.line.value
-    panel.pen.value = "erase"
-    drag(annotator, narrow)
+    assert view["place"] == "1 of 3: image0" and view["received"] == 0.25 and "unsaved changes" in view["news"]
+    assert "image 1 of 3 | image0 | 210 of your 2048 pixels marked" in view["line"]
+    assert "1 stroke, 210 pixel changes" in view["line"]
+    press(annotator, "stroke", id=0.5, corners=NARROW, erase=True)
     assert first.n_marked == 110
-    panel.undo.click()
-    assert first.n_marked == 210
-    panel.save.click()
+    assert press(annotator, "undo")["redo"] and first.n_marked == 210
+    press(annotator, "redo")
+    press(annotator, "stroke", id=0.75, corners=[[5, 50]], radius=[1.0, 1.0], erase=False)
+    shown = np.unpackbits(np.frombuffer(panel.lesion, np.uint8)).reshape(1, 64, 64)
+    np.testing.assert_array_equal(shown, first.mask)
+    assert first.n_marked == 115
+    press(annotator, "save")
     np.testing.assert_array_equal(read_drawing(tmp_path, "image0")[1], first.mask)
-    assert annotator.position == 1 and panel.pen.value == "add" and annotator.drawing.n_marked == 0
-    drag(annotator, wide)
-    assert annotator.drawing.n_strokes == 1 and first.n_strokes == 2  # the first image's lasso is gone
-    panel.clear.click()
-    assert annotator.drawing.n_marked == 0
-    panel.back.click()
-    assert annotator.drawing is first and "image 1 of 3 (saved)" in panel.line.value
-    for n_presses, words in ((3, "| 2 saved"), (2, "all 3 saved")):  # nothing is marked in the other two
-        for _ in range(n_presses):
-            panel.save.click()
-        assert words in panel.line.value
-    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["image0.png", "image1.png", "image2.png"]
+    assert annotator.position == 1 and annotator.drawing.n_marked == 0 and panel.view["news"] == ""
+    press(annotator, "stroke", id=0.1, corners=WIDE, erase=False)
+    assert not press(annotator, "clear")["undo"] and annotator.drawing.n_marked == 0
+    view = press(annotator, "back")
+    assert annotator.drawing is first and "image 1 of 3 (saved)" in view["line"]
+    assert press(annotator, "skip")["place"] == "2 of 3: image1"
+    press(annotator, "redo")
+    assert "press again" in press(annotator, "accept")["line"] and annotator.position == 1  # there is a stroke
+    press(annotator, "touch")
+    assert "| 2 saved" in press(annotator, "accept")["line"]
+    assert press(annotator, "accept")["news"] == "done: run the next cell"
+    assert [len(read_drawing(tmp_path, f"image{i}")[0].strokes) for i in range(3)] == [3, 0, 0]
+    np.testing.assert_array_equal(read_drawing(tmp_path, "image1")[1], annotator.drawing.request.start)
 
 
 def test_a_folder_that_cannot_be_written_is_said_on_the_line(tmp_path):
     (tmp_path / "file").touch()
     annotator = make_annotator(tmp_path / "file" / "drawings")
     annotator.lasso(SQUARE)
-    annotator.panel.save.click()  # the error itself goes to Jupyter's log
-    assert annotator.panel.line.value.startswith("Not saved: ") and not annotator.drawing.saved
+    view = press(annotator, "save")  # the error itself goes to Jupyter's log
+    assert view["line"].startswith("save failed: ") and not annotator.drawing.saved
 
 
-def test_a_lasso_over_the_edge_runs_along_it_and_goes_on_where_the_mouse_comes_back(tmp_path):
-    annotator = make_annotator(tmp_path)
-    drag(annotator, [(19.5, 10.5), (-0.4, 10.5), (-9, 10.5)], release=False)
-    assert not annotator.drawing.strokes
-    for point in ((-3, 30.5), (19.5, 30.5)):
-        send(annotator, "motion_notify", point, held=[1])
-    send(annotator, "button_release", (19.5, 12))
-    (stroke,) = annotator.drawing.strokes
-    assert min(x for x, _ in stroke.corners) == -1  # where the picture ends
-    expected = np.zeros((64, 32), bool)
-    expected[11:31, :20] = True
-    np.testing.assert_array_equal(annotator.drawing.mask[0, :, :32], expected)
-
-
-@pytest.mark.parametrize("sign", ["motion", "press", "save"])
-def test_a_lasso_released_outside_of_the_canvas_is_neither_lost_nor_sticks_to_the_mouse(tmp_path, sign):
-    annotator = make_annotator(tmp_path)
-    first = annotator.drawing
-    drag(annotator, [(10.5, 10.5), (20.5, 10.5), (20.5, 66)], release=False)
-    match sign:
-        case "motion":
-            send(annotator, "motion_notify", (30, 5), held=[])
-        case "press":
-            send(annotator, "button_press", (30, 5))
-        case _:
-            annotator.panel.save.click()
-    assert first.n_strokes == 1 and all(10 < x < 21 and y <= 64 for s in first.strokes for x, y in s.corners)
-    assert first.saved == (sign == "save") and first.mask[0, 60, 20]
-    send(annotator, "button_release", (30, 5))
-    drag(annotator, [(2, 2), (6, 2), (6, 6)])
-    assert annotator.drawing.n_strokes == (1 if sign == "save" else 2)  # the next one is a whole one
+def test_a_photograph_is_shown_in_its_own_size_and_shape_and_never_a_mask_of_its_name(tmp_path):
+    request = make_request("IMD 1", size=64)
+    square = PILImage.fromarray(request.image.transpose(1, 2, 0))
+    for name, picture in (("a", square), ("masks", PILImage.new("L", (100, 60), 255)), ("none", square)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        picture.resize((100, 60)).save(tmp_path / "data" / name / ("IMD 1.png" if name != "none" else "other.png"))
+    annotator = Annotator([request], tmp_path / "drawn", tmp_path / "data")
+    assert annotator.panel.view["native"] == (100, 60) and annotator.panel.view["size"] == (64, 64)
+    shown = PILImage.open(io.BytesIO(annotator.panel.picture))
+    assert shown.format == "JPEG" and np.asarray(shown.convert("L")).mean() < 200
+    without = Annotator([request], tmp_path / "drawn").panel
+    np.testing.assert_array_equal(np.asarray(PILImage.open(io.BytesIO(without.picture))), np.asarray(square))
+    with pytest.raises(DataError, match=r"originals: .*data has no picture called IMD 2; give"):
+        Annotator([request, make_request("IMD 2")], tmp_path / "drawn", tmp_path / "data")
 
 
 def test_what_is_changed_after_saving_is_not_called_saved(tmp_path):
@@ -372,20 +421,25 @@ def test_what_is_changed_after_saving_is_not_called_saved(tmp_path):
     for change in (lambda: annotator.lasso(SQUARE), annotator.undo):
         change()
         assert "(saved)" not in annotator.status() and "| 0 saved" in annotator.status()
+        assert annotator.news() == "● unsaved changes"
         annotator.save()
         assert "image 1 of 1 (saved)" in annotator.status() and "all 1 saved" in annotator.status()
     annotator.undo()  # there is nothing to take back
+    assert "(saved)" in annotator.status() and annotator.news() == "done: run the next cell"
+    annotator.redo()
+    assert "(saved)" not in annotator.status()
+    annotator.undo()
     assert "(saved)" in annotator.status()
 
 
 def test_a_drawing_without_lesion_is_saved_at_the_second_press(tmp_path):
     annotator = make_annotator(tmp_path)
-    annotator.panel.save.click()
-    assert "Nothing is marked in image0" in annotator.panel.line.value and not list(tmp_path.iterdir())
-    annotator.panel.undo.click()
-    annotator.panel.save.click()
+    assert "Nothing is marked in image0" in press(annotator, "save")["line"] and not list(tmp_path.iterdir())
+    press(annotator, "undo")
+    press(annotator, "save")
     assert not list(tmp_path.iterdir())  # asked anew
-    annotator.panel.save.click()
+    press(annotator, "touch")  # the mouse moved on its way to the button
+    press(annotator, "save")
     resumed = make_annotator(tmp_path)  # after a new start of the kernel
     assert resumed.position == 1 and [drawing.saved for drawing in resumed.drawings] == [True, False, False]
 

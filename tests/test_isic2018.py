@@ -188,12 +188,12 @@ def test_a_root_that_does_not_exist_is_named_whole_with_the_remedy(tmp_path, mon
 
 def test_all_missing_and_empty_folders_are_named_with_what_was_found_instead(root):
     for path in (root / VAL_MASKS).iterdir():
-        path.rename(path.with_suffix(".bmp"))
+        path.rename(path.with_suffix(".txt"))
     (root / TRAIN_MASKS).rename(root / "Training_GroundTruth")
     (root / TRAIN_IMAGES).rename(root / "Training_Input")
     message = error_of(root)
     assert f"no folder {TRAIN_MASKS}" in message and f"no folder {TRAIN_IMAGES}" in message
-    assert f"the folder {VAL_MASKS} holds no JPEG or PNG files" in message
+    assert f"the folder {VAL_MASKS} holds no pictures" in message
     assert "Training_GroundTruth, Training_Input" in message.split("found there")[1]
 
 

@@ -74,7 +74,8 @@ def test_a_wheel_has_all_modules_and_profiles_and_works_without_the_project(tmp_
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
-    code = [path.relative_to(ROOT) for path in (ROOT / "alutils").rglob("*.py*") if path.suffix in (".py", ".pyi")]
+    endings = (".py", ".pyi", ".js", ".css")
+    code = [path.relative_to(ROOT) for path in (ROOT / "alutils").rglob("*") if path.suffix in endings]
     profiles = [Path("alutils", "profiles", path.name) for path in (ROOT / "profiles").glob("*.yaml")]
     assert [path for path in (*code, *profiles) if not (installed / path).is_file()] == []
 

@@ -8,7 +8,7 @@ from typing import Literal
 import pandas as pd
 
 from alutils.data.description import fixed_folder, read_description
-from alutils.data.pairs import load_pairs
+from alutils.data.pairs import open_pairs
 from alutils.data.splits import Splits
 
 OFFICIAL_COUNTS = {"train": 2594, "val": 100, "test": 1000}  # images (section IV-A)
@@ -36,9 +36,7 @@ def load_isic2018(
     Traceback (most recent call last):
     alutils.system.checks.DataError: ISIC 2018 cannot be read from ...no/such/folder: ...
     """
-    return load_pairs(
-        "isic2018", root, image_size, cache_dir=cache_dir, degenerate_masks=degenerate_masks, n_workers=n_workers
-    )
+    return open_pairs("isic2018", root, image_size, cache_dir, degenerate_masks, n_workers)
 
 
 def isic2018_report(splits: Splits) -> pd.DataFrame:

@@ -98,6 +98,18 @@ def load_pairs(
     Traceback (most recent call last):
     alutils.system.checks.DataError: PH2 cannot be read from ...no/such/folder: ...
     """
+    return open_pairs(description, root, image_size, cache_dir, degenerate_masks, n_workers)
+
+
+def open_pairs(
+    description: str | Path | Description,
+    root: str | Path,
+    image_size: int,
+    cache_dir: str | Path | None,
+    degenerate_masks: str,
+    n_workers: int | None,
+) -> Splits:
+    """:func:`load_pairs`, whose warnings name the caller of its caller."""
     if not (is_number(image_size, whole=True) and 32 <= image_size <= 2048 and image_size % 32 == 0):
         why = "because the U-Net halves the image five times"
         raise ValueError(f"image_size must be a multiple of 32 from 32 to 2048, {why}; got {image_size!r}")
@@ -146,7 +158,7 @@ def load_pairs(
     same = identical_pictures(splits, image_sums=sums[: 3 * n].view(n, 3).sum(1).split(sizes))
     spoken = [note for note in found if note.kind == _TURNED or degenerate_masks == "warn"]
     for said in _sayings(spoken, same):
-        warnings.warn(f"{description.name} in {root} has {said}", stacklevel=2)
+        warnings.warn(f"{description.name} in {root} has {said}", stacklevel=3)
     return splits
 
 

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import io
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-import ipywidgets
+import anywidget
 import numpy as np
+import PIL.Image
 import torch
-from ipympl.backend_nbagg import Canvas, FigureManager
+import traitlets
 from IPython.display import display
-from matplotlib.backend_bases import MouseButton, MouseEvent
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.widgets import LassoSelector
 from skimage.segmentation import find_boundaries
 
 from alutils.lab.drawing import Drawing, Request, find_drawing
-from alutils.lab.figures import BLUE, LABELLED_BY, VERMILION, draw_outline, show_figure
+from alutils.lab.figures import BLUE, LABELLED_BY, draw_outline, show_figure
 from alutils.lab.interactive import is_interactive
-from alutils.system.checks import expanded
+from alutils.system.checks import DataError, expanded, listed
 
-_HELP = (
-    "Hold the mouse button and draw around lesion (add) or around what is not lesion (erase). Only the coloured pixels "
-    "are yours; what you marked is orange. The grey rest is the model's, with its lesion lighter."
-)
+_PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".gif")
 
 
 class Annotator:
@@ -37,48 +37,62 @@ class Annotator:
     Args:
         requests: from :func:`alutils.lab.drawing.make_requests` or :meth:`alutils.HumanOracle.requests`, at least one.
         folder: where the drawings are saved.
+        originals: the folder with the photographs, at any depth, each named by its image's id. They are shown in full
+            size and shape in place of the squashed squares that the network sees; empty: the squares.
 
     Raises:
         ValueError: if there is no request.
-        DataError: if a drawing is there and cannot be read.
+        DataError: if a drawing is there and cannot be read, or an image has no file in ``originals``.
     """
 
-    def __init__(self, requests: Sequence[Request], folder: str | Path) -> None:
+    def __init__(self, requests: Sequence[Request], folder: str | Path, originals: str | Path = "") -> None:
         if not requests:
             raise ValueError("requests: there is no image to draw")
         self.folder = expanded("folder", folder)
+        self._originals = _find_originals(originals, [request.id for request in requests]) if originals else {}
         found = [find_drawing(folder, request) for request in requests]
         self.drawings = [Drawing(r, record=saved and saved[0]) for r, saved in zip(requests, found, strict=True)]
         self.position = found.index(None) if None in found else 0
-        self.erase = False
-        self.figure = Figure((5, 5.2))
-        self._axes = self.figure.add_axes((0.01, 0.01, 0.98, 0.94))
-        self._show_image()
 
     @property
     def drawing(self) -> Drawing:
         """The drawing that is shown."""
         return self.drawings[self.position]
 
-    def lasso(self, corners: Sequence[tuple[float, float]]) -> None:
-        """Mark or erase what the mouse encircled."""
-        self.drawing.lasso(corners, erase=self.erase)
-        self._show_mask()
+    def lasso(self, corners: Sequence[tuple[float, float]], *, erase: bool = False) -> None:
+        """:meth:`Drawing.lasso` in the image that is shown."""
+        self.drawing.lasso(corners, erase=erase)
+        self._show()
+
+    def brush(
+        self, corners: Sequence[tuple[float, float]], radius: float | tuple[float, float], *, erase: bool = False
+    ) -> None:
+        """:meth:`Drawing.brush` in the image that is shown."""
+        self.drawing.brush(corners, radius, erase=erase)
+        self._show()
 
     def undo(self) -> None:
-        """Take the last lasso back."""
+        """Take the last stroke back."""
         self.drawing.undo()
-        self._show_mask()
+        self._show()
+
+    def redo(self) -> None:
+        """Draw again what was taken back last."""
+        self.drawing.redo()
+        self._show()
 
     def clear(self) -> None:
-        """Take all lassos of this image back."""
+        """Take all strokes of this image back."""
         self.drawing.clear()
-        self._show_mask()
+        self._show()
 
     def back(self) -> None:
         """Open the image before this one again, saved or not."""
-        self.drawing.pause()
-        self._go_to((self.position - 1) % len(self.drawings))
+        self._go_to(self.position - 1)
+
+    def skip(self) -> None:
+        """Open the image after this one, saved or not; the strokes of this one are kept, not saved."""
+        self._go_to(self.position + 1)
 
     def save(self) -> None:
         """Save the drawing, and open the next one that is not saved."""
@@ -87,41 +101,60 @@ class Annotator:
         ahead = [(self.position + step) % n for step in range(1, n)]
         self._go_to(next((position for position in ahead if not self.drawings[position].saved), self.position))
 
+    def accept(self) -> None:
+        """Save the mask that the request starts with, without a stroke, and open the next image."""
+        self.drawing.clear()
+        self.save()
+
     def status(self) -> str:
         """What has been done in this image, and in all, in one line."""
         drawing, n = self.drawing, len(self.drawings)
-        n_saved = sum(drawing.saved for drawing in self.drawings)
+        n_saved = sum(one.saved for one in self.drawings)
         return (
             f"image {self.position + 1} of {n}{' (saved)' * drawing.saved} | {drawing.request.id} | "
             f"{drawing.n_marked} of your {drawing.request.n_decided} pixels marked | {drawing.seconds:.0f} s, "
             f"{_count(drawing.n_strokes, 'stroke')}, {_count(drawing.pixels_changed, 'pixel change')} | "
-            + (f"all {n} saved: go on with the next cell" if n_saved == n else f"{n_saved} saved")
+            + (f"all {n} saved" if n_saved == n else f"{n_saved} saved")
         )
+
+    def news(self) -> str:
+        """What to do about what has been done: save it, or go on."""
+        if all(drawing.saved for drawing in self.drawings):
+            return "done: run the next cell"
+        return "● unsaved changes" if self.drawing.has_changes else ""
 
     @cached_property
     def panel(self) -> Panel:
         """The widget, made when it is first asked for."""
         return Panel(self)
 
-    def _go_to(self, position: int) -> None:
-        self.position, self.erase = position, False
-        self.drawing.touch()  # whoever pressed the button looks at it now
-        self._show_image()
+    def photograph(self) -> PIL.Image.Image:
+        """The image that is shown, in its original size and shape where there is a file of it."""
+        request = self.drawing.request
+        small = PIL.Image.fromarray(request.image.transpose(1, 2, 0))
+        files = [PIL.Image.open(path).convert("RGB") for path in self._originals.get(request.id, ())]
+        # a mask may have its image's name: of several files, the image is the one that looks like the square
+        return min(files, key=lambda file: _difference(file, small)) if files else small
 
-    def _show_image(self) -> None:
-        axes, request = self._axes, self.drawing.request
-        axes.clear()
-        self._picture = axes.imshow(request.image.transpose(1, 2, 0))
+    @property
+    def figure(self) -> Figure:
+        """What is shown where nobody can draw."""
+        figure, request = Figure((5, 5.2)), self.drawing.request
+        axes = figure.add_axes((0.01, 0.01, 0.98, 0.94))
+        axes.imshow(_painted(self.drawing))
         if request.mode == "band":
             draw_outline(axes, torch.from_numpy(request.where), BLUE, width=1)
         axes.set_title(request.id, fontsize=9, parse_math=False)
         axes.set_axis_off()
-        line = {"color": VERMILION, "linewidth": 1.5}
-        self.mouse = _Lasso(axes, self.lasso, useblit=False, props=line, button=MouseButton.LEFT)
-        self._show_mask()
+        return figure
 
-    def _show_mask(self) -> None:
-        self._picture.set_data(_painted(self.drawing))
+    def _go_to(self, position: int) -> None:
+        self.drawing.pause()
+        self.position = position % len(self.drawings)
+        self.drawing.touch()  # whoever pressed the button looks at it now
+        self._show()
+
+    def _show(self) -> None:
         if "panel" in vars(self):
             self.panel.update()
 
@@ -139,75 +172,85 @@ class Annotator:
         display({"text/plain": "The drawing tool, as a picture. Run this cell in JupyterLab to draw."}, raw=True)
 
 
-class Panel(ipywidgets.VBox):
-    """The buttons and the figure of an :class:`Annotator`."""
+class Panel(anywidget.AnyWidget):
+    """The widget of an :class:`Annotator`: ``canvas.js`` draws and sends what the person did, this answers."""
+
+    _esm, _css = Path(__file__).with_name("canvas.js"), Path(__file__).with_name("canvas.css")
+    picture = traitlets.Bytes().tag(sync=True)
+    where = traitlets.Bytes().tag(sync=True)  # packed, as the next one
+    lesion = traitlets.Bytes().tag(sync=True)
+    view = traitlets.Dict().tag(sync=True)  # what the browser needs to know beside the pixels
 
     def __init__(self, annotator: Annotator) -> None:
-        self._annotator, self._asked = annotator, False
-        self.canvas = Canvas(annotator.figure)  # of this figure alone: those of pyplot stay pictures
-        FigureManager(self.canvas, 0)
-        self.canvas.header_visible = self.canvas.footer_visible = self.canvas.toolbar_visible = False
-        self.canvas.resizable = False
-        self.canvas.mpl_connect("motion_notify_event", lambda _: annotator.drawing.touch())
-        self.pen = ipywidgets.ToggleButtons(options=["add", "erase"], style={"button_width": "5em"})
-        self.pen.observe(lambda change: setattr(annotator, "erase", change["new"] == "erase"), "value")
-        self.undo, self.clear, self.back = map(self._button, (annotator.undo, annotator.clear, annotator.back))
-        self.save = self._button(self._save_or_ask, "save and next")
-        self.line = ipywidgets.Label()
-        tools = ipywidgets.HBox([self.pen, self.undo, self.clear, self.back, self.save])
-        super().__init__([ipywidgets.HTML(_HELP), tools, self.line, self.canvas])
+        self._annotator, self._shown, self._asked, self._received = annotator, None, "", 0.0
+        super().__init__()
+        self.on_msg(self._receive)
         self.update()
 
-    def update(self) -> None:
-        """Show what has changed."""
-        self._asked = False
-        self.pen.value = "erase" if self._annotator.erase else "add"
-        self.line.value = self._annotator.status()
-        self.canvas.draw_idle()
+    def update(self, said: str = "") -> None:
+        """Show what has changed; ``said`` takes the place of the status."""
+        annotator, drawing = self._annotator, self._annotator.drawing
+        with self.hold_sync():
+            if self._shown is not drawing:
+                photograph, file = annotator.photograph(), io.BytesIO()
+                self._shown, self._native = drawing, photograph.size
+                photograph.save(file, "JPEG" if annotator._originals else "PNG", quality=92, subsampling=0)
+                self.picture, self.where = file.getvalue(), np.packbits(drawing.request.where).tobytes()
+            self.lesion = np.packbits(drawing.mask).tobytes()
+            self.view = {
+                "place": f"{annotator.position + 1} of {len(annotator.drawings)}: {drawing.request.id}",
+                "size": drawing.mask.shape[:0:-1],
+                "native": self._native,
+                "received": self._received,
+                "line": said or annotator.status(),
+                "news": annotator.news(),
+                "undo": bool(drawing.strokes),
+                "redo": drawing.can_redo,
+            }
 
-    def _save_or_ask(self) -> None:
-        """Save. Where nothing is marked, ask for a second press, because the first one may be a slip."""
-        if self._annotator.drawing.n_marked or self._asked:
-            self._annotator.save()
+    def _receive(self, _: Any, message: dict[str, Any], __: Any) -> None:
+        annotator, act = self._annotator, message.pop("do")
+        if act == "touch":
+            annotator.drawing.touch()
             return
-        self._asked = True
-        self.line.value = f"Nothing is marked in {self._annotator.drawing.request.id}: press again to save it as it is"
+        asked, self._asked = self._asked, self._doubt(act)
+        if self._asked and asked != self._asked:
+            self.update(self._asked)
+            return
+        self._asked = ""
+        try:
+            if act == "stroke":
+                self._received = message.pop("id")
+                (annotator.brush if "radius" in message else annotator.lasso)(**message)
+            elif act in ("undo", "redo", "clear", "back", "skip", "accept", "save"):
+                getattr(annotator, act)()
+        except OSError as error:  # JupyterLab puts what a callback raises into a log that few readers open
+            self.update(f"{act} failed: {error}")
+            raise
 
-    def _button(self, act: Callable[[], None], name: str = "") -> ipywidgets.Button:
-        def press(_: ipywidgets.Button) -> None:
-            try:
-                self._annotator.mouse.finish()
-                act()
-            except OSError as error:  # JupyterLab puts what a callback raises into a log that few readers open
-                self.line.value = f"Not saved: {error}"
-                raise
-
-        button = ipywidgets.Button(description=name or act.__name__, layout={"width": "auto"})
-        button.on_click(press)
-        return button
+    def _doubt(self, act: str) -> str:
+        """What to ask for a second press, because the first one may be a slip."""
+        drawing = self._annotator.drawing
+        if act == "save" and not drawing.n_marked:
+            return f"Nothing is marked in {drawing.request.id}: press again to save it as it is"
+        if act == "accept" and drawing.strokes:
+            return f"This takes your strokes in {drawing.request.id} back: press again to accept it as proposed"
+        return ""
 
 
-class _Lasso(LassoSelector):
-    """Ends the line too where the mouse button was released outside of the canvas, of which the browser says nothing.
+def _find_originals(folder: str | Path, ids: Sequence[str]) -> dict[str, list[Path]]:
+    """The pictures below ``folder`` that are called like each image."""
+    files, folder = defaultdict(list), expanded("originals", folder)
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in _PICTURES:
+            files[unicodedata.normalize("NFC", path.stem)].append(path)
+    if missing := [id for id in ids if id not in files]:
+        raise DataError(f"originals: {folder} has no picture called {listed(missing)}; give the photographs' folder")
+    return {id: files[id] for id in ids}
 
-    That is known when the mouse is back without the button, or something else is pressed.
-    """
 
-    def finish(self) -> None:
-        """End the line where it is, if there is one."""
-        if self.verts:
-            corners, self.verts = self.verts, None
-            self.artists[0].set_data([], [])
-            self.onselect(corners)
-
-    def press(self, event: MouseEvent) -> bool:
-        self.finish()
-        return super().press(event)
-
-    def onmove(self, event: MouseEvent) -> bool:
-        if not getattr(event, "buttons", True):  # before matplotlib 3.10 it is not said what is held
-            self.finish()
-        return super().onmove(event)
+def _difference(file: PIL.Image.Image, small: PIL.Image.Image) -> float:
+    return float(np.abs(np.asarray(file.resize(small.size), dtype=float) - np.asarray(small)).mean())
 
 
 def _count(n: int, noun: str) -> str:

@@ -1,4 +1,4 @@
-"""What a person draws: lassos that mark or erase lesion in the pixels that the person decides, and nowhere else."""
+"""What a person draws: strokes that mark or erase lesion in the pixels that the person decides, and nowhere else."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
@@ -16,7 +18,7 @@ import numpy as np
 import pandas as pd
 import PIL.Image
 import torch
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from skimage.draw import polygon2mask
 
 from alutils.data.splits import Split
@@ -33,10 +35,15 @@ class _Record(BaseModel):
 
 
 class Stroke(_Record):
-    """A lasso: its corners (x, y) in pixels, (0, 0) the centre of the upper left pixel, and whether it erases."""
+    """A lasso or, with a radius, a brush: its corners (x, y) in pixels, and whether it erases.
+
+    (0, 0) is the centre of the upper left pixel. The brush's radius is half its width and half its height, because a
+    disc on a photograph is an ellipse after squashing.
+    """
 
     corners: tuple[tuple[float, float], ...]
     erase: bool
+    radius: tuple[PositiveFloat, PositiveFloat] | None = None
 
 
 class DrawingRecord(_Record):
@@ -134,8 +141,7 @@ class Drawing:
 
     Attributes:
         mask: bool (1, H, W), as it stands. Outside of ``request.where`` it is ``request.start``, whatever is drawn.
-        saved: whether a file holds it as it stands.
-        strokes: the lassos not taken back; ``n_strokes`` and ``pixels_changed`` count the others too.
+        strokes: those not taken back; ``n_strokes`` and ``pixels_changed`` count the others too, each once.
         seconds: of work, from one :meth:`touch` to the next, each at most :data:`LONGEST_PAUSE`.
 
     >>> blank = torch.zeros(3, 8, 8, dtype=torch.uint8)
@@ -151,11 +157,28 @@ class Drawing:
         self.request, self._clock, self._seen, self.imported = request, clock, None, None
         if record is not None and record.imported:
             record = None  # it has no strokes to go on with
-        self.saved = record is not None
         self.strokes = list(record.strokes) if record else []
+        self._in_file = self.strokes.copy() if record else None
         self.n_strokes, self.pixels_changed = (record.n_strokes, record.pixels_changed) if record else (0, 0)
         self.seconds = record.seconds if record else 0.0
-        self.mask = replay(request, self.strokes)
+        masks = list(accumulate(self.strokes, partial(_apply, where=request.where), initial=request.start))
+        self.mask, self._masks = masks[-1], [np.packbits(mask) for mask in masks]  # before each stroke and after it
+        self._undone: list[Stroke] = []  # the last of them is the next for redo
+
+    @property
+    def saved(self) -> bool:
+        """Whether a file holds it as it stands."""
+        return self._in_file == self.strokes
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether something would be lost if it were not saved."""
+        return self.strokes != (self._in_file or [])
+
+    @property
+    def can_redo(self) -> bool:
+        """Whether strokes were taken back and none was drawn since."""
+        return bool(self._undone)
 
     @property
     def n_marked(self) -> int:
@@ -183,34 +206,67 @@ class Drawing:
         Raises:
             ValueError: if a corner is not two finite numbers.
         """
-        self.touch()
-        points = np.asarray(corners, dtype=np.float64)
+        points = _checked(corners)
         if len(points) < 3:
+            self.touch()
             return 0
-        if points.shape != (len(points), 2) or not np.isfinite(points).all():
-            raise ValueError("corners must be pairs (x, y) of finite numbers")
-        stroke = Stroke(corners=tuple((x, y) for x, y in points.round(2).tolist()), erase=erase)
-        before, self.mask = self.mask, _apply(stroke, self.mask, self.request.where)
+        return self._draw(Stroke(corners=points, erase=erase))
+
+    def brush(
+        self,
+        corners: Sequence[tuple[float, float]] | np.ndarray,
+        radius: float | tuple[float, float],
+        *,
+        erase: bool = False,
+    ) -> int:
+        """Mark the pixels whose centres a brush touches on its way along ``corners``; returns how many changed.
+
+        ``radius``: in pixels, or half the width and half the height. A click is a way of one corner.
+
+        Raises:
+            ValueError: if a corner is not two finite numbers, or the radius is not finite and greater than 0.
+        """
+        radii = np.broadcast_to(np.asarray(radius, dtype=np.float64), 2).round(3)
+        if not (np.isfinite(radii) & (radii > 0)).all():
+            raise ValueError(f"radius must be finite and greater than 0, got {radius!r}")
+        points = _checked(corners)
+        if not points:
+            return 0
+        return self._draw(Stroke(corners=points, erase=erase, radius=tuple(radii.tolist())))
+
+    def _draw(self, stroke: Stroke) -> int:
+        self.touch()
+        before, self.mask = self.mask, _apply(self.mask, stroke, self.request.where)
         changed = int((self.mask != before).sum())
         if changed:
-            self.strokes.append(stroke)
+            n = len(self.strokes)
+            self._undone = []
+            self.strokes, self._masks = [*self.strokes, stroke], [*self._masks[: n + 1], np.packbits(self.mask)]
             self.n_strokes += 1
             self.pixels_changed += changed
-            self.saved = False
         return changed
 
     def undo(self) -> None:
-        """Take the last lasso back."""
-        self._keep(self.strokes[:-1])
+        """Take the last stroke back."""
+        self._take_back(1)
+
+    def redo(self) -> None:
+        """Draw again what was taken back last; it does not count again."""
+        if self._undone:
+            self.strokes = [*self.strokes, self._undone.pop()]
+        self._take_back(0)
 
     def clear(self) -> None:
-        """Take all lassos back."""
-        self._keep([])
+        """Take all strokes back; :meth:`redo` brings them again, one by one."""
+        self._take_back(len(self.strokes))
 
-    def _keep(self, strokes: list[Stroke]) -> None:
+    def _take_back(self, n: int) -> None:
         self.touch()
-        self.saved = self.saved and strokes == self.strokes
-        self.strokes, self.mask = strokes, replay(self.request, strokes)
+        for _ in range(min(n, len(self.strokes))):
+            self._undone.append(self.strokes[-1])
+            self.strokes = self.strokes[:-1]
+        packed, shape = self._masks[len(self.strokes)], self.mask.shape
+        self.mask = np.unpackbits(packed, count=self.mask.size).reshape(shape).astype(bool)
 
     def save(self, folder: str | Path) -> DrawingRecord:
         """Write a PNG (0 and 255), then a JSON, named by :func:`file_stem`, each whole or not at all."""
@@ -234,8 +290,8 @@ class Drawing:
         path = _record_path(folder, request.id)
         with replacing(path.with_suffix(".png")) as temporary:
             PIL.Image.fromarray(255 * self.mask[0].astype(np.uint8)).save(temporary, "PNG")
-        write_text(path, record.model_dump_json() + "\n")
-        self.saved = True
+        write_text(path, record.model_dump_json(exclude_defaults=True) + "\n")
+        self._in_file = self.strokes
         return record
 
 
@@ -243,7 +299,7 @@ def replay(request: Request, strokes: Sequence[Stroke]) -> np.ndarray:
     """The mask that ``strokes`` make of ``request``, one after the other: bool (1, H, W)."""
     mask = request.start
     for stroke in strokes:
-        mask = _apply(stroke, mask, request.where)
+        mask = _apply(mask, stroke, request.where)
     return mask
 
 
@@ -321,6 +377,29 @@ def _record_path(folder: str | Path, id: str) -> Path:
     return expanded("folder", folder) / f"{file_stem(id)}.json"
 
 
-def _apply(stroke: Stroke, mask: np.ndarray, where: np.ndarray) -> np.ndarray:
-    inside = polygon2mask(mask.shape[1:], np.array(stroke.corners)[:, ::-1])[None] & where
+def _checked(corners: Sequence[tuple[float, float]] | np.ndarray) -> tuple[tuple[float, float], ...]:
+    points = np.asarray(corners, dtype=np.float64)
+    if len(points) and (points.shape != (len(points), 2) or not np.isfinite(points).all()):
+        raise ValueError("corners must be pairs (x, y) of finite numbers")
+    return tuple((x, y) for x, y in points.round(2).tolist())
+
+
+def _apply(mask: np.ndarray, stroke: Stroke, where: np.ndarray) -> np.ndarray:
+    points, shape = np.array(stroke.corners), mask.shape[1:]
+    covered = polygon2mask(shape, points[:, ::-1]) if stroke.radius is None else _brushed(points, stroke.radius, shape)
+    inside = covered[None] & where
     return mask & ~inside if stroke.erase else mask | inside
+
+
+def _brushed(points: np.ndarray, radius: tuple[float, float], shape: tuple[int, int]) -> np.ndarray:
+    """Pixels within one radius of the way, piece by piece, looking only around each piece."""
+    covered, sides = np.zeros(shape, bool), np.array(shape)[::-1]
+    for a, b in zip(points, [*points[1:], points[-1]], strict=True):
+        first = np.clip(np.floor(np.minimum(a, b) - radius), 0, sides).astype(int)
+        last = np.clip(np.ceil(np.maximum(a, b) + radius) + 1, 0, sides).astype(int)
+        window = np.s_[first[1] : last[1], first[0] : last[0]]
+        y, x = np.ogrid[window]
+        (way_x, way_y), from_x, from_y = (b - a) / radius, (x - a[0]) / radius[0], (y - a[1]) / radius[1]
+        along = np.clip((from_x * way_x + from_y * way_y) / max(way_x**2 + way_y**2, 1e-12), 0, 1)
+        covered[window] |= (from_x - along * way_x) ** 2 + (from_y - along * way_y) ** 2 <= 1
+    return covered

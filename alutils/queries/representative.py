@@ -58,7 +58,8 @@ def select_badge(view: View) -> torch.Tensor:
 
     def gradients(x: torch.Tensor) -> torch.Tensor:
         p = view.model.decode(view.model.encode(x)).float().sigmoid()
-        return (torch.minimum(p, 1 - p) * seen.pop()).mean((2, 3))
+        doubt = nn.functional.adaptive_avg_pool2d(torch.minimum(p, 1 - p), seen[0].shape[2:])  # h may be coarser
+        return (doubt * seen.pop()).mean((2, 3))
 
     try:
         found = [g for _, g in batch_results(gradients, view.model, view.images, view.experiment)]

@@ -19,6 +19,7 @@ from alutils.regions import CLICKED_MODES
 from alutils.rounds import COLD_START
 from alutils.runs.own_code import code_checksum
 from alutils.system.checks import ConfigError, did_you_mean, function_name
+from alutils.system.device import deterministic_algorithms
 from alutils.system.files import sha256
 from alutils.system.seeding import make_generator, seeded
 from alutils.training import needs_company
@@ -102,7 +103,8 @@ def build_network(
 def _check_logits(name: str, model: nn.Module, image: torch.Tensor, experiment: Experiment) -> None:
     try:
         next(model.cpu().parameters())
-        with torch.inference_mode(), seeded(make_generator(experiment.seed)):
+        exact = deterministic_algorithms(experiment.deterministic)
+        with torch.inference_mode(), seeded(make_generator(experiment.seed)), exact:
             shape = tuple(model.eval()(normalize(image, experiment)).shape)
         if shape != (1, 1, *image.shape[2:]):
             raise ValueError(f"got {shape}")

@@ -121,7 +121,7 @@ def write_results(folder: str | Path, runs: str | Path) -> None:
 def _json_lines(values: Iterable[tuple[str, Record]]) -> bytes:
     left_out = ("losses", "val_dice_per_image", "rounds")  # the last is about the file in the run's own folder
     kept = ({"run": run, **{k: v for k, v in value.items() if k not in left_out}} for run, value in values)
-    kept = ({k: v for k, v in value.items() if k != _TEST_IMAGES or "image_id" in v} for value in kept)
+    kept = ({k: v for k, v in value.items() if k != _TEST_IMAGES or "image_id" in (v or ())} for value in kept)
     return "".join(json.dumps(value, allow_nan=False) + "\n" for value in kept).encode()
 
 
@@ -174,7 +174,7 @@ def _tables(runs: Runs) -> dict[str, pd.DataFrame]:
 
 def _summary(record: Record, tables: Mapping[str, pd.DataFrame]) -> Record:
     cost = average_cost(tables["annotations"]).loc["queries (without cold start)"]
-    dice = torch.from_numpy(tables["test_dice"]["dice"].to_numpy())
+    dice = torch.tensor(tables["test_dice"]["dice"].to_numpy(copy=True))
     # Lists do not group: as tuples they do
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in record["experiment"].items()}
     return {

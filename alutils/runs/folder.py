@@ -246,8 +246,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def with_architecture(record: dict[str, Any]) -> dict[str, Any]:
     """The record of a run, also of one that was written when there were only U-Nets."""
-    record["experiment"].setdefault("architecture", "unet")
-    return record
+    return {**record, "experiment": {"architecture": "unet", **record["experiment"]}}
 
 
 def read_rounds(folder: Path, record: Mapping[str, Any]) -> list[dict[str, Any]]:
