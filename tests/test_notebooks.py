@@ -105,6 +105,8 @@ def test_papermill_runs_it_with_other_parameters_on_a_folder_of_isic_2018(path, 
     notebook = run(path, tmp_path, data_root=str(tmp_path / "isic"), seed=3, device="cpu", overrides=TINY)
     assert "ISIC 2018" in json.dumps([cell.get("outputs", []) for cell in notebook.cells])
     assert list((tmp_path / "files").glob("*.png"))
+    arms = path.stem in ("04_image_al", "05_partial_annotation")
+    assert any((tmp_path / "files").rglob("run.json")) == arms  # 06 compares all runs that it finds
 
 
 @pytest.mark.parametrize(
