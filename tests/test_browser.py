@@ -286,6 +286,7 @@ def test_a_person_annotates_photographs_of_1024_by_768_with_mouse_and_keys(brows
     page.keyboard.press("+")
     drag(page, stage, [(0.5, 0.5), (0.6, 0.5)], button="right")
     page.keyboard.press("l")
+    expect(page.get_by_role("button", name="lasso", exact=True)).to_have_attribute("aria-pressed", "true")
     drag(page, stage, [(0.2, 0.2), (0.8, 0.2), (0.8, 0.9), (0.2, 0.9), (0.2, 0.3)])
     expect(status).to_contain_text("10 strokes", timeout=20 * SECONDS)
     page.screenshot(path=SHOTS / "annotator_zoom.png")

@@ -15,7 +15,7 @@ function make(name, parent, properties = {}) {
 }
 
 const unpack = (data, n) => // numpy.packbits undone
-  Uint8Array.from({ length: n }, (_, i) => (data.getUint8(i >> 3) >> (7 - (i & 7))) & 1);
+  new Uint8Array(n).map((_, i) => (data.getUint8(i >> 3) >> (7 - (i & 7))) & 1);
 
 const word = (colour, alpha = 1) => // what a pixel of this colour is in an ImageData's memory
   ((Math.round(255 * alpha) << 24) | parseInt(colour.slice(5, 7) + colour.slice(3, 5) + colour.slice(1, 3), 16)) >>> 0;
@@ -42,14 +42,13 @@ function outline(canvas, [w, h], bits, strokeStyle) { // along the edges of the 
 
 function render({ model, el }) {
   const root = make("div", el, { className: "alutils-pen", tabIndex: 0 }), focus = () => root.focus({ preventScroll: true });
-  root.dataset.lmSuppressShortcuts = ""; // JupyterLab would take "b" for a new cell
+  root.dataset.lmSuppressShortcuts = root.dataset.jpSuppressContextMenu = ""; // JupyterLab would take "b" for a new cell
   const [head, tools, looks] = [1, 2, 3].map(() => make("div", root)), stage = make("div", root, { className: "stage" });
   const sheet = make("div", stage, { className: "sheet" }), photo = make("img", sheet, { draggable: false });
   const [grey, veil, marks] = ["grey", "veil", "marks"].map((className) => make("canvas", sheet, { className }));
   const pen = make("canvas", stage, { className: "pen" }), steps = make("div", root);
   const line = make("div", root, { role: "status" }), place = make("b", head), news = make("b", head, { className: "news" });
-  make("span", head, { textContent: HELP });
-  make("div", root, { className: "keys", textContent: KEYS });
+  for (const textContent of [HELP, KEYS]) make("div", root, { className: "keys", textContent });
 
   let view, where, lesion, tool, shown, queued, url, scale, left, top, fit, stroke, drag, mouse, space, pending = [], touched = 0;
   const send = (act, more = {}) => model.send({ do: act, ...more });
@@ -71,7 +70,7 @@ function render({ model, el }) {
   const band = button(looks, "band", () => { band.ariaPressed = String(veil.hidden); grey.hidden = veil.hidden = !veil.hidden; });
   band.ariaPressed = "true";
   for (const [text, act] of [["−", () => zoom(1 / 1.4)], ["+", () => zoom(1.4)], ["fit", whole]]) button(looks, text, act);
-  const percent = make("span", looks);
+  const percent = make("small", looks);
   for (const [text, act] of [["back", "back"], ["skip", "skip"], ["accept as proposed", "accept"], ["save and next", "save"]])
     button(steps, text, () => send(act), act);
 
@@ -94,7 +93,7 @@ function render({ model, el }) {
     [left, top, scale] = [x - ((x - left) * next) / scale, y - ((y - top) * next) / scale, next];
     refresh();
   }
-  function move(x, y) { left += x; top += y; refresh(); }
+  const move = (x, y) => { left += x; top += y; refresh(); };
 
   // What is seen
   function refresh() { queued ||= requestAnimationFrame(frame); }
@@ -218,5 +217,4 @@ function render({ model, el }) {
   watch.observe(stage);
   return () => { model.off("change", update); watch.disconnect(); URL.revokeObjectURL(url); };
 }
-
 export default { render };
