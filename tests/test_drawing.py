@@ -401,19 +401,21 @@ def test_a_folder_that_cannot_be_written_is_said_on_the_line(tmp_path):
 
 
 def test_a_photograph_is_shown_in_its_own_size_and_shape_and_never_a_mask_of_its_name(tmp_path):
-    request = make_request("IMD 1", size=64)
-    square = PILImage.fromarray(request.image.transpose(1, 2, 0))
-    for name, picture in (("a", square), ("masks", PILImage.new("L", (100, 60), 255)), ("none", square)):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        picture.resize((100, 60)).save(tmp_path / "data" / name / ("IMD 1.png" if name != "none" else "other.png"))
-    annotator = Annotator([request], tmp_path / "drawn", tmp_path / "data")
-    assert annotator.panel.view["native"] == (100, 60) and annotator.panel.view["size"] == (64, 64)
-    shown = PILImage.open(io.BytesIO(annotator.panel.picture))
-    assert shown.format == "JPEG" and np.asarray(shown.convert("L")).mean() < 200
-    without = Annotator([request], tmp_path / "drawn").panel
-    np.testing.assert_array_equal(np.asarray(PILImage.open(io.BytesIO(without.picture))), np.asarray(square))
-    with pytest.raises(DataError, match=r"originals: .*data has no picture called IMD 2; give"):
-        Annotator([request, make_request("IMD 2")], tmp_path / "drawn", tmp_path / "data")
+    requests, data = [make_request("IMD 1", size=64), make_request("IMD 2", size=64)], tmp_path / "data"
+    square = PILImage.fromarray(requests[0].image.transpose(1, 2, 0))
+    for folder, picture in (("images", square), ("a masks folder", PILImage.new("L", (64, 64), 255))):
+        (data / folder).mkdir(parents=True)
+        picture.resize((1000, 600)).save(data / folder / "IMD 1.png")
+    annotator = Annotator(requests, tmp_path / "drawn", data)
+    view, picture = annotator.panel.view, PILImage.open(io.BytesIO(annotator.panel.picture))
+    assert view["native"] == (1000, 600) and view["size"] == (64, 64) and view["place"] == "1 of 2: IMD 1"
+    assert picture.size == (1000, 600) and np.asarray(picture.convert("L")).mean() < 200
+    view = press(annotator, "skip")
+    assert view["native"] == (64, 64) and view["place"] == f"2 of 2: IMD 2 (no picture of this name in {data})"
+    np.testing.assert_array_equal(np.asarray(PILImage.open(io.BytesIO(annotator.panel.picture))), np.asarray(square))
+    assert "(no" not in Annotator(requests, tmp_path / "drawn").panel.view["place"]
+    with pytest.raises(DataError, match=r"originals: .*nowhere is no folder; give the one with the photographs"):
+        Annotator(requests, tmp_path / "drawn", tmp_path / "nowhere")
 
 
 def test_what_is_changed_after_saving_is_not_called_saved(tmp_path):

@@ -23,7 +23,7 @@ from skimage.segmentation import find_boundaries
 from alutils.lab.drawing import Drawing, Request, find_drawing
 from alutils.lab.figures import BLUE, LABELLED_BY, draw_outline, show_figure
 from alutils.lab.interactive import is_interactive
-from alutils.system.checks import DataError, expanded, listed
+from alutils.system.checks import DataError, expanded
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".gif")
 
@@ -38,18 +38,20 @@ class Annotator:
         requests: from :func:`alutils.lab.drawing.make_requests` or :meth:`alutils.HumanOracle.requests`, at least one.
         folder: where the drawings are saved.
         originals: the folder with the photographs, at any depth, each named by its image's id. They are shown in full
-            size and shape in place of the squashed squares that the network sees; empty: the squares.
+            size and shape. Without it, or without a file of that name, the square is shown that the network sees.
 
     Raises:
         ValueError: if there is no request.
-        DataError: if a drawing is there and cannot be read, or an image has no file in ``originals``.
+        DataError: if a drawing is there and cannot be read, or ``originals`` is no folder.
     """
 
     def __init__(self, requests: Sequence[Request], folder: str | Path, originals: str | Path = "") -> None:
         if not requests:
             raise ValueError("requests: there is no image to draw")
         self.folder = expanded("folder", folder)
-        self._originals = _find_originals(originals, [request.id for request in requests]) if originals else {}
+        self._originals = expanded("originals", originals) if originals else None
+        if self._originals and not self._originals.is_dir():
+            raise DataError(f"originals: {self._originals} is no folder; give the one with the photographs, or none")
         found = [find_drawing(folder, request) for request in requests]
         self.drawings = [Drawing(r, record=saved and saved[0]) for r, saved in zip(requests, found, strict=True)]
         self.position = found.index(None) if None in found else 0
@@ -132,9 +134,18 @@ class Annotator:
         """The image that is shown, in its original size and shape where there is a file of it."""
         request = self.drawing.request
         small = PIL.Image.fromarray(request.image.transpose(1, 2, 0))
-        files = [PIL.Image.open(path).convert("RGB") for path in self._originals.get(request.id, ())]
+        files = [PIL.Image.open(path).convert("RGB") for path in self._files[request.id]]
         # a mask may have its image's name: of several files, the image is the one that looks like the square
         return min(files, key=lambda file: _difference(file, small)) if files else small
+
+    @cached_property
+    def _files(self) -> dict[str, list[Path]]:
+        """The pictures below ``originals`` by their names; looked for when somebody draws, as there may be many."""
+        files = defaultdict(list)
+        for path in sorted(self._originals.rglob("*") if self._originals else ()):
+            if path.suffix.lower() in _PICTURES:
+                files[unicodedata.normalize("NFC", path.stem)].append(path)
+        return files
 
     @property
     def figure(self) -> Figure:
@@ -194,11 +205,13 @@ class Panel(anywidget.AnyWidget):
             if self._shown is not drawing:
                 photograph, file = annotator.photograph(), io.BytesIO()
                 self._shown, self._native = drawing, photograph.size
-                photograph.save(file, "JPEG" if annotator._originals else "PNG", quality=92, subsampling=0)
+                photograph.save(file, "JPEG" if photograph.width > 512 else "PNG", quality=92, subsampling=0)
                 self.picture, self.where = file.getvalue(), np.packbits(drawing.request.where).tobytes()
             self.lesion = np.packbits(drawing.mask).tobytes()
+            place = f"{annotator.position + 1} of {len(annotator.drawings)}: {drawing.request.id}"
+            missing = annotator._originals and not annotator._files[drawing.request.id]
             self.view = {
-                "place": f"{annotator.position + 1} of {len(annotator.drawings)}: {drawing.request.id}",
+                "place": place + f" (no picture of this name in {annotator._originals})" * bool(missing),
                 "size": drawing.mask.shape[:0:-1],
                 "native": self._native,
                 "received": self._received,
@@ -236,17 +249,6 @@ class Panel(anywidget.AnyWidget):
         if act == "accept" and drawing.strokes:
             return f"This takes your strokes in {drawing.request.id} back: press again to accept it as proposed"
         return ""
-
-
-def _find_originals(folder: str | Path, ids: Sequence[str]) -> dict[str, list[Path]]:
-    """The pictures below ``folder`` that are called like each image."""
-    files, folder = defaultdict(list), expanded("originals", folder)
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in _PICTURES:
-            files[unicodedata.normalize("NFC", path.stem)].append(path)
-    if missing := [id for id in ids if id not in files]:
-        raise DataError(f"originals: {folder} has no picture called {listed(missing)}; give the photographs' folder")
-    return {id: files[id] for id in ids}
 
 
 def _difference(file: PIL.Image.Image, small: PIL.Image.Image) -> float:
