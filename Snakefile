@@ -13,16 +13,22 @@ files and goes on.
 """
 
 import sys
+from pathlib import Path
 
 sys.path.insert(0, f"{workflow.basedir}/workflow")
 from batch import SINGLE, Batch, ConfigError, as_typed, check_for_cluster
 from watch import Watch, say_at_the_end
 
+from alutils.data.description import find_description
+from alutils.system.checks import DataError
+
 try:
     if workflow.is_main_process and workflow.resource_settings.nodes:  # --jobs, which is a cluster's
         check_for_cluster(workflow.config_settings.config_args)
     batch = Batch(as_typed(config, sys.argv))
-except ConfigError as error:
+    if workflow.is_main_process and batch.data:  # what cannot be recognised is refused before any job starts
+        find_description(Path(batch.data))
+except (ConfigError, DataError) as error:
     sys.exit(f"error: {error}")
 if workflow.is_main_process:
     print(f"\n{batch.plan}\n", file=sys.stderr)

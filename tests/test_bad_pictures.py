@@ -190,7 +190,7 @@ def png_with_header(width, height, depth, rows=b""):
 NOT_PICTURES = {
     "zero bytes": (b"", "0 bytes"),
     "Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "version https://git-lfs"),
-    "WebP": (encoded(PHOTO, "WEBP"), "RIFF"),
+    "icon": (encoded(PHOTO, "ICO"), "cannot identify"),
     "PNG bomb": (png_with_header(60000, 60000, 8), "exceeds limit"),
     "PNG without pixels": (png_with_header(32, 32, 8), "A.jpg: "),
     "16-bit grey": (encoded(Image.fromarray(np.zeros((32, 32), np.uint16)), "PNG"), "I;16"),

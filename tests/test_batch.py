@@ -207,7 +207,7 @@ def test_seeds_can_be_written_in_several_ways():
     [
         ({"sedes": "0"}, "sedes: the batch has no such setting; did you mean 'seeds'?"),
         ({"profile": "quik"}, "there is no profile file .*quik.yaml; did you mean 'quick'?"),
-        ({"data": "nowhere/at/all"}, "data: there is no folder /.*/nowhere/at/all; give one with ISIC 2018"),
+        ({"data": "nowhere/at/all"}, "data: there is no folder /.*/nowhere/at/all; give one with images and masks"),
         ({"seeds": "0 one"}, "seeds: each must be a whole number from 0 .*, got 'one'"),
         ({"table2_seeds": -1}, "table2_seeds: .*, got -1"),
         ({"strategies": "random entorpy"}, "strategies: there is no 'entorpy'; did you mean 'entropy'?"),
@@ -224,6 +224,11 @@ def test_seeds_can_be_written_in_several_ways():
 def test_a_configuration_that_cannot_be_used_is_refused_by_name(config, message):
     with pytest.raises(ConfigError, match=message):
         Batch(config)
+
+
+def test_data_that_no_description_fits_are_refused_before_any_job(tmp_path):
+    status, said = snakemake(tmp_path, "--dry-run", data=tmp_path)
+    assert status == 1 and "holds none of the known data sets" in said and not announced(said)
 
 
 def test_a_notebook_run_by_hand_writes_where_no_batch_reads():

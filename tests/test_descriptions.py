@@ -169,6 +169,56 @@ def test_a_description_of_ones_own_lies_beside_the_data(tmp_path):
     assert 0.15 < work.splits.train.lesion_area.item() < 0.25
 
 
+@pytest.mark.parametrize("rows", ["a1,p\nb1,q\nc1,p\n", "a1,a1\nb1,b1\nc1,a1\n", "A1,p\nB1,q\nC1,p\n"])
+def test_groups_of_a_table_never_straddle_the_splits(tmp_path, rows):
+    """Be they called after one of their images, as some data sets do, or the ids written in capitals."""
+    own(tmp_path, "lesion_values: [2]\ngroup: {csv: groups.csv, by: patient}")
+    (tmp_path / "groups.csv").write_text("id,patient\n" + rows)
+    with pytest.raises(DataError, match=r"group in two splits \(1\); remedy[^\n]*\n  (p|a1): test and train$"):
+        load_pairs(tmp_path / "description.yaml", tmp_path, 32)
+    (tmp_path / "groups.csv").write_text("id,patient\na1,a1\nb1,b1\nc1,c1\n")
+    load_pairs(tmp_path / "description.yaml", tmp_path, 32)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("a1,p\nb1,\nc1,q\n", r"not in the table \(1\)[^\n]*\n  b1: no patient in groups.csv"),
+        ("a1,p\nb1,q\nc1,r\na1,q\n", "groups.csv: a1 stands there with several values of patient; keep one"),
+    ],
+)
+def test_a_table_must_give_each_image_one_group(tmp_path, rows, message):
+    own(tmp_path, "lesion_values: [2]\ngroup: {csv: groups.csv, by: patient}")
+    (tmp_path / "groups.csv").write_text("id,patient\n" + rows)
+    with pytest.raises(DataError, match=message):
+        load_pairs(tmp_path / "description.yaml", tmp_path, 32)
+
+
+def test_an_id_in_two_splits_is_refused_in_capitals_too(tmp_path):
+    own(tmp_path, "lesion_values: [2]", names=("a1", "b1", "A1"))
+    with pytest.raises(DataError, match=r"id in two splits \(1\)[^\n]*\n  a1: train and test"):
+        load_pairs(tmp_path / "description.yaml", tmp_path, 32)
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    expected = ham10000(tmp_path / "disk")
+    (tmp_path / "here").mkdir()
+    for path in (tmp_path / "disk").iterdir():
+        (tmp_path / "here" / path.name).symlink_to(path)
+    assert len(load_pairs("ham10000", tmp_path / "here", 32).train) == expected["train"]
+
+
+@pytest.mark.parametrize("ending", ["webp", "pcx", "qoi", "PPM", "Tif"])
+def test_lossless_formats_are_read_exactly(tmp_path, ending):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    own(tmp_path, "lesion_values: [2]")
+    (tmp_path / "pictures/val/b1.gif").unlink()
+    save(tmp_path / "masks/val/b1.gif", lesion=(5, 5, 20, 20), value=2, colour=1, size=(32, 32))
+    Image.fromarray(pixels).save(tmp_path / f"pictures/val/b1.{ending}", lossless=True)
+    found = load_pairs(tmp_path / "description.yaml", tmp_path, 32).val.images[0]
+    assert (found.permute(1, 2, 0).numpy() == pixels).all()
+
+
 def test_groups_never_straddle_the_splits(tmp_path):
     own(tmp_path, "lesion_values: [2]\ngroup: '[a-z](\\d)'")
     with pytest.raises(DataError, match=r"group in two splits \(1\); remedy[^\n]*\n  1: test and train and val"):
@@ -179,7 +229,7 @@ def test_groups_never_straddle_the_splits(tmp_path):
     ("table", "message"),
     [
         ("id,part\na,train\nb,val\nc,test\n", None),
-        ("id,part\na,train\nb,val\n", r"not in the table \(1\).*\n  c: not in parts.csv|no image for test"),
+        ("id,part\na,train\nb,val\n", r"not in the table \(1\).*\n  c: no part in parts.csv|no image for test"),
         ("id,part\na,train\nb,vall\nc,test\n", "column part: must be one of train, val, test, got vall"),
         ("name,part\na,train\n", r"has no column 'id'; there are name, part"),
         (None, "parts.csv cannot be read"),
@@ -206,11 +256,24 @@ GOOD = "name: x\nall: {images: 'x/{id}', masks: 'y/{id}'}\nsplit: {fractions: [0
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("", "line 1: name: is missing"),
         (GOOD + "tresholt: 3\n", "line 4: tresholt: there is no such entry; did you mean 'threshold'?"),
         (GOOD + "threshold: 300\n", "line 4: threshold: Input should be less than or equal to 255, got 300"),
-        (GOOD + "threshold: 3\nlesion_values: [1]\n", "threshold, lesion_values: give one of them"),
-        (GOOD + "id: '('\n", "id: '\\(' is no regular expression"),
-        (GOOD + "group: 'x'\n", "group: 'x' has no group in parentheses"),
+        (GOOD + "threshold: 3\nlesion_values: [1]\n", "line 4: threshold, lesion_values: give one of them"),
+        (GOOD + "id: '('\n", "line 4: id: '\\(' is no regular expression"),
+        (GOOD + "id: '(?P<id>x)'\n", "line 4: id: .* is no regular expression"),
+        (GOOD + "lesion_values: [300]\n", "line 4: lesion_values: Input should be less than or equal to 255, got 300"),
+        (GOOD + "group: 'x'\n", "line 4: group: 'x' has no group in parentheses"),
+        (
+            GOOD + "group: {csv: x, by: y, col: z}\n",
+            "line 4: group.col: there is no such entry; the valid ones are by, csv, id",
+        ),
+        (GOOD + "group: {csv: x}\n", "used:\n  line 4: group.by: is missing$"),
+        (
+            GOOD.replace("fractions", "fraction"),
+            "line 3: split.fraction: there is no such entry; did you mean 'fractions'",
+        ),
+        ("# mask\n" + GOOD.replace("masks", "mask"), "line 3: all.mask: there is no such entry; did you mean 'masks'"),
         (
             GOOD.replace("0.5,", "0.6,"),
             r"line 3: fractions: must be above 0 and have the sum 1, got \[0.6, 0.25, 0.25\]",
@@ -238,7 +301,9 @@ def test_two_layouts_that_fit_and_none_that_does_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"looks like kvasir-seg and ph2: move the data sets"):
         find_description(tmp_path)
     (tmp_path / "other/pictures").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"none of the known data sets \(busi, .*found there: pictures. Remedy: write"):
+    with pytest.raises(
+        DataError, match="none of the known data sets. [^~]*ph2: PH2 Dataset images\n[^~]*there: pictures. Remedy: "
+    ):
         find_description(tmp_path / "other")
 
 

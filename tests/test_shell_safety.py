@@ -57,6 +57,7 @@ def test_folders_profiles_and_overrides_reach_the_notebook_as_they_are(project, 
     profile = project / f"{name}.yaml"
     shutil.copy(project / "profiles" / "quick.yaml", profile)
     (project / f"data {name}").mkdir()
+    shutil.copy(project / "alutils/data/descriptions/ph2.yaml", project / f"data {name}" / "description.yaml")
     overrides = {"encoder_weights": " ".join(NASTY)}
     config = {
         **ONE_OF_EACH, "profile": profile, "data": project / f"data {name}", "overrides": json.dumps(overrides),

@@ -89,8 +89,8 @@ class Batch:
             raise ConfigError(f"runs_per_gpu: must be a whole number of at least 1, got {self.runs_per_gpu!r}")
         if self.data and not Path(self.data).is_dir():
             raise ConfigError(
-                f"data: there is no folder {Path(self.data).absolute()}; give one with ISIC 2018 (alutils-download "
-                "makes one), or none for synthetic images"
+                f"data: there is no folder {Path(self.data).absolute()}; give one with images and masks "
+                "(alutils-download makes one with ISIC 2018), or none for synthetic images"
             )
 
     @property

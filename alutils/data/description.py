@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from alutils.system.checks import ConfigError, DataError, did_you_mean, expanded, shown
+from alutils.system.checks import ConfigError, DataError, did_you_mean, expanded, listed, shown
 from alutils.system.settings import parse_settings
 
 DESCRIPTIONS = {path.stem: path for path in sorted((Path(__file__).parent / "descriptions").glob("*.yaml"))}
@@ -18,7 +19,11 @@ DESCRIPTIONS = {path.stem: path for path in sorted((Path(__file__).parent / "des
 OWN = "description.yaml"
 """A file of this name beside the data describes it."""
 
-_SUFFIXES = r"\.(?:jpe?g|png|bmp|tiff?|gif|p[bgp]m)"
+ENDINGS = (
+    ".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pcx", ".qoi", ".pbm", ".pgm", ".ppm", ".pnm",
+)  # fmt: skip
+"""Of the files that are read, in lower case."""
+
 _from_list = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)  # YAML has no tuples
 
 
@@ -66,6 +71,21 @@ class Fractions(_Part):
         return self
 
 
+# The tags tell which kind an entry was meant to be, so that an error speaks of that one alone
+_GroupBy = Annotated[
+    Annotated[Table, Tag("table")] | Annotated[str, Tag("pattern")],
+    Discriminator(lambda value: "pattern" if isinstance(value, str) else "table"),
+]
+_SplitBy = Annotated[
+    Annotated[Table, Tag("table")] | Annotated[Fractions, Tag("shares")],
+    Discriminator(
+        lambda value: "table" if isinstance(value, Table) or (isinstance(value, dict) and "csv" in value) else "shares"
+    ),
+]
+# The parts by the names and tags that lead to them
+_PARTS = dict.fromkeys(("train", "val", "test", "all"), Files) | {"table": Table, "shares": Fractions}
+
+
 class Description(_Part):
     """Where the images and masks of a data set lie, how masks are read, and how the images are split.
 
@@ -91,10 +111,12 @@ class Description(_Part):
     all: Files | None = None
     id: str = "[^/]+"
     threshold: int | None = Field(None, ge=1, le=255)
-    lesion_values: Annotated[tuple[int, ...], _from_list] | None = None
+    lesion_values: (
+        Annotated[tuple[Annotated[int, Field(ge=0, le=255)], ...], _from_list, Field(min_length=1)] | None
+    ) = None
     degenerate_masks: Literal["warn", "error", "keep"] = "warn"
-    group: Table | str | None = None
-    split: Table | Fractions | None = None
+    group: _GroupBy | None = None
+    split: _SplitBy | None = None
     ignored: str = ""
     remedy: str = "pass the folder in which these lie"
 
@@ -102,7 +124,8 @@ class Description(_Part):
     def _check(self) -> Self:
         for name, pattern in (("id", self.id), ("group", self.group)):
             try:
-                found = re.compile(pattern if isinstance(pattern, str) else "(x)")
+                found = re.compile("(x)" if isinstance(pattern, Table | None) else pattern)
+                self.matcher("{id}")
             except re.error as error:
                 raise ValueError(f"{name}: {pattern!r} is no regular expression ({error})") from None
             if name == "group" and not found.groups:
@@ -130,7 +153,8 @@ class Description(_Part):
     def matcher(self, pattern: str) -> re.Pattern[str]:
         """What matches the whole path of a picture below the root; its group "id" is the image's id."""
         text = re.escape(pattern).replace(r"\*", "[^/]*").replace(r"\{id\}", f"(?P<id>(?:{self.id}))", 1)
-        return re.compile(text.replace(r"\{id\}", "(?P=id)") + _SUFFIXES, re.IGNORECASE)
+        endings = "|".join(map(re.escape, ENDINGS))
+        return re.compile(text.replace(r"\{id\}", "(?P=id)") + f"(?:{endings})", re.IGNORECASE)
 
 
 def fixed_folder(pattern: str) -> str:
@@ -150,8 +174,8 @@ def read_description(description: str | Path) -> Description:
     Traceback (most recent call last):
     alutils.system.checks.ConfigError: description: there is no 'ph3'; did you mean 'ph2'?
     """
-    path = DESCRIPTIONS.get(str(description)) or expanded("description", description)
-    if path.suffix not in (".yaml", ".yml"):
+    path = DESCRIPTIONS.get(str(description).lower()) or expanded("description", description)
+    if path.suffix.lower() not in (".yaml", ".yml"):
         raise ConfigError(
             f"description: there is no '{description}'; {did_you_mean(str(description), [*DESCRIPTIONS])}"
         )
@@ -186,32 +210,50 @@ def find_description(root: Path) -> Description:
     nearest = max(share, key=share.get)
     if share[nearest] > 0 or not root.is_dir():  # its reader says what is missing
         return found[nearest if share[nearest] else "isic2018"]
+    looked_for = "\n".join(f"  {name}: {', '.join(_named_folders(found[name]))}" for name in found)
     raise DataError(
-        f"{root} holds none of the known data sets ({', '.join(DESCRIPTIONS)}); found there: "
-        f"{', '.join(sorted(path.name for path in root.iterdir())[:10]) or 'nothing'}. Remedy: write {OWN} there, see "
-        '"Your own images" in the README'
+        f"{root} holds none of the known data sets. Looked for were the folders\n{looked_for}\nand {OWN}; found there: "
+        f"{listed(sorted(path.name for path in root.iterdir())) or 'nothing'}. Remedy: pass the folder in which such "
+        f'folders lie, or write {OWN} there, see "Your own images" in the README'
     )
 
 
+def _named_folders(description: Description) -> list[str]:
+    patterns = [p for part in description.parts.values() for p in (part.images, part.masks)]
+    return [folder for folder in dict.fromkeys(map(fixed_folder, patterns)) if folder]
+
+
 def _share_of_folders(root: Path, description: Description) -> float:
-    """Of the folders that a description names; where it names none but the root, of the files that should lie there."""
-    folders = {fixed_folder(p) for part in description.parts.values() for p in (part.images, part.masks)}
-    return sum(bool(folder) and (root / folder).is_dir() for folder in folders) / max(1, len(folders - {""}))
+    """How many of the folders that a description names are there."""
+    folders = _named_folders(description)
+    return sum((root / folder).is_dir() for folder in folders) / len(folders)
 
 
 def _lines(error: ValidationError, text: str) -> list[str]:
     """Pydantic's findings, each with the line of the file where its entry stands."""
     found = []
     for problem in error.errors():
-        where = [str(part) for part in problem["loc"] if str(part) in text]
-        name = where[-1] if where else ""
-        line = next((i for i, row in enumerate(text.splitlines(), 1) if name and re.search(rf"\b{name}\b", row)), 1)
-        said = problem["msg"].removeprefix("Value error, ")
+        said, place = problem["msg"].removeprefix("Value error, "), problem["loc"]
+        part = next((_PARTS[name] for name in reversed(place[:-1]) if name in _PARTS), Description)
+        named = [re.match(r"\w*", said)[0]] if problem["type"] == "value_error" else []
+        line, names = _found(text, (*place, *named))
         if problem["type"] == "extra_forbidden":
-            said = f"{name}: there is no such entry; {did_you_mean(name, list(Description.model_fields))}"
+            said = f"{'.'.join(names)}: there is no such entry; {did_you_mean(names[-1], list(part.model_fields))}"
         elif problem["type"] == "missing":
-            said = f"{'.'.join(map(str, problem['loc']))}: is missing"
+            said = f"{'.'.join([*names, str(place[-1])])}: is missing"
         elif problem["type"] != "value_error":
-            said = f"{'.'.join(map(str, problem['loc']))}: {said}, got {shown(problem['input'])}"
+            said = f"{'.'.join(names)}: {said}, got {shown(problem['input'])}"
         found.append(f"  line {line}: {said}")
-    return list(dict.fromkeys(found))
+    return found
+
+
+def _found(text: str, place: tuple[Any, ...]) -> tuple[int, list[str]]:
+    """The line of the last name in ``place`` that stands in the file, and those names; tags of kinds do not stand."""
+    node, line, names = yaml.compose(text), 1, []
+    for name in place:
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key.value == name:
+                node, line = value, key.start_mark.line + 1
+                names.append(name)
+                break
+    return line, names

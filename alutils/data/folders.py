@@ -13,10 +13,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-from alutils.data.description import Description, fixed_folder
+from alutils.data.description import ENDINGS, Description, fixed_folder
 from alutils.system.checks import DataError, listed, printable
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".gif", ".pbm", ".pgm", ".ppm")
 _ENDS_BYTES = 4096  # read at either end of each file for the fingerprint
 _READERS = 16  # threads: on a network disk most of the time is waiting
 
@@ -74,7 +73,7 @@ def list_pairs(root: Path, description: Description) -> Listing:
     patterns = [pattern for part in description.parts.values() for pattern in (part.images, part.masks)]
     folders = list(dict.fromkeys(map(fixed_folder, patterns)))
     try:
-        names = {folder: _picture_names(root / folder, deep=_is_deep(folder, patterns)) for folder in folders}
+        names = {folder: _picture_names(root / folder, _depth(folder, patterns)) for folder in folders}
         if all(names.values()):
             return _paired(root, description, names)
         inside = sorted(path.name for path in root.iterdir()) if root.is_dir() else None
@@ -106,16 +105,18 @@ def refusal(description: Description, root: Path, problems: list[Problem]) -> Da
     return DataError("\n".join(lines))
 
 
-def _is_deep(folder: str, patterns: list[str]) -> bool:
-    """Whether some pattern of this folder looks into the folders below it."""
-    return any("/" in pattern[len(folder) :].lstrip("/") for pattern in patterns if fixed_folder(pattern) == folder)
+def _depth(folder: str, patterns: list[str]) -> int:
+    """How many folders deep the patterns of this folder look, itself included."""
+    return max(1 + p[len(folder) :].lstrip("/").count("/") for p in patterns if fixed_folder(p) == folder)
 
 
-def _picture_names(folder: Path, *, deep: bool) -> list[str] | None:
+def _picture_names(folder: Path, depth: int) -> list[str] | None:
     """The paths below ``folder`` that look like those of pictures; None if there is no such folder."""
     if not folder.is_dir():
         return None
-    found = (path.relative_to(folder).as_posix() for path in (folder.rglob("*") if deep else folder.iterdir()))
+    paths = [*folder.iterdir()]  # glob would be silent about a folder that cannot be listed, rglob follows no links
+    paths += (path for level in range(2, depth + 1) for path in folder.glob("/".join("*" * level)))
+    found = (path.relative_to(folder).as_posix() for path in paths)
     return sorted(name for name in found if name.lower().endswith(ENDINGS) and "/." not in f"/{name}")
 
 
@@ -167,7 +168,8 @@ def _unpaired(listing: dict[str, dict[str, Pair]], description: Description) -> 
             if not pair.image:
                 yield Problem("missing image", f"{image}.jpg of {short(pair.masks[0])}")
     for first, second in combinations(listing, 2):
-        for name in sorted(listing[first].keys() & listing[second].keys()):
+        others = {name.casefold() for name in listing[second]}
+        for name in (name for name in listing[first] if name.casefold() in others):
             yield Problem("id in two splits", f"{printable(name)}: {first} and {second}")
 
 

@@ -29,7 +29,8 @@ from alutils.system.progress import progress_bar
 from alutils.system.tensors import is_number
 
 _FORMAT_VERSION = 5  # of the cache; raise it when the decoding or the order of the planes changes
-_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "GIF", "PPM")  # Pillow is not to try its other decoders on a mislabelled file
+# Pillow is not to try its other decoders on a mislabelled file
+_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "GIF", "WEBP", "PCX", "QOI", "PPM")
 _EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 _TURNED = "image turned by EXIF"
 
@@ -75,8 +76,8 @@ def load_pairs(
     Args:
         description: of the folders, see :class:`~alutils.data.description.Description`: a shipped name such as "ph2",
             or the path of a YAML file.
-        root: the folder that the description's paths start from. Images and masks are JPEG, PNG, BMP, TIFF, GIF or
-            PNM files of any size.
+        root: the folder that the description's paths start from. Images and masks are JPEG, PNG, BMP, TIFF, GIF,
+            WebP, PCX, QOI or PNM files of any size.
         image_size: side of the squares in pixels, a multiple of 32 from 32 to 2048. Images are antialiased; a pixel of
             the mask is 1 where at least half of its area is lesion.
         cache_dir: folder of the cache; by default the environment variable ``ALUTILS_CACHE`` or, without it, the

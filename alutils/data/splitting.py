@@ -55,11 +55,11 @@ def _groups(root: Path, group: Table | str | None, ids: list[str], problems: lis
         return _column(root, group, ids, problems)
     if group is None:
         return {name: name for name in ids}
-    found = {name: re.search(group, name) for name in ids}
+    found = {name: match[1] for name in ids if (match := re.search(group, name)) and match[1]}
     problems += [
-        Problem("not in the table", f"{name}: group {group!r} does not fit") for name in ids if not found[name]
+        Problem("not in the table", f"{name}: group {group!r} does not fit") for name in ids if name not in found
     ]
-    return {name: match[1] for name, match in found.items() if match}
+    return found
 
 
 def _column(
@@ -69,15 +69,19 @@ def _column(
     path = root / table.csv
     try:
         rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-        values = dict(zip(rows[table.id], rows[table.by], strict=True))
+        pairs = list(zip(rows[table.id].str.casefold(), rows[table.by], strict=True))
     except KeyError as error:
         raise DataError(f"{path} has no column {error}; there are {listed(rows.columns)}") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
+    values = {name: value for name, value in pairs if value}
+    if twice := sorted({name for name, value in pairs if value and values[name] != value}):
+        raise DataError(f"{path}: {listed(twice)} stands there with several values of {table.by}; keep one")
     if wrong := sorted({value for value in values.values() if allowed and value not in allowed}):
         raise DataError(f"{path}, column {table.by}: must be one of {', '.join(allowed)}, got {listed(wrong)}")
-    problems += [Problem("not in the table", f"{name}: not in {table.csv}") for name in ids if name not in values]
-    return {name: values[name] for name in ids if name in values}
+    missing = [name for name in ids if name.casefold() not in values]
+    problems += [Problem("not in the table", f"{name}: no {table.by} in {table.csv}") for name in missing]
+    return {name: values[name.casefold()] for name in ids if name.casefold() in values}
 
 
 def _drawn(description: Description, ids: list[str], groups: dict[str, str]) -> dict[str, str]:
@@ -97,13 +101,12 @@ def _drawn(description: Description, ids: list[str], groups: dict[str, str]) -> 
 
 
 def _straddling(pairs: dict[str, dict[str, Pair]], groups: dict[str, str]) -> list[Problem]:
-    """Groups in two splits; ids in two splits are a problem of their own."""
-    places: dict[str, set[str]] = {}
-    for split, part in pairs.items():
-        for name in part:
-            places.setdefault(groups.get(name, name), set()).add(split)
+    """Groups of several ids in two splits; an id in two splits is a problem of its own."""
+    rows = [(groups[name], name.casefold(), split) for split, part in pairs.items() for name in part if name in groups]
+    table = pd.DataFrame(rows, columns=["group", "id", "split"]).groupby("group")
+    places = table.agg({"id": "nunique", "split": "unique"})
     return [
         Problem("group in two splits", f"{group}: {' and '.join(sorted(found))}")
-        for group, found in places.items()
-        if len(found) > 1 and groups.get(group) != group
+        for group, n, found in places.itertuples()
+        if n > 1 and len(found) > 1
     ]
