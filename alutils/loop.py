@@ -32,10 +32,10 @@ from alutils.data.packed import PackedMasks
 from alutils.data.splits import ImageView, Split, Splits, lesion_area
 from alutils.erring import simulated_oracle
 from alutils.experiment import Experiment
-from alutils.metrics import dice_score, jaccard_score, predicted_dice
+from alutils.metrics import dice_score, jaccard_score, mean_height, predicted_dice
 from alutils.model import unet_for
 from alutils.queries.clustered import chosen_cold_start
-from alutils.queries.select import Answer, Strategy, ask, chosen_of, sees_masks, tied_at_the_cut
+from alutils.queries.select import Answer, Strategy, ask, chosen_of, sees_masks, strategy_function, tied_at_the_cut
 from alutils.queries.view import Labelled, View
 from alutils.regions import CLICKED_MODES, dominant_labels, n_clicks, regions_of
 from alutils.rounds import (
@@ -249,7 +249,7 @@ def _view(run: _Run, state: RunState, draft: Draft) -> View:
         draft.line["round"],
         len(run.plan.sizes) - 1,
         run.kept,
-        masks=ImageView(train.masks, pool) if sees_masks(experiment, run.strategy) else None,
+        masks=ImageView(train.masks, pool) if sees_masks(strategy_function(experiment, run.strategy)) else None,
     )
 
 
@@ -303,9 +303,11 @@ def _train(run: _Run, state: RunState) -> Draft:
     """Step 4: a new round, from the last one's weights or from scratch."""
     experiment, labelled = run.experiment, state.labelled
     draft = Draft.of(len(state.rounds), labelled)
+    if state.rounds and state.predicted is None:  # after a stop
+        with run.phase("evaluation", draft):
+            *_, state.predicted = evaluate(state.model, run.splits.val, experiment)
     with run.phase("training", draft):
         trained_on = _with_pseudo_labels(run, state)
-        draft.before = _predicted(run, state.model) if state.rounds else None
     if not experiment.fine_tune:
         state.model = copy.deepcopy(run.initial)
     with run.phase("training", draft):
@@ -344,19 +346,21 @@ def _evaluate(run: _Run, state: RunState, draft: Draft) -> Draft:
     """
     splits, line = run.splits, draft.line
     with run.phase("evaluation", draft):
-        dice, predicted = evaluate(state.model, splits.val, run.experiment)
-        if draft.before is not None:
-            same = dice_score(_predicted(run, state.model), draft.before)
-            line["prediction_change"] = 1 - _mean(same)
+        dice, predicted, masks = evaluate(state.model, splits.val, run.experiment)
+        if state.predicted is not None:
+            line["prediction_change"] = 1 - _mean(dice_score(masks[:], state.predicted[:]))
+        state.predicted = masks
     line.update(val_dice=_mean(dice), val_dice_per_image=dice.tolist(), predicted_dice=_mean(predicted))
     with run.phase("test", draft):
-        dice, _ = evaluate(state.model, splits.test, run.experiment)
+        dice, *_ = evaluate(state.model, splits.test, run.experiment)
     line.update(test_dice=_mean(dice), test_jaccard=_mean(jaccard_score(dice)))
     line["test_thresholded_jaccard"] = _mean(jaccard_score(dice, threshold=0.65))
     line["test_dice_per_image"] = {"dice": dice.tolist()}
     if run.is_last(draft):
-        curves = [(r.n_labelled, r.test_dice_per_image) for r in state.rounds] + [(line["n_labelled"], dice)]
-        line["test_dice_per_image"] |= {"image_id": list(splits.test.ids), "area": _areas(curves)}
+        sizes = [*(done.n_labelled for done in state.rounds), line["n_labelled"]]
+        curves = torch.stack([*(done.test_dice_per_image for done in state.rounds), dice]).double().numpy()
+        table = pd.DataFrame({"image_id": splits.test.ids, "area": mean_height(np.array(sizes), curves)})
+        line["test_dice_per_image"] |= columns(table)
     if run.experiment.annotation in WRITING_MODES:
         with run.phase("audit", draft):
             line["audit"], draft.labelled = _review(run, state, state.model)
@@ -379,6 +383,7 @@ def _train_control(run: _Run, state: RunState, draft: Draft) -> None:
         indices=trained.indices,
         annotated=trained.human if belief else None,
         n_steps=experiment.control_steps,
+        progress=run.progress,
     )
     for name in ("val", "test"):
         line[f"control_{name}_dice"] = _mean(evaluate(model, getattr(run.splits, name), experiment)[0])
@@ -387,20 +392,8 @@ def _train_control(run: _Run, state: RunState, draft: Draft) -> None:
         line["audit"]["control_repeated_pixels"] = audit["repeated_pixels"]
 
 
-def _predicted(run: _Run, model: nn.Module) -> torch.Tensor:
-    """The predicted masks of the validation images, uint8, on the CPU."""
-    return (predict_probabilities(model, run.splits.val.images, run.experiment) >= 0.5).to(torch.uint8).cpu()
-
-
 def _mean(values: torch.Tensor) -> float:
     return values.double().mean().item()
-
-
-def _areas(curves: list[tuple[int, torch.Tensor]]) -> list[float | None]:
-    """The mean height of each image's curve of Dice over the labelled images; None for a single point."""
-    n = np.array([n for n, _ in curves])
-    dice = torch.stack([dice for _, dice in curves]).double().numpy()
-    return (np.trapezoid(dice, n, axis=0) / np.ptp(n)).tolist() if len(n) > 1 else [None] * dice.shape[1]
 
 
 def _save(run: _Run, state: RunState, draft: Draft) -> Round:
@@ -462,19 +455,22 @@ def _by_cohort(audits: pd.DataFrame, cohorts: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"images": groups.size(), **sums, **means}).rename_axis("cohort").reset_index()
 
 
-def evaluate(model: nn.Module, split: Split, experiment: Experiment) -> tuple[torch.Tensor, torch.Tensor]:
-    """Dice of each image of ``split`` (eq. 4), and Dice as the model predicts it: float32 (n,), 0 to 1, on the CPU.
+def evaluate(model: nn.Module, split: Split, experiment: Experiment) -> tuple[torch.Tensor, torch.Tensor, PackedMasks]:
+    """Dice of each image of ``split`` (eq. 4), Dice as the model predicts it, and its masks (p >= 0.5), on the CPU.
+
+    Both Dice are float32 (n,), 0 to 1.
 
     Raises:
         TrainingDiverged: if a prediction is not a number.
     """
-    dice, predicted = [], []
+    dice, predicted, bits = [], [], []
     for chosen, p in probability_batches(model, split.images, experiment):
         if not p.isfinite().all():
             raise TrainingDiverged(f"the predictions for images {chosen.start} to {chosen.stop - 1} are not numbers")
         dice.append(dice_score(p, split.masks[chosen].to(p.device)))
         predicted.append(predicted_dice(p))
-    return torch.cat(dice).cpu(), torch.cat(predicted).cpu()
+        bits.append(PackedMasks.pack(p >= 0.5).bits)
+    return torch.cat(dice).cpu(), torch.cat(predicted).cpu(), PackedMasks(torch.cat(bits).cpu())
 
 
 def _with_bar(rounds: Iterator[Round], total: int) -> Iterator[Round]:

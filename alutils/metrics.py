@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from alutils.system.tensors import check_planes, check_probabilities, is_number
@@ -50,6 +51,17 @@ def jaccard_score(dice: torch.Tensor, *, threshold: float = 0.0) -> torch.Tensor
     """
     jaccard = dice / (2 - dice)
     return torch.where(jaccard >= threshold, jaccard, 0.0)
+
+
+def mean_height(n_labelled: np.ndarray, dice: np.ndarray) -> np.ndarray:
+    """The mean height of learning curves, ``dice`` (rounds, ...) over ``n_labelled`` (rounds,); NaN for a single round.
+
+    >>> mean_height(np.array([0, 1, 3]), np.array([0.0, 0.5, 1.0])).item()
+    0.5833333333333334
+    """
+    if len(n_labelled) == 1:
+        return np.full(dice.shape[1:], np.nan)
+    return np.trapezoid(dice, n_labelled, axis=0) / (n_labelled[-1] - n_labelled[0])
 
 
 def predicted_dice(probabilities: torch.Tensor) -> torch.Tensor:

@@ -142,13 +142,11 @@ class Draft:
         labelled: what it trains on; after its evaluation, the labels that the next round takes.
         asked: the queried images, which of their pixels the human labels, and how the model labels all of them; None
             until they are queried.
-        before: how the model predicted the validation images' masks before this round's training, uint8; None at first.
     """
 
     line: dict[str, Any]
     labelled: LabelledSet
     asked: LabelledSet | None = None
-    before: torch.Tensor | None = None
 
     @classmethod
     def of(cls, number: int, labelled: LabelledSet) -> Draft:
@@ -167,6 +165,7 @@ class RunState:
     model: nn.Module
     labelled: LabelledSet
     rounds: list[Round]
+    predicted: PackedMasks | None = None  # masks of the validation images by the last evaluation; not kept on disk
 
     @property
     def finished(self) -> bool:

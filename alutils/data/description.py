@@ -123,8 +123,10 @@ class Description(_Part):
     @model_validator(mode="after")
     def _check(self) -> Self:
         for name, pattern in (("id", self.id), ("group", self.group)):
+            if not isinstance(pattern, str):
+                continue
             try:
-                found = re.compile("(x)" if isinstance(pattern, Table | None) else pattern)
+                found = re.compile(pattern)
                 self.matcher("{id}")
             except re.error as error:
                 raise ValueError(f"{name}: {pattern!r} is no regular expression ({error})") from None

@@ -128,9 +128,10 @@ def _paired(root: Path, description: Description, names: dict[str, list[str]]) -
     for split, part in description.parts.items():
         pairs: dict[str, Pair] = {}
         ids: dict[str, str] = {}  # upper and lower case tell no images apart
-        mask_matcher, apart = description.matcher(part.masks), fixed_folder(part.images) != fixed_folder(part.masks)
-        for kind, pattern in (("image", part.images), ("mask", part.masks)):
-            folder, matcher = fixed_folder(pattern), description.matcher(pattern)
+        image_matcher, mask_matcher = description.matcher(part.images), description.matcher(part.masks)
+        apart = fixed_folder(part.images) != fixed_folder(part.masks)
+        for kind, pattern, matcher in (("image", part.images, image_matcher), ("mask", part.masks, mask_matcher)):
+            folder = fixed_folder(pattern)
             several = kind == "mask" and "*" in pattern.rpartition("/")[2]
             for name in names[folder]:
                 path, below = root / folder / name, f"{folder}/{name}".lstrip("/")

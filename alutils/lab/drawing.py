@@ -161,7 +161,7 @@ class Drawing:
         self._in_file = self.strokes.copy() if record else None
         self.n_strokes, self.pixels_changed = (record.n_strokes, record.pixels_changed) if record else (0, 0)
         self.seconds = record.seconds if record else 0.0
-        masks = list(accumulate(self.strokes, partial(_apply, where=request.where), initial=request.start))
+        masks = replay(request, self.strokes)
         self.mask, self._masks = masks[-1], [np.packbits(mask) for mask in masks]  # before each stroke and after it
         self._undone: list[Stroke] = []  # the last of them is the next for redo
 
@@ -295,12 +295,9 @@ class Drawing:
         return record
 
 
-def replay(request: Request, strokes: Sequence[Stroke]) -> np.ndarray:
-    """The mask that ``strokes`` make of ``request``, one after the other: bool (1, H, W)."""
-    mask = request.start
-    for stroke in strokes:
-        mask = _apply(mask, stroke, request.where)
-    return mask
+def replay(request: Request, strokes: Sequence[Stroke]) -> list[np.ndarray]:
+    """The mask that ``request`` starts with, and those after each of ``strokes``: bool (1, H, W)."""
+    return list(accumulate(strokes, partial(_apply, where=request.where), initial=request.start))
 
 
 def find_drawing(folder: str | Path, request: Request) -> tuple[DrawingRecord, np.ndarray] | None:

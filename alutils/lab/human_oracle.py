@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from alutils.annotation import AnnotationsNeeded, Oracle
 from alutils.data.splits import Split
-from alutils.lab.drawing import Request, file_stem, find_drawing, make_requests
+from alutils.lab.drawing import DrawingRecord, Request, file_stem, find_drawing, make_requests
 from alutils.lab.exchange import import_annotations
 from alutils.system.checks import DataError, expanded
 from alutils.system.files import replacing
@@ -79,13 +80,15 @@ class HumanOracle(Oracle):
         requests = make_requests(self._split, indices, where, suggestion, tau_u=self._tau_u)
         masks = torch.zeros(len(requests), *self._masks.shape[1:], dtype=torch.uint8)
         asked = [place for place, request in enumerate(requests) if request.n_decided]
-        if missing := [requests[i].id for i in asked if find_drawing(self.folder, requests[i]) is None]:
+        found = self._drawn(requests[i] for i in asked)
+        if missing := [requests[i].id for i, one in zip(asked, found, strict=True) if one is None]:
             self._write([requests[i] for i in asked], None if suggestion is None else suggestion[asked])
             if self.incoming is None or not self.incoming.exists():
                 raise AnnotationsNeeded(self.folder, missing)
             import_annotations(self, self.incoming)
-        for i in asked:
-            masks[i] = torch.from_numpy(find_drawing(self.folder, requests[i])[1] & requests[i].where)
+            found = self._drawn(requests[i] for i in asked)
+        for i, (_, mask) in zip(asked, found, strict=True):
+            masks[i] = torch.from_numpy(mask & requests[i].where)
         self._count(masks, where)
         return masks.to(self._masks.device)
 
@@ -109,6 +112,9 @@ class HumanOracle(Oracle):
         except Exception as error:  # damaged archives raise errors of many kinds
             remedy = "delete it and call run_active_learning again to ask anew"
             raise DataError(f"{path} cannot be used ({error}); {remedy}") from None
+
+    def _drawn(self, requests: Iterable[Request]) -> list[tuple[DrawingRecord, np.ndarray] | None]:
+        return [find_drawing(self.folder, request) for request in requests]
 
     def _write(self, requests: list[Request], suggestion: torch.Tensor | None) -> None:
         where = np.stack([request.where for request in requests])

@@ -89,10 +89,10 @@ def select_queries(
 def ask(view: View, strategy: Strategy | None = None) -> Answer:
     """What the strategy, by default the experiment's, says of the pool: step 1 of Fig. 1; errors as select_queries."""
     name = strategy_name(view.experiment, strategy)
-    if strategy is None and name not in STRATEGIES:
+    strategy = strategy_function(view.experiment, strategy)
+    if strategy is None:
         raise ConfigError(f"strategy: there is no '{name}'; {did_you_mean(name, list(STRATEGIES))}")
-    strategy = STRATEGIES[name] if strategy is None else strategy
-    if getattr(strategy, "sees_masks", False) and view.masks is None:
+    if sees_masks(strategy) and view.masks is None:
         raise ConfigError(
             f"strategy: '{name}' is a positive control, which needs the pool's masks; only a run has them"
         )
@@ -159,10 +159,14 @@ def check_dropout(
         )
 
 
-def sees_masks(experiment: Experiment, strategy: Strategy | None = None) -> bool:
-    """Whether the strategy, by default the experiment's, is a positive control that gets the pool's masks."""
-    strategy = STRATEGIES.get(experiment.strategy) if strategy is None else strategy
+def sees_masks(strategy: Strategy | None) -> bool:
+    """Whether the strategy is a positive control, which gets the pool's masks."""
     return getattr(strategy, "sees_masks", False)
+
+
+def strategy_function(experiment: Experiment, strategy: Strategy | None = None) -> Strategy | None:
+    """``strategy``, or the experiment's strategy if it is None; None where that is no strategy, but a baseline."""
+    return STRATEGIES.get(experiment.strategy) if strategy is None else strategy
 
 
 def strategy_name(experiment: Experiment, strategy: Strategy | None = None) -> str:

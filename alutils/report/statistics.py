@@ -9,6 +9,8 @@ import pandas as pd
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
+from alutils.metrics import mean_height
+
 
 class Difference(NamedTuple):
     """A mean difference with its 95 % interval (t distribution over seeds) and p value.
@@ -83,8 +85,7 @@ def bootstrap_interval(values: pd.Series, *, seed: int = 0, n_resamples: int = 2
 
 def area_under_curve(rounds: pd.DataFrame) -> float:
     """The mean height of a run's learning curve (``val_dice`` over ``n_labelled``); NaN for a single round."""
-    x, y = rounds["n_labelled"].to_numpy(), rounds["val_dice"].to_numpy()
-    return float(np.trapezoid(y, x) / (x[-1] - x[0])) if len(x) > 1 else np.nan
+    return float(mean_height(rounds["n_labelled"].to_numpy(), rounds["val_dice"].to_numpy()))
 
 
 def images_to_reach(rounds: pd.DataFrame, level: float) -> float:

@@ -14,7 +14,7 @@ from alutils.augment import normalize
 from alutils.data.splits import Split, Splits, picture_sums
 from alutils.experiment import Experiment
 from alutils.queries.registry import BASELINES, STRATEGIES
-from alutils.queries.select import Strategy, check_dropout, check_strategy, strategy_name
+from alutils.queries.select import Strategy, check_dropout, check_strategy, strategy_function, strategy_name
 from alutils.regions import CLICKED_MODES
 from alutils.rounds import COLD_START
 from alutils.runs.own_code import code_checksum
@@ -96,7 +96,9 @@ def build_network(
         model = network(experiment)
     _check_logits(function_name(network), model, image, experiment)
     needs_company(model, experiment.cold_start, experiment.batch_size, experiment.image_size)
-    check_dropout(_scorer(experiment, strategy), strategy_name(experiment, strategy), model, image, experiment)
+    check_dropout(
+        strategy_function(experiment, strategy), strategy_name(experiment, strategy), model, image, experiment
+    )
     return model
 
 
@@ -125,7 +127,7 @@ def run_identity(
     oracle: Oracle | None,
 ) -> dict[str, Any]:
     """Plain values that tell this run from others; ConfigError if the source of a function cannot be had."""
-    score = _scorer(experiment, strategy)
+    score = strategy_function(experiment, strategy)
     while hasattr(score, "inner"):  # a wrapper is in the strategy's name
         score = score.inner
     settings = {**experiment.model_dump(mode="json"), "strategy": strategy_name(experiment, strategy)}
@@ -154,11 +156,6 @@ def run_identity(
             "structure": sha256(repr([(k, tuple(v.shape)) for k, v in model.state_dict().items()]).encode())[:16],
         },
     }
-
-
-def _scorer(experiment: Experiment, strategy: Strategy | None) -> Strategy | None:
-    """The function that scores; None for a baseline."""
-    return STRATEGIES.get(experiment.strategy) if strategy is None else strategy
 
 
 def _annotator(oracle: Oracle, masks: torch.Tensor) -> dict[str, Any] | None:
