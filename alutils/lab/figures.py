@@ -72,16 +72,22 @@ def _picture(figure: Figure, fast: bool) -> bytes:
     picture = PIL.Image.open(drawn).convert("RGB")
     chart, photograph = io.BytesIO(), io.BytesIO()
     picture.quantize(256, dither=PIL.Image.Dither.NONE).save(chart, "PNG", optimize=True)
-    picture.save(photograph, "JPEG", quality=85, optimize=True)
+    picture.save(photograph, "JPEG", quality=75, optimize=True)
     return min(chart.getvalue(), photograph.getvalue(), key=len)
 
 
 def draw_image(axes: Axes, image: torch.Tensor, title: str = "") -> None:
     """Draw a picture without ticks: (3, H, W) in colour, uint8 or float, or (1, H, W) or (H, W) in grey, 0 to 1."""
     pixels = image.detach().cpu().squeeze(0).numpy()
-    axes.imshow(pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels, cmap="gray", vmin=0, vmax=1)
+    pixels = pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation=_interpolation(pixels))
     axes.set_title(title, fontsize=9)
     axes.set_axis_off()
+
+
+def _interpolation(pixels: np.ndarray) -> str:
+    """Small pictures are enlarged pixel by pixel, without blur; large ones are shrunk without stray patterns."""
+    return "nearest" if len(pixels) <= 128 else "auto"
 
 
 def draw_outline(axes: Axes, mask: torch.Tensor, colour: str, style: str = "solid", width: float = 1.5) -> None:
@@ -132,7 +138,8 @@ def contact_sheet(
         predictions: probabilities or masks (N, 1, H, W).
     """
     n_rows = -(-len(images) // n_columns)
-    size = (1.5 * n_columns, 1.7 * n_rows)
+    side = 9.5 / n_columns
+    size = (9.5, (side + 0.2) * n_rows)
     figure, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="tight")
     for i, place in enumerate(axes.flat):
         place.set_axis_off()
@@ -152,7 +159,8 @@ def draw_pictures(axes: Axes, pictures: Mapping[str, np.ndarray], n_columns: int
     axes.set_axis_off()
     for i, (title, picture) in enumerate(pictures.items()):
         left, top = (i % n_columns) * (width + gap), (i // n_columns) * (height + head)
-        axes.imshow(picture, extent=(left, left + width, top + height, top))
+        extent = (left, left + width, top + height, top)
+        axes.imshow(picture, extent=extent, interpolation=_interpolation(picture))
         axes.text(left + width / 2, top - 0.03 * height, title, fontsize=9, ha="center", va="bottom")
     n_rows = -(-len(pictures) // n_columns)
     axes.set(xlim=(0, n_columns * (width + gap) - gap), ylim=(n_rows * (height + head) - head, -head))
