@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import statistics
 from pathlib import Path
 
@@ -73,6 +74,15 @@ def test_it_takes_the_common_parameters(path):
     (cell,) = [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
     names = {line.split(" = ")[0] for line in cell.source.splitlines()}
     assert {"profile", "data_root", "seed", "device", "output_dir", "overrides"} <= names
+
+
+def test_notebook_3_looks_at_the_model_that_notebook_2_trained():
+    printed = {}
+    for name in ("02_model", "03_uncertainty"):
+        outputs = [output for cell in code_cells(ROOT / "notebooks" / f"{name}.ipynb") for output in cell.outputs]
+        text = "".join(output.get("text", "") for output in outputs)
+        printed[name] = re.findall(r"mean Dice on 128 test images (\d\.\d+)", text)
+    assert len(printed["02_model"]) == 1 and printed["02_model"] == printed["03_uncertainty"]
 
 
 def run(path, out, **parameters):
