@@ -1,6 +1,6 @@
 # make help        this list; make alone shows it too
 # make reproduce   set up, then run the batch on the CPU with the quick profile; writes runs/quick/ and figures/quick/
-# make plan        what make reproduce would run
+# make plan        what make reproduce would run, and how many seeds would decide the claims
 # make test        set up, then run all tests
 # make test-faults inject all faults and all bad input: 20 minutes, 20 GB in TMPDIR; writes results/faults.json
 # make audit       ask pip-audit for known vulnerabilities of the installed packages; needs the internet
@@ -48,6 +48,7 @@ reproduce: .venv/installed
 
 plan: .venv/installed
 	$(SNAKEMAKE) --dry-run --quiet rules host reason $(CONFIG)
+	$(BIN)/python workflow/seeds.py "runs/$(notdir $(basename $(PROFILE)))" "results/$(notdir $(basename $(PROFILE)))"
 
 test: .venv/installed
 	$(BIN)/ruff check
