@@ -89,7 +89,7 @@ def _judged(claim: dict[str, Any], by: str, arms: ByArm) -> pd.DataFrame:
             {
                 **{"claim": claim["claim"], "where": claim["where"], "by": by},
                 "difference": " - ".join([pair["one"], *([pair["other"]] if "other" in pair else [])]),
-                "paper": pair.get("paper", math.nan),
+                "paper": pair.get("paper", math.nan) if by != "area" else math.nan,  # it has no test curve
                 **{"effect": effect.mean, "low": max(low, effect.low), "high": min(high, effect.high)},
                 "p_holm": region.p_outside(its),
                 **{"seeds": effect.n_seeds, "detectable": effect.detectable},
