@@ -73,6 +73,20 @@ def judge(results: Results) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True).set_index("claim") if found else pd.DataFrame()
 
 
+def in_words(table: pd.DataFrame) -> str:
+    """The verdicts of :func:`judge` as a Markdown list, each with the interval that decides it or comes nearest."""
+    lines = []
+    for (claim, by), rows in table.groupby(["claim", "by"], sort=False):
+        row = rows.loc[rows["p_holm"] == rows["p_holm"].min()].iloc[0]
+        paper = f"; the paper: {row['paper']:+g}" if math.isfinite(row["paper"]) else ""
+        measure = "" if by == "dice" else f" (by {by})"
+        lines.append(
+            f"- **{row['verdict']}**{measure}: {claim} {row['difference'].replace('_', ' ')}: "
+            f"{row['effect']:.1f} [{row['low']:.1f}, {row['high']:.1f}]{paper}."
+        )
+    return "\n".join(lines)
+
+
 def _judged(claim: dict[str, Any], by: str, arms: ByArm) -> pd.DataFrame:
     region, aim = Region.of(claim["lies"]), PLAN["aim"][by]
     level = 0.9 if region.two_sided else 0.95

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from alutils.lab.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION
+from alutils.report.statistics import spread
 
 ARM_STYLES = {
     "random": (BLACK, "s", "dashed"),
@@ -17,23 +19,77 @@ ARM_STYLES = {
 }
 """Colour, marker and line style of each strategy, the same in all figures."""
 
+_COST_STYLES = [
+    *((colour, marker, "solid") for colour, marker in zip((BLACK, BLUE, VERMILION, GREEN), "so^D", strict=True)),
+    *((colour, marker, "dashed") for colour, marker in zip((ORANGE, PURPLE, BLUE, BLACK), "vPXd", strict=True)),
+]
+WHOSE = {"val_dice": "validation", "test_dice": "test"}
 
-def draw_learning_curves(axes: Axes, rounds: pd.DataFrame, full: pd.Series) -> None:
-    """Fig. 4: validation Dice over labelled images. Each strategy has a line (mean) and a band (worst to best seed).
+
+def draw_learning_curves(axes: Axes, rounds: pd.DataFrame, full: pd.Series, value: str = "val_dice") -> None:
+    """Fig. 4: Dice over labelled images. Each strategy has a line (mean) and a band (worst to best seed).
 
     Args:
         axes: to draw on.
-        rounds: ``strategy``, ``n_labelled`` and ``val_dice`` (0 to 1), of all seeds.
-        full: validation Dice of the full-data runs, 0 to 1, one per seed; empty: no level is drawn.
+        rounds: ``strategy``, ``n_labelled`` and ``value`` (0 to 1), of all seeds.
+        full: Dice of the full-data runs, 0 to 1, one per seed; empty: no level is drawn.
+        value: "val_dice" or "test_dice".
     """
     for strategy, group in rounds.groupby("strategy"):
         colour, marker, line = ARM_STYLES.get(strategy, ("gray", "x", "solid"))
-        _draw_dice(axes, group, colour, marker=marker, linestyle=line, label=strategy)
+        _draw_dice(axes, group, colour, value, marker=marker, linestyle=line, label=_spelled(strategy))
     if len(full):
         axes.axhline(100 * full.mean(), color="gray", linewidth=1, label="full data (mean)")
         axes.axhspan(100 * full.min(), 100 * full.max(), color="gray", alpha=0.12, linewidth=0)
-    axes.set(xlabel="labelled images", ylabel="validation Dice (%)")
+    axes.set(xlabel="labelled images", ylabel=f"{WHOSE[value]} Dice (%)")
     axes.legend(frameon=False, fontsize=8)
+
+
+def zoom_on_the_end(axes: Axes, rounds: pd.DataFrame, value: str = "val_dice", share: float = 0.6) -> None:
+    """Limit the height to the last ``share`` of the rounds, where curves lie close together."""
+    late = rounds[rounds["round"] >= (1 - share) * rounds["round"].max()]
+    lowest, highest = 100 * late[value].min(), 100 * rounds[value].max()
+    axes.set_ylim(lowest - 0.1 * (highest - lowest), highest + 0.1 * (highest - lowest))
+
+
+def draw_differences(axes: Axes, rounds: pd.DataFrame, baseline: str = "random", value: str = "val_dice") -> None:
+    """Below Fig. 4: each strategy minus the baseline, paired by seed, with a 95 % interval over seeds at each round.
+
+    ``rounds`` are those of :func:`draw_learning_curves`. The intervals hold round by round, not for a whole curve.
+    """
+    tables = {
+        strategy: group.pivot_table(index="seed", columns="n_labelled", values=value)
+        for strategy, group in rounds.groupby("strategy")
+    }
+    others = [strategy for strategy in tables if strategy != baseline]
+    for k, strategy in enumerate(others):
+        both = 100 * (tables[strategy] - tables[baseline]).dropna()
+        found = pd.DataFrame([spread(both[n]).difference()[:3] for n in both], both.columns, ["mean", "low", "high"])
+        colour, marker, line = ARM_STYLES.get(strategy, ("gray", "x", "solid"))
+        step = np.diff(both.columns).min(initial=10) if len(both.columns) > 1 else 10
+        x = found.index + 0.12 * step * (k - (len(others) - 1) / 2)  # side by side
+        axes.errorbar(
+            x, found["mean"], [found["mean"] - found["low"], found["high"] - found["mean"]], color=colour,
+            marker=marker, linestyle=line, markersize=4, linewidth=1, elinewidth=0.8, capsize=2,
+        )  # fmt: skip
+    axes.axhline(0, color=ARM_STYLES["random"][0], linestyle="dashed", linewidth=1)
+    axes.set(xlabel="labelled images", ylabel=f"minus {_spelled(baseline)}\n(Dice points)")
+
+
+def draw_costs(axes: Axes, costs: pd.DataFrame, currency: str) -> None:
+    """Test Dice over what the annotation has cost so far: a line per arm, means over the seeds.
+
+    Args:
+        axes: to draw on.
+        costs: from :func:`alutils.report.tables.costs`.
+        currency: one of its columns.
+    """
+    for k, (arm, group) in enumerate(costs.groupby("arm", sort=False)):
+        means = group.groupby("round")[[currency, "test_dice"]].mean()
+        colour, marker, line = _COST_STYLES[k % len(_COST_STYLES)]
+        axes.plot(means[currency], 100 * means["test_dice"], color=colour, marker=marker, linestyle=line,
+                  markersize=4, label=_spelled(arm))  # fmt: skip
+    axes.set(xlabel=currency, ylabel="test Dice (%)")
 
 
 def draw_annotation_curves(upper: Axes, lower: Axes, rounds: pd.DataFrame, annotations: pd.DataFrame) -> None:
@@ -56,7 +112,13 @@ def draw_annotation_curves(upper: Axes, lower: Axes, rounds: pd.DataFrame, annot
     lower.legend(frameon=False, fontsize=8)
 
 
-def _draw_dice(axes: Axes, rounds: pd.DataFrame, colour: str, *, band: float = 0.12, **line: str) -> None:
-    dice = 100 * rounds.groupby("n_labelled")["val_dice"].agg(["mean", "min", "max"])
+def _draw_dice(
+    axes: Axes, rounds: pd.DataFrame, colour: str, value: str = "val_dice", *, band: float = 0.12, **line: str
+) -> None:
+    dice = 100 * rounds.groupby("n_labelled")[value].agg(["mean", "min", "max"])
     axes.plot(dice.index, dice["mean"], color=colour, markersize=4, **line)
     axes.fill_between(dice.index, dice["min"], dice["max"], color=colour, alpha=band, linewidth=0)
+
+
+def _spelled(arm: str) -> str:
+    return arm.replace("_", " ")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from alutils.experiment import TAU_B, TAU_U, same_run
+from alutils.report.endpoints import arm_names
 from alutils.report.statistics import area_under_curve, bootstrap_interval, images_to_reach
 from alutils.system.files import write_csv, write_text
 
@@ -123,6 +124,33 @@ def table_modes(results: Mapping[str, pd.DataFrame], tau_u: float = 0.25, tau_b:
         }
     )
     return table.sort_values("dice", ascending=False)
+
+
+COSTS = ("labelled images", "pixels verified, in whole images", "clicks")
+"""The columns of :func:`costs` that say what a labelled set took."""
+
+
+def costs(results: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> pd.DataFrame:
+    """What the labelled set of each round took, the cold start included, and the test Dice that it gave.
+
+    Args:
+        results: from :func:`alutils.runs.collect.load_results`.
+        arms: names of :func:`alutils.report.endpoints.arm_names`; the order of the rows.
+
+    Returns:
+        One row per run and round: ``arm``, ``seed``, ``round``, :data:`COSTS` (sums over the labelled set), test Dice.
+    """
+    annotations = results["annotations"]
+    n = annotations.get("images", 1)  # means over as many images, or one image each
+    taken = annotations[["run", "round"]].assign(
+        **{COSTS[1]: n * annotations["verify_percent"] / 100, COSTS[2]: n * annotations["clicks"]}
+    )
+    sums = taken.groupby(["run", "round"]).sum().groupby("run").cumsum().reset_index()
+    rounds = results["rounds"][["run", "round", "n_labelled", "test_dice"]].rename(columns={"n_labelled": COSTS[0]})
+    runs = results["runs"].assign(arm=arm_names(results["runs"]))[["run", "arm", "seed"]]
+    table = runs.merge(rounds, on="run").merge(sums, on=["run", "round"])
+    table["arm"] = pd.Categorical(table["arm"], [arm for arm in arms if arm in set(table["arm"])])
+    return table.dropna(subset=["arm", "test_dice"]).sort_values(["arm", "seed", "round"], ignore_index=True)
 
 
 def cells(runs: pd.DataFrame) -> pd.Series:
