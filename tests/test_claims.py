@@ -8,8 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from alutils.report.claims import NOT_SUPPORTED, PLAN, SUPPORTED, UNDECIDED, Region, judge
+from alutils.report.claims import NOT_SUPPORTED, PLAN, SUPPORTED, UNDECIDED, Region, in_words, judge
 from alutils.report.endpoints import ENDPOINTS, arm_names, by_arm
+from alutils.report.forest import draw_forest
+from alutils.report.readings import compare_readings
+from alutils.report.tables import costs
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPERS = {"random": 0.85, "least_confidence": 0.87, "entropy": 0.86, "mc_dropout": 0.838, "full": 0.83}
@@ -135,3 +138,52 @@ def test_the_plan_says_how_many_seeds_it_takes_from_the_first_folder_with_runs(t
     assert int(line.split()[-1]) >= 2
     seeds.main([str(tmp_path)])
     assert f"there is no finished run below {tmp_path}" in capsys.readouterr().out
+
+
+def test_the_verdicts_in_words_name_the_difference_that_decides():
+    table = judge(make_results(8, {"mc_dropout": 0.9}))
+    best = next(line for line in in_words(table).splitlines() if "is the best strategy" in line)
+    assert best.startswith("- **not supported**: ") and "least confidence - mc dropout: -2.9 [" in best
+    assert in_words(judge(make_results(0))) == ""
+
+
+def test_the_forest_shows_each_interval_and_where_it_is_claimed_to_lie():
+    table = judge(make_results(8))
+    figure = draw_forest(table)
+    dice = figure.axes[0]
+    labels = [label.get_text() for label in dice.get_yticklabels()]
+    assert len(labels) == table["by"].isin(["dice", "area", "dice at 30 %"]).sum()
+    first = table.iloc[0]
+    y = dice.get_yticks()[labels.index("least confidence - random")]
+    ends = [line.get_xdata() for line in dice.get_lines() if len(line.get_xdata()) == 2 and line.get_ydata()[0] == y]
+    assert np.allclose(ends, [[first["low"], first["high"]]])
+    claimed = next(bar for bar in dice.patches if bar.get_y() < y < bar.get_y() + bar.get_height())
+    assert claimed.get_x() == 0 and claimed.get_x() + claimed.get_width() == dice.get_xlim()[1]
+    wide = draw_forest(judge(make_results(2, noise=0.05))).axes[0]
+    assert max(abs(x) for x in wide.get_xlim()) < 40  # two seeds give intervals of a hundred points
+
+
+def test_costs_add_up_over_the_rounds_and_means_count_for_their_images():
+    results = make_results(1)
+    its = results["annotations"].assign(verify_percent=50.0)
+    single = costs(results | {"annotations": its}, ["least_confidence", "partial-0.25-0.5"])
+    assert single["arm"].cat.categories.tolist() == ["least_confidence", "partial-0.25-0.5"]
+    assert single.query("arm == 'least_confidence'")["clicks"].tolist() == [20, 40, 60]
+    means = costs(results | {"annotations": its.assign(images=10)}, ["least_confidence"])
+    assert means["pixels verified, in whole images"].tolist() == [5, 10, 15]
+
+
+def test_a_reading_without_runs_of_the_baseline_is_compared_with_the_defaults():
+    def of(arms, n_seeds=3, **changes):
+        results = {name: table.copy() for name, table in make_results(n_seeds, changes).items()}
+        results["rounds"]["val_dice"] = results["rounds"]["test_dice"] - 0.1
+        full = results["runs"].query("annotation == 'full'")["run"]
+        return {name: table[table["strategy"].isin(arms) & table["run"].isin(full)] for name, table in results.items()}
+
+    both = ["random", "least_confidence"]
+    table = compare_readings(
+        {"default": of(both), "band": of(["least_confidence"], least_confidence=0.9), "none yet": of(["random"])}
+    )
+    assert table["label"].tolist() == ["default", "band"] and table["seeds"].tolist() == [3, 3]
+    assert table["effect"].tolist() == pytest.approx([2, 5], abs=0.5)
+    assert table["val_dice"].tolist() == pytest.approx([75, 75], abs=0.5)

@@ -14,8 +14,11 @@ from alutils.report.statistics import Spread, holm, paired, spread
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED, TOO_FEW = "supported", "not supported", "undecided", "too few seeds"
 PLAN: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8"))
-MARGIN = 1.0
-"""Dice points within which results count as similar: the paper's tables are rounded to one."""
+COLUMNS = (
+    "claim", "where", "by", "difference", "paper", "effect", "low", "high", "p_holm", "seeds", "detectable",
+    "seeds_wanted", "claimed", "verdict",
+)  # fmt: skip
+"""Of :func:`judge`."""
 
 
 class Region(NamedTuple):
@@ -70,7 +73,7 @@ def judge(results: Results) -> pd.DataFrame:
         for by in claim["by"]
         if not (table := _judged(claim, by, endpoints[by])).empty
     ]
-    return pd.concat(found, ignore_index=True).set_index("claim") if found else pd.DataFrame()
+    return pd.concat(found or [pd.DataFrame(columns=COLUMNS)], ignore_index=True).set_index("claim")
 
 
 def in_words(table: pd.DataFrame) -> str:
@@ -110,7 +113,7 @@ def _judged(claim: dict[str, Any], by: str, arms: ByArm) -> pd.DataFrame:
                 **{"seeds_wanted": its.seeds_for(aim, level), "claimed": claim["lies"]},
             }
         )
-    table = pd.DataFrame(rows).astype({"seeds_wanted": "Int64", "paper": float})
+    table = pd.DataFrame(rows, columns=COLUMNS).astype({"seeds_wanted": "Int64", "paper": float})
     table["p_holm"] = holm(table["p_holm"])
     return table.assign(verdict=_verdict(table, region))
 

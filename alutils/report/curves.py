@@ -62,17 +62,20 @@ def draw_differences(axes: Axes, rounds: pd.DataFrame, baseline: str = "random",
         for strategy, group in rounds.groupby("strategy")
     }
     others = [strategy for strategy in tables if strategy != baseline]
+    largest = 0.8
     for k, strategy in enumerate(others):
         both = 100 * (tables[strategy] - tables[baseline]).dropna()
         found = pd.DataFrame([spread(both[n]).difference()[:3] for n in both], both.columns, ["mean", "low", "high"])
         colour, marker, line = ARM_STYLES.get(strategy, ("gray", "x", "solid"))
         step = np.diff(both.columns).min(initial=10) if len(both.columns) > 1 else 10
+        largest = max(largest, found["mean"].abs().max())
         x = found.index + 0.12 * step * (k - (len(others) - 1) / 2)  # side by side
         axes.errorbar(
             x, found["mean"], [found["mean"] - found["low"], found["high"] - found["mean"]], color=colour,
             marker=marker, linestyle=line, markersize=4, linewidth=1, elinewidth=0.8, capsize=2,
         )  # fmt: skip
     axes.axhline(0, color=ARM_STYLES["random"][0], linestyle="dashed", linewidth=1)
+    axes.set_ylim(-2.5 * largest, 2.5 * largest)  # intervals of a few seeds would hide the means
     axes.set(xlabel="labelled images", ylabel=f"minus {_spelled(baseline)}\n(Dice points)")
 
 

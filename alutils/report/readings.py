@@ -17,7 +17,7 @@ def compare_readings(
 
     Args:
         readings: the results of each reading by its name, the default first. Where a reading has no run of ``other``,
-            because nothing about it changes, the default's runs stand for it.
+            because nothing about it changes, the default's runs stand for it. Readings without ``one`` are left out.
         one, other: arms, see :func:`alutils.report.endpoints.arm_names`.
         by: "dice" or "area".
 
@@ -29,6 +29,8 @@ def compare_readings(
     rows = []
     for name, results in readings.items():
         arms = by_arm(results, by)
+        if one not in arms:
+            continue
         missing = other not in arms
         baseline = by_arm(default, by)[other] if missing else arms[other]
         found = spread(paired(arms[one], baseline)).difference()

@@ -148,9 +148,9 @@ def costs(results: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> pd.DataFr
     sums = taken.groupby(["run", "round"]).sum().groupby("run").cumsum().reset_index()
     rounds = results["rounds"][["run", "round", "n_labelled", "test_dice"]].rename(columns={"n_labelled": COSTS[0]})
     runs = results["runs"].assign(arm=arm_names(results["runs"]))[["run", "arm", "seed"]]
-    table = runs.merge(rounds, on="run").merge(sums, on=["run", "round"])
+    table = runs[runs["arm"].isin(arms)].merge(rounds, on="run").merge(sums, on=["run", "round"])
     table["arm"] = pd.Categorical(table["arm"], [arm for arm in arms if arm in set(table["arm"])])
-    return table.dropna(subset=["arm", "test_dice"]).sort_values(["arm", "seed", "round"], ignore_index=True)
+    return table.dropna(subset="test_dice").sort_values(["arm", "seed", "round"], ignore_index=True)
 
 
 def cells(runs: pd.DataFrame) -> pd.Series:
