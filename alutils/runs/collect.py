@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,17 +97,38 @@ def load_diverged(folder: str | Path, *, only: str | Mapping[str, Any] = "") -> 
     return pd.DataFrame(rows, columns=["run", *names, "round", "message"])
 
 
-def write_results(folder: str | Path, runs: str | Path) -> None:
-    """Collect the finished runs of the folder ``runs`` into a few small files, which :func:`load_results` reads too.
+def finished_records(folder: str | Path) -> dict[str, Record]:
+    """What is known of the finished runs of a folder, collected or not, without their rounds: records by run.
+
+    >>> finished_records("nowhere")
+    {}
+    """
+    folder = expanded("folder", folder)
+    if (folder / RUNS).exists():
+        return {record.pop("run"): with_architecture(record) for record in _collected(folder, RUNS)}
+    return {run: record for run, record in _records(folder).items() if record["status"] == "finished"}
+
+
+def write_results(folder: str | Path, *sources: str | Path, only: Collection[str] | None = None) -> None:
+    """Collect finished runs into a few small files, which :func:`load_results` reads too.
 
     The same runs give the same bytes. The losses of single steps, and the Dice of single images but the test images' in
     the last round, are left out: no table is made of them.
+
+    Args:
+        folder: to write to; it may be one of the sources, which are read before.
+        sources: folders of runs and of collected results; a run that several have is taken from the last of them.
+        only: names of runs; all by default.
 
     Raises:
         RecordsError: as :func:`load_results`.
         CannotWrite: if a file cannot be written.
     """
-    folder, found = expanded("folder", folder), _pooled(expanded("runs", runs))
+    folder, found = expanded("folder", folder), {}
+    for source in sources:
+        found |= _finished(expanded("sources", source), empty=True)
+    found = {run: found[run] for run in sorted(found) if only is None or run in only}
+    _refuse_mixture(folder, _settings({run: record for run, (record, _) in found.items()}))
     records = _json_lines((run, record) for run, (record, _) in found.items())
     rounds = _json_lines((run, line) for run, (_, lines) in found.items() for line in lines)
     # Without the time in its header, the same rounds give the same bytes
@@ -125,7 +146,7 @@ def _json_lines(values: Iterable[tuple[str, Record]]) -> bytes:
     return "".join(json.dumps(value, allow_nan=False) + "\n" for value in kept).encode()
 
 
-def _finished(folder: Path) -> Runs:
+def _finished(folder: Path, *, empty: bool = False) -> Runs:
     if (folder / RUNS).exists():
         runs: Runs = {record.pop("run"): (with_architecture(record), []) for record in _collected(folder, RUNS)}
         for line in _collected(folder, ROUNDS):
@@ -133,7 +154,7 @@ def _finished(folder: Path) -> Runs:
         return runs
     records = _records(folder)
     finished = {run: record for run, record in records.items() if record["status"] == "finished"}
-    if not finished:
+    if not finished and not empty:
         raise RecordsError(f"there is no finished run below {folder.absolute()}; {len(records)} are unfinished")
     return {run: (record, read_rounds(folder / run, record)) for run, record in finished.items()}
 
