@@ -110,7 +110,7 @@ def table_modes(results: Mapping[str, pd.DataFrame], tau_u: float = 0.25, tau_b:
     runs = results["runs"].query("strategy == 'least_confidence'")
     same = (cells(runs) == same_run(tau_u, tau_b)) & (runs["annotation"] == "partial")
     runs = runs[(runs["annotation"] == "full") | same | ((runs["tau_u"] == tau_u) & (runs["tau_b"] == tau_b))]
-    clicks = results["annotations"].query("round > 0").groupby("run")["clicks"].mean()
+    clicks = results["annotations"].query("round > 0").pipe(mean_per_image, "clicks")
     groups = runs.assign(clicks=runs["run"].map(clicks)).groupby("annotation")
     table = pd.DataFrame(
         {
@@ -123,6 +123,12 @@ def table_modes(results: Mapping[str, pd.DataFrame], tau_u: float = 0.25, tau_b:
         }
     )
     return table.sort_values("dice", ascending=False)
+
+
+def mean_per_image(annotations: pd.DataFrame, cost: str) -> pd.Series:
+    """The mean of a cost over the images of each run, from the means of its rounds ("annotations"), by run."""
+    totals = annotations["images"] * annotations[cost]
+    return totals.groupby(annotations["run"]).sum() / annotations.groupby("run")["images"].sum()
 
 
 def cells(runs: pd.DataFrame) -> pd.Series:
