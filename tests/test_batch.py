@@ -234,7 +234,7 @@ def test_data_that_no_description_fits_are_refused_before_any_job(tmp_path):
 def test_a_notebook_run_by_hand_writes_where_no_batch_reads():
     parameters = {"overrides": "{n_synthetic: [4, 2, 2]}", "device": "cpu"}
     folder = open_workspace("04_image_al", **parameters).output_dir.relative_to(RUNS_DIR)
-    for profile in ("quick", "paper", "small"):
+    for profile in ("quick", "paper", "study"):
         assert not folder.is_relative_to(Path(Batch({"profile": profile}).runs).relative_to("runs"))
 
 

@@ -35,9 +35,14 @@ def make_run(arm, seed, dice, cell=None, clicks=20.0, positive=4.0):
     ]
     return {
         "runs": [head | settings | {"n_labelled": labelled[-1], "test_dice": dice}],
-        "rounds": [head | {"round": k, "n_labelled": n, "test_dice": dice} for k, n in rows],
-        "annotations": [head | {"round": k, "positive_percent": positive, "clicks": clicks} for k, _ in rows],
-        "queries": [head | {"round": k, "lesion_area_percent": 20.0} for k, _ in rows[:-1]],
+        "rounds": [
+            head | {"round": k, "n_labelled": n, "test_dice": dice, "lesion_area_percent": 20.0 if k < 2 else math.nan}
+            for k, n in rows
+        ],
+        "annotations": [
+            head | {"round": k, "images": 10, "verify_percent": 50.0, "positive_percent": positive, "clicks": clicks}
+            for k, _ in rows
+        ],
         "test_dice": images,
     }
 
@@ -105,7 +110,7 @@ def test_claims_without_runs_are_left_out_and_nothing_leaves_what_is_possible():
 def test_the_queries_of_a_round_are_annotated_in_the_next():
     results = make_results(1)
     results["annotations"]["positive_percent"] = results["annotations"]["round"].astype(float)
-    results["queries"]["lesion_area_percent"] = 10.0 + results["queries"]["round"]
+    results["rounds"]["lesion_area_percent"] = 10.0 + results["rounds"]["round"]
     assert by_arm(results, "positive")["random"].tolist() == [2]  # of rounds 0 to 2, the second half is round 2
     assert by_arm(results, "share")["random"].tolist() == [pytest.approx(100 * 2 / 11)]  # queried after round 1
 
@@ -165,12 +170,11 @@ def test_the_forest_shows_each_interval_and_where_it_is_claimed_to_lie():
 
 def test_costs_add_up_over_the_rounds_and_means_count_for_their_images():
     results = make_results(1)
-    its = results["annotations"].assign(verify_percent=50.0)
-    single = costs(results | {"annotations": its}, ["least_confidence", "partial-0.25-0.5"])
-    assert single["arm"].cat.categories.tolist() == ["least_confidence", "partial-0.25-0.5"]
-    assert single.query("arm == 'least_confidence'")["clicks"].tolist() == [20, 40, 60]
-    means = costs(results | {"annotations": its.assign(images=10)}, ["least_confidence"])
-    assert means["pixels verified, in whole images"].tolist() == [5, 10, 15]
+    table = costs(results, ["least_confidence", "partial-0.25-0.5"])
+    assert table["arm"].cat.categories.tolist() == ["least_confidence", "partial-0.25-0.5"]
+    its = table.query("arm == 'least_confidence'")
+    assert its["clicks"].tolist() == [200, 400, 600]
+    assert its["pixels verified, in whole images"].tolist() == [5, 10, 15]
 
 
 def test_a_reading_without_runs_of_the_baseline_is_compared_with_the_defaults():

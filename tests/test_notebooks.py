@@ -157,7 +157,7 @@ def test_the_results_of_runs_are_tables_figures_and_a_summary_that_lists_what_di
     notebook = run(RESULTS, tmp_path, runs=str(tmp_path / "runs"))
 
     shown = json.dumps([cell.get("outputs", []) for cell in notebook.cells])
-    assert "this run, profile quick, synthetic images" in shown and "recorded: photographs" in shown
+    assert "this run, profile quick, synthetic images" in shown and "recorded: synthetic images" in shown
     made = {path.name for path in (tmp_path / "files").iterdir()}
     stems = {"table1", "table2", "modes", "claims", "ledger"}
     assert {f"{stem}{suffix}" for stem in stems for suffix in (".csv", ".md")} < made

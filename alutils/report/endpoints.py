@@ -58,6 +58,12 @@ def by_arm(results: Results, endpoint: str) -> ByArm:
     return {arm: group.set_index("seed")["value"] for arm, group in table.groupby("arm")}
 
 
+def mean_per_image(annotations: pd.DataFrame, cost: str) -> pd.Series:
+    """The mean of a cost over the images of each run, from the means of its rounds ("annotations"), by run."""
+    totals = annotations["images"] * annotations[cost]
+    return totals.groupby(annotations["run"]).sum() / annotations.groupby("run")["images"].sum()
+
+
 def _dice_of_few(results: Results) -> pd.Series:
     n_train = results["rounds"]["run"].map(results["runs"].set_index("run")["n_train"])
     rounds = results["rounds"].assign(off=(results["rounds"]["n_labelled"] / n_train - FEW_IMAGES).abs())
@@ -65,23 +71,27 @@ def _dice_of_few(results: Results) -> pd.Series:
     return 100 * nearest["test_dice"].astype(float)
 
 
-def _late(results: Results, table: str, column: str) -> pd.Series:
-    """The mean over the queries of the second half; the queries of a round are annotated in the next."""
-    rows = results[table].assign(query=results[table]["round"] + (table == "queries"))
+def _late(results: Results, cost: str) -> pd.Series:
+    """The mean cost per image annotated after the queries of the second half, by run."""
+    annotations = results["annotations"]
     last = results["rounds"].groupby("run")["round"].max()
-    return rows[rows["query"] > rows["run"].map(last) / 2].groupby("run")[column].mean()
+    return mean_per_image(annotations[annotations["round"] > annotations["run"].map(last) / 2], cost)
 
 
 def _share(results: Results) -> pd.Series:
-    lesions = _late(results, "queries", "lesion_area_percent")
-    return 100 * _late(results, "annotations", "positive_percent") / lesions
+    """What is positive of the lesions, %; the images queried after a round are annotated for the next."""
+    queried = results["rounds"][["run", "round", "lesion_area_percent"]]
+    queried = queried.assign(round=queried["round"] + 1)
+    annotations = results["annotations"].merge(queried, on=["run", "round"])
+    late = results | {"annotations": annotations}
+    return 100 * _late(late, "positive_percent") / _late(late, "lesion_area_percent")
 
 
 _PER_IMAGE = {"dice": "dice", "area": "area"}
 _PER_RUN: dict[str, Callable[[Results], pd.Series]] = {
     "dice at 30 %": _dice_of_few,
-    "positive": lambda results: _late(results, "annotations", "positive_percent"),
+    "positive": lambda results: _late(results, "positive_percent"),
     "share": _share,
-    "clicks": lambda results: _late(results, "annotations", "clicks"),
+    "clicks": lambda results: _late(results, "clicks"),
 }
 ENDPOINTS = (*_PER_IMAGE, *_PER_RUN)

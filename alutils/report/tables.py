@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from alutils.experiment import TAU_B, TAU_U, same_run
-from alutils.report.endpoints import arm_names
+from alutils.report.endpoints import arm_names, mean_per_image
 from alutils.report.statistics import area_under_curve, bootstrap_interval, images_to_reach
 from alutils.system.files import write_csv, write_text
 
@@ -111,7 +111,7 @@ def table_modes(results: Mapping[str, pd.DataFrame], tau_u: float = 0.25, tau_b:
     runs = results["runs"].query("strategy == 'least_confidence'")
     same = (cells(runs) == same_run(tau_u, tau_b)) & (runs["annotation"] == "partial")
     runs = runs[(runs["annotation"] == "full") | same | ((runs["tau_u"] == tau_u) & (runs["tau_b"] == tau_b))]
-    clicks = results["annotations"].query("round > 0").groupby("run")["clicks"].mean()
+    clicks = results["annotations"].query("round > 0").pipe(mean_per_image, "clicks")
     groups = runs.assign(clicks=runs["run"].map(clicks)).groupby("annotation")
     table = pd.DataFrame(
         {
@@ -141,9 +141,9 @@ def costs(results: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> pd.DataFr
         One row per run and round: ``arm``, ``seed``, ``round``, :data:`COSTS` (sums over the labelled set), test Dice.
     """
     annotations = results["annotations"]
-    n = annotations.get("images", 1)  # means over as many images, or one image each
+    totals = annotations[["verify_percent", "clicks"]].mul(annotations["images"], axis="index")
     taken = annotations[["run", "round"]].assign(
-        **{COSTS[1]: n * annotations["verify_percent"] / 100, COSTS[2]: n * annotations["clicks"]}
+        **{COSTS[1]: totals["verify_percent"] / 100, COSTS[2]: totals["clicks"]}
     )
     sums = taken.groupby(["run", "round"]).sum().groupby("run").cumsum().reset_index()
     rounds = results["rounds"][["run", "round", "n_labelled", "test_dice"]].rename(columns={"n_labelled": COSTS[0]})
