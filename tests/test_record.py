@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,12 +36,14 @@ def written(tmp_path, text=TINY):
     return tmp_path / "plan.yaml"
 
 
+def options(tmp_path):
+    return ("--plan", str(tmp_path / "plan.yaml"), "--results", str(tmp_path / "results"), "--device", "cpu")
+
+
 def command(tmp_path, *arguments, monkeypatch):
     monkeypatch.setenv("ALUTILS_RUNS", str(tmp_path / "runs"))
-    options = ("--plan", str(tmp_path / "plan.yaml"), "--results", str(tmp_path / "results"), "--device", "cpu")
-    return subprocess.run(
-        [sys.executable, str(ROOT / "workflow" / "record.py"), *arguments, *options], capture_output=True, text=True
-    )
+    words = [sys.executable, str(ROOT / "workflow" / "record.py"), *arguments, *options(tmp_path)]
+    return subprocess.run(words, capture_output=True, text=True)
 
 
 def test_the_plan_names_runs_of_settings_that_there_are():
@@ -120,6 +123,25 @@ def test_runs_are_made_collected_and_not_made_again(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").rename(tmp_path / "runs")
     assert command(tmp_path, "tiny", "--collect", monkeypatch=monkeypatch).returncode == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "results" / "tiny").iterdir()} == before
+    # A changed plan takes neither
+    written(tmp_path, TINY.replace("epochs: 1", "epochs: 2"))
+    assert "random-seed0 was made with other settings" in command(tmp_path, "tiny", monkeypatch=monkeypatch).stderr
+
+
+def test_a_kill_stops_the_runs_too_and_they_go_on(tmp_path, monkeypatch):
+    written(tmp_path, TINY.replace("n_queries: 1", "n_queries: 3").replace("epochs: 1", "epochs: 60"))
+    monkeypatch.setenv("ALUTILS_RUNS", str(tmp_path / "runs"))
+    words = [sys.executable, str(ROOT / "workflow" / "record.py"), "tiny", "--jobs", "2", *options(tmp_path)]
+    lines = tmp_path / "runs" / "results" / "tiny" / "random-seed0" / "rounds.jsonl"
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not lines.exists():
+            time.sleep(0.01)
+        process.terminate()
+        assert "stopped; the same command goes on" in process.communicate()[1] and process.returncode == 1
+    first = lines.read_bytes().splitlines()[0]
+    found = command(tmp_path, "tiny", monkeypatch=monkeypatch)  # at once: no process of the first one holds the folder
+    assert found.returncode == 0 and "2 of 2 runs" in found.stdout
+    assert lines.read_bytes().splitlines()[0] == first
 
 
 def test_runs_of_several_codes_or_precisions_are_refused(tmp_path):

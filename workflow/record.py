@@ -68,7 +68,7 @@ def main() -> int:
     except (ConfigError, DataError, RecordsError) as error:
         failed = [str(error)]
     if failed:
-        print(f"\n{len(failed)} failed:", *failed, sep="\n", file=sys.stderr)
+        print("", *failed, sep="\n", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -134,7 +134,7 @@ def _run_all(recordings: list[Recording], plan: RecordsPlan, options: argparse.N
             stopping.set()
             for process in tuple(processes):
                 process.terminate()
-            print("stopped; the same command goes on from here", flush=True)
+            failed.append("stopped; the same command goes on from here")
     return failed
 
 
@@ -159,11 +159,14 @@ def _refuse_to_mix(recording: Recording, plan: RecordsPlan, records: Records) ->
     for name, runs in values.items():
         if len(runs) > 1:
             lines = [f"{name} {value}: {listed(dict.fromkeys(found))}" for value, found in runs.items()]
-            remedy = "list the codes under same_code in the plan if they compute the same" if name == "code" else ""
+            remedy = {
+                "precision": "Record all on machines that compute alike",
+                "code": "Commit changes before recording, list codes that compute the same under same_code in the plan",
+            }
             raise RecordsError(
                 f"{recording.name}: the runs of a folder must have one {name}, and these differ:\n  "
                 + "\n  ".join(lines)
-                + f"\n{remedy or 'Record all on like machines'}, or move the runs that do not belong here away"
+                + f"\n{remedy[name]}, or move the runs that do not belong here away"
             )
 
 
@@ -180,12 +183,13 @@ def _refuse_other_pictures(recording: Recording, done: Records) -> None:
 
 
 def finished(recording: Recording, results: Path) -> Records:
-    """The recording's finished runs, as planned: those in runs/, and else those that ``results`` holds."""
-    found: Records = {}
-    for folder in (results / recording.name, RUNS_DIR / "results" / recording.name):
-        records = finished_records(folder) if folder.is_dir() else {}
-        found |= {run: record for run, record in records.items() if _planned(recording, run, record)}
-    return found
+    """The recording's finished runs: those in runs/, and else those that ``results`` holds with the plan's settings."""
+    runs = RUNS_DIR / "results" / recording.name
+    collected, found = finished_records(results / recording.name), finished_records(runs)
+    for run in found.keys() & recording.experiments.keys():
+        if not _planned(recording, run, found[run]):
+            raise RecordsError(f"{runs / run} was made with other settings than the plan's; move it away")
+    return {run: r for run, r in {**collected, **found}.items() if _planned(recording, run, r)}
 
 
 def _planned(recording: Recording, run: str, record: Mapping[str, Any]) -> bool:
@@ -214,27 +218,24 @@ def _collect(recording: Recording, plan: RecordsPlan, results: Path) -> list[str
 
 def _made_with(records: Records) -> str:
     last = [record["provenance"][-1] for record in records.values()]
-    return "; ".join(
-        ", ".join(sorted({str(start.get(name))[:40] for start in last})) for name in ("git_commit", "precision", "cpu")
-    )
+    lengths = {"git_commit": 8, "precision": None, "cpu": None}
+    return "; ".join(", ".join(sorted({str(start.get(name))[:n] for start in last})) for name, n in lengths.items())
 
 
 def _progress(recordings: list[Recording], results: Path) -> pd.DataFrame:
     """What is done and left per recording, and the hours of one core that the rest takes at the mean of those done."""
-    rows, mean = [], {}
+    done = {recording.name: finished(recording, results) for recording in recordings}
+    seconds: dict[str, list[float]] = {}
     for recording in recordings:
-        done = finished(recording, results)
-        seconds = [record["seconds"] for record in done.values()]
-        mean.setdefault(recording.profile, []).extend(seconds)
-        committed = finished_records(results / recording.name) if (results / recording.name).is_dir() else {}
-        rows.append((recording, done, seconds, sum(run in committed for run in done)))
-    table = []
-    for recording, done, seconds, collected in rows:
-        known, left = seconds or mean[recording.profile], len(recording.experiments) - len(done)
-        hours = left * sum(known) / len(known) / 3600 if known else float("nan")
-        cells = (recording.name, len(done), collected, left, round(hours, 1), _made_with(done))
-        table.append(dict(zip(("folder", "done", "collected", "left", "hours left", "made with"), cells, strict=True)))
-    return pd.DataFrame(table)
+        seconds.setdefault(recording.profile, []).extend(r["seconds"] for r in done[recording.name].values())
+    rows = []
+    for recording in recordings:
+        records, left = done[recording.name], len(recording.experiments) - len(done[recording.name])
+        known = [record["seconds"] for record in records.values()] or seconds[recording.profile] or [float("nan")]
+        collected = finished_records(results / recording.name).keys() & records.keys()
+        hours = round(left * sum(known) / len(known) / 3600, 1)
+        rows.append((recording.name, len(records), len(collected), left, hours, _made_with(records)))
+    return pd.DataFrame(rows, columns=["folder", "done", "collected", "left", "hours left", "made with"])
 
 
 if __name__ == "__main__":

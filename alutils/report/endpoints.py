@@ -59,7 +59,12 @@ def by_arm(results: Results, endpoint: str) -> ByArm:
 
 
 def mean_per_image(annotations: pd.DataFrame, cost: str) -> pd.Series:
-    """The mean of a cost over the images of each run, from the means of its rounds ("annotations"), by run."""
+    """The mean of a cost over the images of each run, from the means of its rounds ("annotations"), by run.
+
+    >>> rounds = pd.DataFrame({"run": ["a", "a"], "images": [1, 3], "clicks": [10.0, 2.0]})
+    >>> mean_per_image(rounds, "clicks").to_dict()
+    {'a': 4.0}
+    """
     totals = annotations["images"] * annotations[cost]
     return totals.groupby(annotations["run"]).sum() / annotations.groupby("run")["images"].sum()
 

@@ -99,8 +99,8 @@ def finished_records(folder: str | Path) -> dict[str, Record]:
 def write_results(folder: str | Path, *sources: str | Path, only: Collection[str] | None = None) -> None:
     """Collect finished runs into a few small files, which :func:`load_results` reads too.
 
-    The same runs give the same bytes. Numbers of rounds are rounded to 6 decimals, those of single images to 4; of the
-    starts of a run that was stopped the last one is kept.
+    The same runs give the same bytes. Numbers of runs and rounds are rounded to 6 decimals, those of single images and
+    the audit's to 4; of the starts of a run that was stopped the last one is kept.
 
     Args:
         folder: to write to; it may be one of the sources, which are read before.

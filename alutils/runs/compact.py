@@ -45,6 +45,9 @@ class Recorded:
         tables: by the names of :data:`DECIMALS`; each row begins with the name of its run. "rounds" has one row per
             round: the columns of :func:`alutils.rounds.run_tables`, the mean areas of the lesions queried after it,
             ``annotations.images`` annotated for it with the means of their cost, and ``seconds.`` by phase.
+
+    >>> Recorded.joined([Recorded(), Recorded()]).records
+    {}
     """
 
     records: dict[str, Record] = field(default_factory=dict)
@@ -143,9 +146,7 @@ def read_compact(folder: Path) -> Recorded:
     for name in DECIMALS:
         content = io.BytesIO(_content(folder, f"{name}.csv.gz"))
         texts = dict.fromkeys(("run", "image_id"), str)
-        tables[name] = pd.read_csv(
-            content, dtype=texts, keep_default_na=False, na_values=[""], float_precision="round_trip"
-        )
+        tables[name] = pd.read_csv(content, dtype=texts, keep_default_na=False, na_values=[""])
     return Recorded(read_compact_records(folder), tables)
 
 
@@ -169,7 +170,8 @@ def _content(folder: Path, name: str) -> bytes:
 def _flat(record: Record) -> Record:
     """A record as one row: settings and numbers by their names, other fields by dotted ones."""
     others = {key: record[key] for key in ("data", "network", *_OTHERS) if key in record}
-    return {**record["experiment"], **record["final"], **flat({**others, "provenance": record["provenance"][-1]})}
+    final = {name: round(value, DECIMALS["rounds"]) for name, value in record["final"].items()}
+    return {**record["experiment"], **final, **flat({**others, "provenance": record["provenance"][-1]})}
 
 
 def _nested(row: Mapping[str, str]) -> Record:
