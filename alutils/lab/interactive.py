@@ -53,11 +53,11 @@ class Explorer:
         return widgets
 
     def show(self, name: str, values: Sequence[Any]) -> None:
-        """Display it with its controls; where nobody can move them, with a slider over frames of 2 to 8 ``values``.
+        """Display it with its controls; where nobody can move them, with a slider over frames of up to 8 ``values``.
 
         ``name`` is the control that the frames move; its first value is one of ``values``.
         """
-        if is_interactive():
+        if is_interactive() or len(values) < 2:
             display(self)
         else:
             show_frames(
