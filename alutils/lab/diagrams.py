@@ -12,9 +12,10 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
 
-from alutils.lab.figures import BLACK, BLUE, GREEN, VERMILION
+from alutils.lab.figures import BLACK, BLUE, GREEN, PURPLE, VERMILION
 from alutils.uncertainty import binary_entropy, least_confidence, one_sided_entropy
 
 
@@ -61,33 +62,50 @@ def draw_loop() -> Figure:
 
 
 def draw_unet(shapes: pd.DataFrame) -> Figure:
-    """Draw the network as boxes: the encoder goes down, the decoder up, and larger feature maps have taller boxes.
+    """Draw the network as boxes joined by arrows, with a key: the encoder goes down, the decoder up, skips lead across.
 
     Args:
         shapes: ``channels`` and ``size`` of each stage, called "encoder 1", "decoder 1" and so on.
     """
     size = shapes["size"].max()
-    ends = pd.DataFrame({"channels": [3, 1], "size": [size, size]}, index=["image", "lesion logits"])
+    ends = pd.DataFrame({"channels": [3, 1], "size": [size, size]}, index=["image", "logits"])
     stages = pd.concat([ends[:1], shapes, ends[1:]])
-    depths = np.log2(size / stages["size"]).round()
-    figure, ax = plt.subplots(figsize=(9.5, 3.4), layout="constrained")
-    colours = {"encoder": BLUE, "decoder": GREEN}
-    places = {name: (x, -depth) for x, (name, depth) in enumerate(depths.items())}
+    places = {name: (x, -y) for x, (name, y) in enumerate(np.log2(size / stages["size"]).round().items())}
+    figure, ax = plt.subplots(figsize=(9.5, 4.4), layout="constrained")
+    kinds = {"encoder": (BLUE, "encoder: ResNet-18"), "decoder": (GREEN, "decoder"), "": ("dimgray", "input, output")}
     for name, (x, y) in places.items():
-        height = 0.9 + 0.06 * y
-        ax.add_patch(plt.Rectangle((x - 0.3, y - height / 2), 0.6, height, color=colours.get(name.split()[0], "gray")))
-        label = f"{stages.loc[name, 'channels']}\n{stages.loc[name, 'size']}²"
+        colour, _ = kinds.get(name.split()[0], kinds[""])
+        ax.add_patch(Rectangle((x - _WIDE, y - _HIGH), 2 * _WIDE, 2 * _HIGH, color=colour))
+        label = f"{name}\n{stages.loc[name, 'channels']} x {stages.loc[name, 'size']}²"
         ax.text(x, y, label, ha="center", va="center", color="white", fontsize=8)
-        ax.text(x, y - height / 2 - 0.08, name, ha="center", va="top", fontsize=7)
-    for (name, (x, y)), (other, (other_x, other_y)) in itertools.product(places.items(), repeat=2):
-        if name.startswith("encoder") and other.startswith("decoder") and y == other_y:
-            ax.annotate("", (other_x - 0.35, y), (x + 0.35, y), arrowprops={"arrowstyle": "->", "linestyle": "--"})
-            ax.text((x + other_x) / 2, y + 0.06, "1x1 convolution", ha="center", fontsize=7)
-    bottom_x, bottom_y = min(places.values(), key=lambda place: (place[1], -place[0]))
-    ax.text(bottom_x + 0.4, bottom_y, "1x1 convolution,\ndropout", fontsize=7, va="center")
-    ax.set(xlim=(-0.6, len(stages) - 0.4), ylim=(bottom_y - 0.9, 0.6))
+    arrows = {"next stage": (BLACK, "solid"), "skip: 1x1 convolution, batch norm": (VERMILION, "dashed")}
+    arrows["1x1 convolution, batch norm, dropout"] = (PURPLE, "dotted")
+    for (start, here), (end, there) in itertools.combinations(places.items(), 2):
+        across, follows = start.startswith("encoder") and end.startswith("decoder"), there[0] == here[0] + 1
+        if follows or (across and here[1] == there[1]):
+            _join(ax, here, there, *arrows[list(arrows)[across + (across and follows)]])
+    key = [Patch(color=colour, label=label) for colour, label in kinds.values()]
+    key += [Line2D([], [], color=colour, linestyle=style, label=kind) for kind, (colour, style) in arrows.items()]
+    title = {"title": "In each box: channels x pixels²", "title_fontsize": 8}
+    figure.legend(handles=key, loc="outside lower center", ncols=3, fontsize=8, frameon=False, **title)
+    ax.set(xlim=(-0.6, len(stages) - 0.4), ylim=(min(y for _, y in places.values()) - 0.5, 0.5))
     ax.set_axis_off()
     return figure
+
+
+_WIDE, _HIGH = 0.42, 0.3  # half a box
+
+
+def _join(ax: Axes, here: tuple[float, float], there: tuple[float, float], colour: str, style: str) -> None:
+    """An arrow between two boxes: down and then right, right and then up, or straight across."""
+    (x, y), (end_x, end_y) = here, there
+    start, end, bend = (x + _WIDE, y), (end_x - _WIDE, end_y), {}
+    if end_y < y:
+        start, bend = (x, y - _HIGH), {"connectionstyle": "angle,angleA=90,angleB=0,rad=0"}
+    elif end_y > y:
+        end, bend = (end_x, end_y - _HIGH), {"connectionstyle": "angle,angleA=0,angleB=90,rad=0"}
+    look = {"arrowstyle": "-|>", "color": colour, "linestyle": style, "linewidth": 1.6, "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", end, start, arrowprops=look | bend)
 
 
 def draw_measures(axes: Axes, marks: Sequence[float] = (0.5, math.exp(-1), 0.5)) -> None:
