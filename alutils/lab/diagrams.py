@@ -32,8 +32,8 @@ def draw_loop() -> Figure:
         "labelled set": (4.8, 0),
     }
     for text, (x, y) in places.items():
-        corner = x - width / 2, y - height / 2
-        ax.add_patch(FancyBboxPatch(corner, width, height, "round,pad=0,rounding_size=0.08", fc="white", ec=BLUE, lw=1.5))
+        corner, style = (x - width / 2, y - height / 2), "round,pad=0,rounding_size=0.08"
+        ax.add_patch(FancyBboxPatch(corner, width, height, style, facecolor="white", edgecolor=BLUE, linewidth=1.5))
         ax.text(x, y, text, ha="center", va="center", fontsize=10)
     right, up = width / 2, height / 2
     arrows = {
