@@ -369,7 +369,7 @@ def test_each_round_and_each_job_that_ends_is_told_with_what_is_left(tmp_path, c
     rounds(first, 9, 18, 54)
     seen.look()
     assert (
-        capsys.readouterr().err == f"{first}: round 3 of 8, validation Dice 0.812; 1 of 8 jobs done, about 2.1 h left\n"
+        capsys.readouterr().err == f"{first}: round 3 of 8, validation Dice 0.812; 1 of 9 jobs done, about 2.1 h left\n"
     )
     write(second, "job.json")
     rounds(second, 324)
@@ -383,7 +383,7 @@ def test_each_round_and_each_job_that_ends_is_told_with_what_is_left(tmp_path, c
         write(name, "done.json", outcome="finished")
     seen.end()
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == 6 and all(line.endswith("done; 8 of 8 jobs done") for line in told)
+    assert len(told) == 7 and all(line.endswith("done; 9 of 9 jobs done") for line in told)
 
 
 def test_a_round_is_told_before_a_network_disk_shows_the_run_s_record(tmp_path, capsys):
