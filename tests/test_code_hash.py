@@ -17,8 +17,8 @@ import code_hash  # noqa: E402
 from code_hash import code_of_notebook, code_of_run, run_modules, significant  # noqa: E402
 from grid import ARMS  # noqa: E402
 
-SHOWING = {"01_data", "02_model", "03_uncertainty", "06_results", "07_methods"}
-RUNS = {"04_image_al", "05_partial_annotation"}
+SHOWING = {"01_data", "02_model", "03_uncertainty", "05_partial_annotation", "06_results", "07_methods"}
+RUNS = {"04_image_al", "05b_partial_loop"}
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_papermill_runs_it_with_other_parameters_on_a_folder_of_isic_2018(path, 
     notebook = run(path, tmp_path, data_root=str(tmp_path / "isic"), seed=3, device="cpu", overrides=TINY)
     assert "ISIC 2018" in json.dumps([cell.get("outputs", []) for cell in notebook.cells])
     assert list((tmp_path / "files").glob("*.png"))
-    arms = path.stem in ("04_image_al", "05_partial_annotation")
+    arms = path.stem in ("04_image_al", "05b_partial_loop", "08_annotate")
     assert any((tmp_path / "files").rglob("run.json")) == arms  # 06 compares all runs that it finds
 
 
@@ -114,12 +114,12 @@ def test_papermill_runs_it_with_other_parameters_on_a_folder_of_isic_2018(path, 
     [
         ("01_data", {"sed": 1}, "sed: this notebook has no such parameter; did you mean 'seed'?"),
         ("04_image_al", {"strategy": "entorpy"}, "there is no 'entorpy'; did you mean 'entropy'?"),
-        ("05_partial_annotation", {"strategy": "full"}, "annotation: 'partial' is about queried images"),
+        ("05b_partial_loop", {"strategy": "full"}, "annotation: 'partial' is about queried images"),
         ("06_results", {"runs": "/nowhere/at/all"}, "there is no finished run below /nowhere/at/all"),
     ],
 )
 def test_wrong_parameters_stop_a_notebook_at_once_by_name(name, parameters, message, tmp_path):
-    if name in ("04_image_al", "05_partial_annotation"):
+    if name in ("04_image_al", "05b_partial_loop"):
         parameters = {**parameters, "overrides": TINY}
     with pytest.raises(papermill.PapermillExecutionError) as stopped:
         run(ROOT / "notebooks" / f"{name}.ipynb", tmp_path, **parameters)
@@ -142,7 +142,7 @@ def test_wrong_parameters_stop_a_notebook_at_once_by_name(name, parameters, mess
 )
 def test_a_wrong_value_is_refused_by_name_before_any_data_is_made(parameters, message):
     with pytest.raises((ConfigError, DataError), match=message):
-        open_workspace("05_partial_annotation", **parameters)
+        open_workspace("05b_partial_loop", **parameters)
 
 
 def test_the_results_of_runs_are_tables_figures_and_a_summary_that_lists_what_diverged(tmp_path):

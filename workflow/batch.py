@@ -20,7 +20,7 @@ from alutils.system.settings import parse_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
-SINGLE = ("01_data", "02_model", "03_uncertainty", "07_methods")
+SINGLE = ("01_data", "02_model", "03_uncertainty", "05_partial_annotation", "07_methods")
 KEYS = {
     "profile": "a file in profiles/, or a path; quick",
     "data": "folder with images and masks, such as ISIC 2018; none: synthetic images",
@@ -29,7 +29,7 @@ KEYS = {
     "strategies": "the arms of Table I; default: the paper's, and two controls unless the profile is quick",
     "cells": "of Table II, [[annotation, tau_u, tau_b], ...]; default: the grid, and the other modes unless quick",
     "overrides": "changes of the profile, YAML",
-    "table2_overrides": "further ones for notebook 05, which win; {n_queries: 20} with the profile paper",
+    "table2_overrides": "further ones for notebook 05b, which win; {n_queries: 20} with the profile paper",
     "runs": "where the runs go; runs/<profile>",
     "figures": "where the figures go; figures/<profile>",
     "runs_per_gpu": "how many runs share a GPU; 1",
@@ -70,7 +70,7 @@ class Batch:
         default = {"n_queries": 20} if self.profile == "paper" else {}
         table2_overrides = given.get("table2_overrides", default)
         self.table2_overrides = parse_settings(table2_overrides, source="table2_overrides")
-        changes = {"04_image_al": {}, "05_partial_annotation": self.table2_overrides}
+        changes = {"04_image_al": {}, "05b_partial_loop": self.table2_overrides}
         self.experiments = {
             notebook: Experiment.from_profile(self.profile, **{**self.overrides, **own})
             for notebook, own in changes.items()
@@ -98,12 +98,12 @@ class Batch:
         """The names of the runs whose records notebook 06 reads, by notebook, such as "entropy-seed0"."""
         return {
             "04_image_al": [f"{arm}-seed{seed}" for arm, seed in product(self.arms, self.seeds)],
-            "05_partial_annotation": [f"{cell}-seed{seed}" for cell, seed in product(self.cells, self.table2_seeds)],
+            "05b_partial_loop": [f"{cell}-seed{seed}" for cell, seed in product(self.cells, self.table2_seeds)],
         }
 
     @property
     def names(self) -> list[str]:
-        """The names of all jobs: the notebook's, followed in 04 and 05 by a slash and the run's."""
+        """The names of all jobs: the notebook's, followed in 04 and 05b by a slash and the run's."""
         runs = [f"{notebook}/{run}" for notebook, runs in self.runs_of.items() for run in runs]
         return [*SINGLE, *runs, "06_results"]
 
@@ -152,7 +152,7 @@ class Batch:
         changes, own = self.overrides, {}
         if notebook == "04_image_al":
             own = {"strategy": what, "seed": int(seed), "compare": False}
-        elif notebook == "05_partial_annotation":
+        elif notebook == "05b_partial_loop":
             changes = {**self.overrides, **self.table2_overrides}
             own = {**vars(self.cells[what]), "strategy": "least_confidence", "seed": int(seed), "compare": False}
         common = {"profile": self.profile, "data_root": self.data}

@@ -24,7 +24,7 @@ STRATEGIES = "alutils.queries"
 
 
 def code_of_run(root: Path, arm: str, settings: str) -> str:
-    """The hash of what a run of notebooks 04 and 05 depends on.
+    """The hash of what a run of notebooks 04 and 05b depends on.
 
     The notebook's cells and the drawing code do not count.
 
