@@ -38,7 +38,7 @@ def make_run(strategy="least_confidence", seed=0, test=0.8, *, annotation="full"
         for k, (n, d) in enumerate(zip(labelled, curve, strict=True))
     ]
     images = [
-        head | {"round": k, "image_id": f"i{k}", **dict.fromkeys(CURRENCIES, 7.0), "positive_percent": positive}
+        head | {"round": k, "images": 1, **dict.fromkeys(CURRENCIES, 7.0), "positive_percent": positive}
         for k in range(len(labelled))
     ]
     dice = [head | {"image_id": f"t{i}", "dice": test + d} for i, d in enumerate((-0.1, 0, 0.1))]
