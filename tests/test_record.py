@@ -135,7 +135,7 @@ def test_a_kill_stops_the_runs_too_and_they_go_on(tmp_path, monkeypatch):
     words = [sys.executable, str(ROOT / "workflow" / "record.py"), "tiny", "--jobs", "2", *options(tmp_path)]
     lines = tmp_path / "runs" / "results" / "tiny" / "random-seed0" / "rounds.jsonl"
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and not lines.exists():
+        while process.poll() is None and not lines.with_name("state.pt").exists():
             time.sleep(0.01)
         process.terminate()
         assert "stopped; the same command goes on" in process.communicate()[1] and process.returncode == 1
