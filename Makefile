@@ -11,8 +11,8 @@
 # make site        set up, then build the website from the notebooks as they are; writes runs/site/html/
 # make clean       remove .venv, runs/ and the tools' caches; lab/, figures/ and results/ stay
 #
-# The paper's settings on GPUs:  make reproduce PROFILE=paper DATA=/path/to/isic2018 SEEDS="0 1 2"
-# Variables: PYTHON (to set up with; python3), PROFILE (quick), DATA (none: synthetic images), SEEDS (0 1), CORES (all)
+# The paper's settings on GPUs:  make reproduce PROFILE=paper DATA=/path/to/isic2018
+# Variables: PYTHON (to set up with; python3), PROFILE (quick), DATA (none: synthetic images), SEEDS (0 1 2 3 4 5), CORES (all)
 # All other settings: snakemake, see the first lines of the Snakefile
 
 # What begins a line with "# " above is what "make help" prints.

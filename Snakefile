@@ -2,7 +2,7 @@
 
     make plan                                                       # what would be run
     make reproduce                                                  # quick profile, synthetic images, all cores
-    make reproduce PROFILE=paper DATA=data/isic2018 SEEDS="0 1 2"   # the paper's settings
+    make reproduce PROFILE=paper DATA=data/isic2018                 # the paper's settings
     snakemake --profile workflow/local --cores $(python -I alutils/system/cores.py) --config profile=study \
         strategies="random entropy" overrides="{epochs: 2}"         # every setting: workflow/batch.py
     snakemake --profile workflow/slurm --config profile=paper data=/data/isic2018       # one Slurm job per run

@@ -101,8 +101,8 @@ def edit(project, name, kind, source):
 @pytest.mark.parametrize(
     ("config", "n_table1", "n_table2"),
     [
-        ({}, 5 * 2, 5),
-        ({"profile": "paper", "seeds": "0 1 2 3 4"}, 7 * 5, 5 + 4),
+        ({}, 3 * 6, 6),
+        ({"profile": "paper", "seeds": "0 1 2 3 4"}, 7 * 5, (5 + 4) * 5),
         ({"profile": "paper", "seeds": [7], "table2_seeds": "1,2", "strategies": "random entropy"}, 2, 2 * (5 + 4)),
     ],
 )
@@ -114,7 +114,7 @@ def test_it_has_a_job_for_each_run(config, n_table1, n_table2):
 def test_a_dry_run_announces_the_jobs_and_names_a_folder_as_it_was_typed(tmp_path):
     status, said = snakemake(tmp_path, "--dry-run", "--quiet", "rules", "host", runs="007")
     assert status == 0 and re.search(r"^runs +007$", said, re.M)
-    assert announced(said) == dict.fromkeys(NAMES, 1) | {"04_image_al": 5 * 2, "05b_partial_loop": 5}
+    assert announced(said) == dict.fromkeys(NAMES, 1) | {"04_image_al": 3 * 6, "05b_partial_loop": 6}
 
 
 @pytest.mark.parametrize("arguments", [["-C", "runs=2024_05_01"], ["--config=runs=1e5"], ["--config", "runs='0o17'"]])

@@ -191,3 +191,9 @@ def test_a_reading_without_runs_of_the_baseline_is_compared_with_the_defaults():
     assert table["label"].tolist() == ["default", "band"] and table["seeds"].tolist() == [3, 3]
     assert table["effect"].tolist() == pytest.approx([2, 5], abs=0.5)
     assert table["val_dice"].tolist() == pytest.approx([75, 75], abs=0.5)
+
+
+def test_the_batch_makes_enough_seeds_for_a_verdict_by_default(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "workflow")
+    batch = importlib.import_module("batch").Batch({})
+    assert len(batch.seeds) >= PLAN["fewest_seeds"] and len(batch.table2_seeds) >= PLAN["fewest_seeds"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 from code_hash import code_of_notebook, code_of_run
-from grid import CONTROL_ARMS, GRID, MODE_CELLS, PAPER_ARMS, Cell, check_arms, distinct
+from grid import CONTROL_ARMS, GRID, MODE_CELLS, PAPER_ARMS, QUICK_ARMS, QUICK_CELLS, Cell, check_arms, distinct
 
 from alutils.experiment import ANNOTATION_MODES, PROFILES_DIR, Experiment
 from alutils.system.checks import ConfigError, did_you_mean, expanded
@@ -24,10 +24,10 @@ SINGLE = ("01_data", "02_model", "03_uncertainty", "05_partial_annotation", "07_
 KEYS = {
     "profile": "a file in profiles/, or a path; quick",
     "data": "folder with images and masks, such as ISIC 2018; none: synthetic images",
-    "seeds": "of Table I; [0, 1]",
-    "table2_seeds": "of Table II; [0]",
-    "strategies": "the arms of Table I; default: the paper's, and two controls unless the profile is quick",
-    "cells": "of Table II, [[annotation, tau_u, tau_b], ...]; default: the grid, and the other modes unless quick",
+    "seeds": "of Table I; [0, 1, 2, 3, 4, 5]: with fewer no claim has a verdict",
+    "table2_seeds": "of Table II; those of Table I",
+    "strategies": "the arms of Table I; default: the paper's and two controls, three if the profile is quick",
+    "cells": "of Table II, [[annotation, tau_u, tau_b], ...]; default: the grid and the other modes, one if quick",
     "overrides": "changes of the profile, YAML",
     "table2_overrides": "further ones for notebook 05b, which win; {n_queries: 20} with the profile paper",
     "runs": "where the runs go; runs/<profile>",
@@ -60,11 +60,11 @@ class Batch:
             if value is not None and value != "" and value != []
         }
         self.profile = _profile(given.get("profile", "quick"))
-        quick = self.profile == "quick"  # minutes on a laptop: what the paper's tables have, without the controls
+        quick = self.profile == "quick"  # minutes on a laptop: few arms with enough seeds, not many with too few
         self.data = given.get("data", "")
-        self.seeds = _seeds("seeds", given.get("seeds", [0, 1]))
-        self.table2_seeds = _seeds("table2_seeds", given.get("table2_seeds", [0]))
-        self.arms = check_arms(_listed(given.get("strategies", PAPER_ARMS if quick else PAPER_ARMS + CONTROL_ARMS)))
+        self.seeds = _seeds("seeds", given.get("seeds", list(range(6))))
+        self.table2_seeds = _seeds("table2_seeds", given.get("table2_seeds", self.seeds))
+        self.arms = check_arms(_listed(given.get("strategies", QUICK_ARMS if quick else PAPER_ARMS + CONTROL_ARMS)))
         self.overrides = parse_settings(given.get("overrides", {}), source="overrides")
         name = Path(self.profile).stem
         default = {"n_queries": 20} if self.profile == "paper" else {}
@@ -80,7 +80,7 @@ class Batch:
                 f"profile: {self.profile} has the name of {_shipped(name)}, so that both would write to the same "
                 "folders; give the file another name, or folders of its own (runs=... figures=...)"
             )
-        self.cells = distinct(_cells(given.get("cells", GRID if quick else GRID + MODE_CELLS)))
+        self.cells = distinct(_cells(given.get("cells", QUICK_CELLS if quick else GRID + MODE_CELLS)))
         self.runs = _folder("runs", given.get("runs", f"runs/{name}"))
         self.figures = _folder("figures", given.get("figures", f"figures/{name}"))
         self.runs_per_gpu = given.get("runs_per_gpu", 1)
