@@ -405,7 +405,7 @@ def test_a_photograph_is_shown_in_its_own_size_and_shape_and_never_a_mask_of_its
     square = PILImage.fromarray(requests[0].image.transpose(1, 2, 0))
     for folder, picture in (("images", square), ("a masks folder", PILImage.new("L", (64, 64), 255))):
         (data / folder).mkdir(parents=True)
-        picture.resize((1000, 600)).save(data / folder / "IMD 1.png")
+        picture.resize((1000, 600)).save(data / folder / "IMD 1.WebP", lossless=True)
     annotator = Annotator(requests, tmp_path / "drawn", data)
     view, picture = annotator.panel.view, PILImage.open(io.BytesIO(annotator.panel.picture))
     assert view["native"] == (1000, 600) and view["size"] == (64, 64) and view["place"] == "1 of 2: IMD 1"

@@ -20,12 +20,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from skimage.segmentation import find_boundaries
 
+from alutils.data.description import ENDINGS
 from alutils.lab.drawing import Corners, Drawing, Request, find_drawing
 from alutils.lab.figures import BLUE, LABELLED_BY, draw_outline, show_figure
 from alutils.lab.interactive import is_interactive
 from alutils.system.checks import DataError, expanded
-
-_PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".gif")
 
 
 class Annotator:
@@ -142,7 +141,7 @@ class Annotator:
         """The pictures below ``originals`` by their names; looked for when somebody draws, as there may be many."""
         files = defaultdict(list)
         for path in sorted(self._originals.rglob("*") if self._originals else ()):
-            if path.suffix.lower() in _PICTURES:
+            if path.suffix.lower() in ENDINGS:
                 files[unicodedata.normalize("NFC", path.stem)].append(path)
         return files
 
