@@ -14,8 +14,10 @@ import yaml
 from code_hash import code_of_notebook, code_of_run
 from grid import CONTROL_ARMS, GRID, MODE_CELLS, PAPER_ARMS, QUICK_ARMS, QUICK_CELLS, Cell, check_arms, distinct
 
+from alutils.data.description import OWN, Table, read_description
 from alutils.experiment import ANNOTATION_MODES, PROFILES_DIR, Experiment
 from alutils.system.checks import ConfigError, did_you_mean, expanded
+from alutils.system.files import sha256
 from alutils.system.settings import parse_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -134,6 +136,16 @@ class Batch:
             + (["", f"06_results also reads earlier runs: {' '.join(sorted(others))}"] if others else [])
         )
 
+    @functools.cached_property
+    def description(self) -> dict[str, str]:
+        """The hash of the description that lies beside the data, with its tables; empty where there is none."""
+        if not self.data or not Path(self.data, OWN).exists():
+            return {}
+        found = read_description(Path(self.data, OWN))
+        tables = [Path(self.data, part.csv) for part in (found.group, found.split) if isinstance(part, Table)]
+        contents = [path.read_bytes() for path in tables if path.is_file()]
+        return {"description": sha256(b"\n".join([found.model_dump_json().encode(), *contents]))[:12]}
+
     @property
     def unfinished(self) -> str:
         """The executed notebooks of the jobs that began and did not end, as text."""
@@ -161,7 +173,8 @@ class Batch:
         else:
             common["overrides"] = _yaml(changes)
         code = code_hash(notebook, self.profile, own.get("strategy"))
-        return json.dumps({"name": name, "notebook": notebook, "code": code, "parameters": {**common, **own}})
+        about = {"name": name, "notebook": notebook, "code": code, **self.description}
+        return json.dumps({**about, "parameters": {**common, **own}})
 
 
 @functools.cache
