@@ -18,7 +18,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from matplotlib.figure import Figure
 from playwright.sync_api import expect, sync_playwright
+
+from alutils.lab import frames
+from alutils.lab.frames import show_frames
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOTS = ROOT / "runs" / "browser"
@@ -304,6 +308,22 @@ def test_a_person_annotates_photographs_of_1024_by_768_with_mouse_and_keys(brows
     assert page.locator(".jp-Cell").count() == 1  # no key reached the notebook
     page.screenshot(path=SHOTS / "annotator_done.png")
     page.close()
+
+
+def test_a_slider_over_frames_moves_without_a_kernel_and_asks_no_other_host(browser, monkeypatch):
+    shown = []
+    monkeypatch.setattr(frames, "display", lambda bundle, metadata, raw: shown.append(bundle["text/html"]))
+    show_frames(lambda value: (Figure(), f'it is "{value}"', "An empty figure."), "x", [1, 2, 3])
+    page = browser.new_page()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.set_content(shown[0] + shown[0])
+    page.get_by_label("x").first.press("ArrowRight")
+    expect(page.locator("pre")).to_have_text(['it is "2"', 'it is "1"'])
+    assert page.locator("img").first.get_attribute("alt") == 'it is "2" An empty figure.'
+    assert page.locator("img").first.evaluate("image => image.naturalWidth") > 0
+    page.close()
+    assert [url for url in asked if not url.startswith("data:")] == []
 
 
 @pytest.mark.parametrize("width", [375, 1280])

@@ -10,7 +10,7 @@ import torch
 from matplotlib.colors import to_rgb
 
 from alutils import Experiment, make_synthetic, run_active_learning
-from alutils.lab import explorers, figures, interactive
+from alutils.lab import explorers, figures, frames, interactive
 from alutils.lab.explorers import explore_curves, explore_rounds, explore_thresholds
 
 
@@ -67,6 +67,15 @@ def test_where_nobody_moves_it_no_widget_is_made(pictures, shown):
     assert alts == [" ".join(explorer.alt.split())] and texts == [{"text/plain": explorer.text}]
     assert "image, tau_u, tau_b" in controls["text/plain"] and len(controls) == 1
     assert "controls" not in vars(explorer)
+
+
+def test_where_nobody_moves_it_a_slider_over_frames_can_stand_in(pictures, monkeypatch):
+    pages = []
+    monkeypatch.setattr(frames, "display", lambda bundle, metadata, raw: pages.append(bundle))
+    explorer = explore_thresholds(*pictures, tau_u=0.25)
+    explorer.show("tau_u", [0.125, 0.25, 0.5])
+    assert pages[0]["text/plain"] == explorer.text
+    assert all(f"tau_u = {tau_u}, tau_b" in pages[0]["text/html"] for tau_u in ("0.125", "0.250", "0.500"))
 
 
 # The curves of section III-A
