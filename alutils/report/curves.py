@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from alutils.lab.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION
+from alutils.report.endpoints import Results
 from alutils.report.statistics import spread
+from alutils.report.tables import COSTS, cells, costs, in_full, least_confidence_partial
 
 ARM_STYLES = {
     "random": (BLACK, "s", "dashed"),
@@ -23,7 +29,68 @@ _COST_STYLES = [
     *((colour, marker, "solid") for colour, marker in zip((BLACK, BLUE, VERMILION, GREEN), "so^D", strict=True)),
     *((colour, marker, "dashed") for colour, marker in zip((ORANGE, PURPLE, BLUE, BLACK), "vPXd", strict=True)),
 ]
-WHOSE = {"val_dice": "validation", "test_dice": "test"}
+_WHOSE = {"val_dice": "validation", "test_dice": "test"}
+
+
+def draw_with_differences(results: Results, title: str = "") -> tuple[Figure, str]:
+    """Fig. 4 for recorded runs, limited to where the curves lie close together, with :func:`draw_differences` below.
+
+    Args:
+        results: from :func:`alutils.runs.collect.load_results`; of the test images, or of the validation images where
+            runs were tested in the last round alone.
+        title: of the figure.
+
+    Returns:
+        The figure and its alternative text.
+    """
+    runs = in_full(results["runs"])
+    rounds = results["rounds"][results["rounds"]["run"].isin(runs.loc[runs["strategy"].isin(ARM_STYLES), "run"])]
+    value = "test_dice" if rounds["test_dice"].notna().all() else "val_dice"
+    figure, (upper, lower) = plt.subplots(2, figsize=(7, 6), sharex=True, height_ratios=(3, 2), layout="constrained")
+    draw_learning_curves(upper, rounds, runs.loc[runs["strategy"] == "full", value], value)
+    zoom_on_the_end(upper, rounds, value)
+    upper.set(title=title, xlabel="")
+    if rounds["strategy"].eq("random").any():
+        draw_differences(lower, rounds, "random", value)
+    ends = 100 * rounds[rounds["round"] == rounds["round"].max()].groupby("strategy")[value].mean()
+    alt = (
+        f"{_WHOSE[value].capitalize()} Dice over the labelled images, a line for each strategy; below, the difference "
+        "of each from random selection, with its interval over seeds. At the end: "
+    )
+    return figure, alt + ", ".join(f"{_spelled(arm)} {dice:.1f} %" for arm, dice in ends.items())
+
+
+def draw_dice_over_costs(results: Results, arms: Sequence[str], title: str = "") -> tuple[Figure, str]:
+    """Test Dice over images, verified pixels and clicks (:func:`alutils.report.tables.costs`), and alternative text."""
+    spent = costs(results, arms)
+    figure, axes = plt.subplots(1, len(COSTS), figsize=(11, 3.6), sharey=True, layout="constrained")
+    for place, currency in zip(axes, COSTS, strict=True):
+        _draw_costs(place, spent, currency)
+        zoom_on_the_end(place, spent, "test_dice", share=0.8)
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    ends = spent[spent["round"] == spent["round"].max()].groupby("arm", observed=True)[["clicks", "test_dice"]].mean()
+    alt = "Test Dice over the labelled images, the pixels verified and the clicks, a line for each way to annotate. "
+    return figure, f"{alt}At the end: " + "; ".join(
+        f"{_spelled(arm)} {row.clicks:.0f} clicks, {100 * row.test_dice:.1f} %" for arm, row in ends.iterrows()
+    )
+
+
+def draw_rounds_in_part(many: Mapping[str, Results]) -> tuple[Figure, str]:
+    """Fig. 5 for the partial runs with tau_u = 0.25 of several results by their name, and alternative text."""
+    figure, axes = plt.subplots(
+        2, len(many), figsize=(4.5 * len(many), 4.6), sharex="col", squeeze=False, layout="constrained"
+    )
+    for (upper, lower), (name, results) in zip(axes.T, many.items(), strict=True):
+        runs = least_confidence_partial(results["runs"])
+        runs = runs.loc[cells(runs) == (0.25, 0.5), "run"]  # for every tau_b inside the band
+        rounds, annotations = (results[table][results[table]["run"].isin(runs)] for table in ("rounds", "annotations"))
+        draw_annotation_curves(upper, lower, rounds, annotations)
+        upper.set_title(name, fontsize=9)
+    return figure, (
+        "Above, validation Dice over the labelled images with partial annotation at tau_u = 0.25. Below, the pixels to "
+        "verify and the positive pixels among them, in per cent, query by query."
+    )
 
 
 def draw_learning_curves(axes: Axes, rounds: pd.DataFrame, full: pd.Series, value: str = "val_dice") -> None:
@@ -41,7 +108,7 @@ def draw_learning_curves(axes: Axes, rounds: pd.DataFrame, full: pd.Series, valu
     if len(full):
         axes.axhline(100 * full.mean(), color="gray", linewidth=1, label="full data (mean)")
         axes.axhspan(100 * full.min(), 100 * full.max(), color="gray", alpha=0.12, linewidth=0)
-    axes.set(xlabel="labelled images", ylabel=f"{WHOSE[value]} Dice (%)")
+    axes.set(xlabel="labelled images", ylabel=f"{_WHOSE[value]} Dice (%)")
     axes.legend(frameon=False, fontsize=8)
 
 
@@ -79,22 +146,6 @@ def draw_differences(axes: Axes, rounds: pd.DataFrame, baseline: str = "random",
     axes.set(xlabel="labelled images", ylabel=f"minus {_spelled(baseline)}\n(Dice points)")
 
 
-def draw_costs(axes: Axes, costs: pd.DataFrame, currency: str) -> None:
-    """Test Dice over what the annotation has cost so far: a line per arm, means over the seeds.
-
-    Args:
-        axes: to draw on.
-        costs: from :func:`alutils.report.tables.costs`.
-        currency: one of its columns.
-    """
-    for k, (arm, group) in enumerate(costs.groupby("arm", sort=False)):
-        means = group.groupby("round")[[currency, "test_dice"]].mean()
-        colour, marker, line = _COST_STYLES[k % len(_COST_STYLES)]
-        axes.plot(means[currency], 100 * means["test_dice"], color=colour, marker=marker, linestyle=line,
-                  markersize=4, label=_spelled(arm))  # fmt: skip
-    axes.set(xlabel=currency, ylabel="test Dice (%)")
-
-
 def draw_annotation_curves(upper: Axes, lower: Axes, rounds: pd.DataFrame, annotations: pd.DataFrame) -> None:
     """Fig. 5: validation Dice over labelled images, and below it the share of pixels annotated in each query.
 
@@ -113,6 +164,15 @@ def draw_annotation_curves(upper: Axes, lower: Axes, rounds: pd.DataFrame, annot
     lower.axhline(5, color="gray", linewidth=0.8, linestyle=":", label="5 %")
     lower.set(xlabel="labelled images", ylabel="% of the pixels", ylim=(0, 103))
     lower.legend(frameon=False, fontsize=8)
+
+
+def _draw_costs(axes: Axes, spent: pd.DataFrame, currency: str) -> None:
+    for k, (arm, group) in enumerate(spent.groupby("arm", sort=False)):
+        means = group.groupby("round")[[currency, "test_dice"]].mean()
+        colour, marker, line = _COST_STYLES[k % len(_COST_STYLES)]
+        axes.plot(means[currency], 100 * means["test_dice"], color=colour, marker=marker, linestyle=line,
+                  markersize=4, label=_spelled(arm))  # fmt: skip
+    axes.set(xlabel=currency, ylabel="test Dice (%)")
 
 
 def _draw_dice(

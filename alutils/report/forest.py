@@ -50,6 +50,16 @@ def draw_forest(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def draw_readings(readings: pd.DataFrame) -> tuple[Figure, str]:
+    """The table of :func:`alutils.report.readings.compare_readings`, one line each, and alternative text."""
+    figure, axes = plt.subplots(figsize=(9, 0.9 + 0.3 * len(readings)), layout="constrained")
+    axes.axvspan(-1, 1, color="gray", alpha=0.12, linewidth=0)
+    draw_intervals(axes, readings, [(BLUE, "o")] * len(readings))
+    axes.set_xlabel("difference, Dice points (95 % interval; grey: within one point)", fontsize=8)
+    rows = "; ".join(f"{row.label}: {row.effect:.1f} [{row.low:.1f}, {row.high:.1f}]" for row in readings.itertuples())
+    return figure, f"One line per reading, the difference with its interval. {rows}"
+
+
 def draw_intervals(
     axes: Axes, rows: pd.DataFrame, styles: list[tuple[str, str]], regions: list[Region] | None = None
 ) -> None:

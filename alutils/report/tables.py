@@ -153,6 +153,20 @@ def costs(results: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> pd.DataFr
     return table.dropna(subset="test_dice").sort_values(["arm", "seed", "round"], ignore_index=True)
 
 
+def table_audit(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """What the model wrote, audited after the last round: by annotation mode and tau_u, in %.
+
+    ``wrong`` of the pixels that it labelled; the Dice of the masks that it was trained on (``mask_dice``; of the worst
+    cohort ``worst``) and of its own prediction of the same images at the end (``model_dice``).
+    """
+    audit = results["audit"].merge(results["runs"][["run", "annotation", "tau_u"]], on="run")
+    last = audit[audit["round"] == audit.groupby("run")["round"].transform("max")]
+    groups = last.groupby(["annotation", "tau_u"])
+    dice = 100 * groups[["mask_dice", "model_dice"]].mean()
+    wrong = 100 * groups["wrong_pixels"].sum() / groups["model_pixels"].sum().clip(lower=1)
+    return pd.DataFrame({"wrong": wrong, "worst": 100 * groups["mask_dice"].min()}).join(dice)
+
+
 def cells(runs: pd.DataFrame) -> pd.Series:
     """The cell of Table II that stands for each run of mode partial (:func:`alutils.experiment.same_run`)."""
     pairs = zip(runs["tau_u"], runs["tau_b"], strict=True)
