@@ -68,9 +68,10 @@ audit: .venv/installed
 	$(BIN)/pip-audit --skip-editable
 
 # Running a notebook changes its file, so copies are opened. JupyterLab's root is the project, so that its browser
-# reaches runs/ and figures/. A copy is made only where there is none.
+# reaches runs/ and figures/; it opens on a page with links to the copies. A copy is made only where there is none.
 lab: .venv/installed $(patsubst notebooks/%,lab/%,$(NOTEBOOKS) $(EXERCISES))
-	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/lab
+	JUPYTER_CONFIG_PATH="$(CURDIR)/workflow/jupyter" \
+	  $(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/welcome.md
 
 lab/%.ipynb: | notebooks/%.ipynb
 	@mkdir -p "$(@D)"

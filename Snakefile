@@ -21,6 +21,7 @@ from watch import Watch, say_at_the_end
 
 from alutils.data.description import find_description
 from alutils.system.checks import DataError
+from alutils.system.files import write_text
 
 try:
     if workflow.is_main_process and workflow.resource_settings.nodes:  # --jobs, which is a cluster's
@@ -113,6 +114,9 @@ watches = []
 
 onstart:
     if workflow.is_main_process:
+        for folder, text in batch.readmes.items():
+            with suppress(OSError):  # the first job that writes there says what is wrong
+                write_text(f"{folder}/README.md", text)
         watches.append(Watch(batch))
         watches[0].start()
 

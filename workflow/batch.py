@@ -38,6 +38,28 @@ KEYS = {
 }
 """What ``snakemake --config`` takes."""
 
+RUNS_README = """\
+# Runs of the batch
+
+| what | where |
+|---|---|
+| executed notebooks | `NOTEBOOK.ipynb`, or `NOTEBOOK/RUN.ipynb` where one notebook makes many runs; a failed one ends with its traceback |
+| what a notebook wrote | the folder of the same name without `.ipynb` |
+| a run's record | in it, below a folder with the run's name: `run.json` (settings, data, versions) and `rounds.jsonl` (a line per round) |
+| a run's last state | beside the record: weights and labels, from which a stopped run goes on |
+| the batch's marks | `job.json` (what was asked for) and `done.json` (that it is done); without the second, the job is run again |
+
+`pd.read_json("rounds.jsonl", lines=True)` reads a record, `alutils.runs.collect.load_results(FOLDER)` all of them together. Everything
+here may be deleted: the batch makes it again.
+"""
+
+FIGURES_README = """\
+# Tables and figures of the batch
+
+Notebook 06 writes them from the records of the runs: `summary.md` has all tables, each of them is a CSV and a Markdown file too, and
+each figure is a PNG and an SVG. They appear when all runs are done.
+"""
+
 TEXTS = ("profile", "data", "runs", "figures")
 
 
@@ -145,6 +167,12 @@ class Batch:
         tables = [Path(self.data, part.csv) for part in (found.group, found.split) if isinstance(part, Table)]
         contents = [path.read_bytes() for path in tables if path.is_file()]
         return {"description": sha256(b"\n".join([found.model_dump_json().encode(), *contents]))[:12]}
+
+    @property
+    def readmes(self) -> dict[str, str]:
+        """What lies in the folders of runs and of figures, as Markdown by folder."""
+        made = f"Made by the batch with these settings (`runs` and `figures` are its folders):\n\n```\n{self.plan}\n```\n"
+        return {self.runs: f"{RUNS_README}\n{made}", self.figures: f"{FIGURES_README}\n{made}"}
 
     @property
     def unfinished(self) -> str:

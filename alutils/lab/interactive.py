@@ -47,7 +47,8 @@ class Explorer:
     @cached_property
     def controls(self) -> dict[str, ipywidgets.ValueWidget]:
         """The widgets by name, made when they are first asked for."""
-        widgets = {name: make(value=self._values[name], description=name) for name, make in self._make.items()}
+        wide = {"layout": {"width": "min(40rem, 95%)"}, "style": {"description_width": "5rem"}}  # enough to aim with
+        widgets = {name: make(value=self._values[name], description=name, **wide) for name, make in self._make.items()}
         for name, widget in widgets.items():
             widget.observe(partial(self._moved, name), "value")
         return widgets
