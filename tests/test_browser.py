@@ -5,6 +5,7 @@ Screenshots are left in ``runs/browser/`` to be looked at.
 
 import contextlib
 import functools
+import http.server
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -80,6 +82,9 @@ def lab(tmp_path_factory):
     drawing = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(DRAWING)])
     drawing.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
     nbformat.write(drawing, folder / "drawing.ipynb")
+    shutil.copy(ROOT / "welcome.md", folder)
+    (folder / "lab").mkdir()
+    shutil.copy(ROOT / "notebooks" / "01_data.ipynb", folder / "lab")
     settings = {
         "notebook-extension/tracker": {"windowingMode": "none"},  # all cells are in the page, seen or not
         "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
@@ -97,6 +102,7 @@ def lab(tmp_path_factory):
         **{f"JUPYTER_{name}": str(folder / place) for name, place in places.items()},
         "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+        "JUPYTER_CONFIG_PATH": str(ROOT / "workflow" / "jupyter"),  # as make lab does
         "ALUTILS_RUNS": str(folder / "runs"),
     }
     options = ["--no-browser", "--allow-root", f"--port={port}", "--IdentityProvider.token=", "--ip=127.0.0.1"]
@@ -192,6 +198,7 @@ def test_a_moved_slider_changes_the_picture_and_its_numbers(page_of, name, explo
     expect(cell.locator(".jp-Cell-outputArea")).to_contain_text(first_value, timeout=20 * SECONDS)
     before, text_before = picture.get_attribute("src"), cell.locator(".jp-Cell-outputArea").inner_text()
     page.screenshot(path=SHOTS / f"{explorer}_before.png")
+    assert cell.locator(".noUi-target").first.bounding_box()["width"] > 350  # wide enough to aim with
     handle.focus()
     for _ in range(2):
         page.keyboard.press("ArrowRight")
@@ -334,15 +341,18 @@ def test_a_slider_over_frames_moves_without_a_kernel_and_asks_no_other_host(brow
     assert [url for url in asked if not url.startswith("data:")] == []
 
 
-@pytest.mark.parametrize("width", [375, 1280])
+@pytest.mark.parametrize("width", [390, 1280])
 def test_the_site_fits_a_phone_and_a_desktop_and_asks_no_other_host(browser, site, width):
     page = browser.new_page(viewport={"width": width, "height": 800})
     asked = []
     page.on("request", lambda request: asked.append(request.url))
     for name in (
-        "index",
+        "website/start",
+        "website/teaching",
+        "website/measurements",
         "notebooks/03_uncertainty",
         "notebooks/06_results",
+        "genindex",
         "website/paper",
         "website/api/paper",
     ):
@@ -352,3 +362,45 @@ def test_the_site_fits_a_phone_and_a_desktop_and_asks_no_other_host(browser, sit
     page.close()
     assert len(asked) > 5
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 800)])
+def test_the_start_page_shows_picture_and_paths_on_one_screen(browser, site, width, height):
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.goto((site / "index.html").as_uri())
+    page.wait_for_url("**/website/start.html")
+    for part in (page.locator("article img"), page.locator(".path").last):
+        box = part.bounding_box()
+        assert 0 <= box["y"] and box["y"] + box["height"] <= height and box["height"] > 40
+    page.close()
+
+
+def test_the_search_finds_a_page_and_shows_words_of_it(browser, site):
+    serve = functools.partial(Quiet, directory=site)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{server.server_port}/search.html?q=entropy")
+        excerpt = page.locator("#search-results li", has_text="3 · Uncertainty").locator("p.context")
+        expect(excerpt).to_contain_text("entropy", ignore_case=True, timeout=20 * SECONDS)
+        assert len(excerpt.inner_text().split()) > 15 and ".ipynb" not in excerpt.inner_text()
+        page.close()
+        server.shutdown()
+
+
+def test_make_lab_opens_on_a_page_whose_links_lead_to_the_copies(browser, lab):
+    address, _ = lab
+    (opened,) = re.findall(r"--LabApp.default_url=(\S+)", (ROOT / "Makefile").read_text())
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.goto(f"{address}{opened}?reset")
+    shown = page.locator(".jp-MarkdownViewer")
+    expect(shown.get_by_role("heading", name="Welcome")).to_be_visible(timeout=120 * SECONDS)
+    page.screenshot(path=SHOTS / "welcome.png")
+    shown.get_by_role("link", name="01_data").click()
+    expect(page.get_by_role("tab", name="01_data.ipynb")).to_be_visible(timeout=60 * SECONDS)
+    page.close()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass

@@ -97,12 +97,12 @@ def test_citation_names_the_project_and_the_paper():
     assert citation["preferred-citation"]["title"].startswith("Combining Image and Region Uncertainty")
 
 
-def test_the_readme_says_how_many_faults_were_injected():
+def test_the_page_on_reliability_says_how_many_faults_were_injected():
     counts = json.loads((ROOT / "results" / "faults.json").read_text())
     assert counts["failed_tests"] == 0
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "website" / "reliability.md").read_text()
     for fault, n in counts["survived"].items():
-        assert f"| {fault} | {n:,} |" in readme
+        assert f"| {fault} | {n:,} |" in page
 
 
 def test_make_lab_opens_copies_of_the_notebooks_and_overwrites_none(tmp_path):

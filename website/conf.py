@@ -69,6 +69,7 @@ html_context = {"default_mode": "auto"}
 html_domain_indices = False
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_js_files = [("search.js", {"defer": "defer"})]
 html_math_renderer = "mathml"
 
 
@@ -224,11 +225,16 @@ class LinkedFolders(SphinxPostTransform):
                 link["reftargetid"] = None
 
 
-def add_front_page(app, exception):
-    """Write ``index.html``, which readers and servers open first: it leads to the start page."""
+def complete_folder(app, exception):
+    """Take solutions out of the downloads, and write ``index.html``, which is opened first and leads to the start page."""
     if exception is None:
         address = f"{root_doc}.html"
         leads = f'<meta http-equiv="refresh" content="0; url={address}"><title>{project}</title><a href="{address}">{project}</a>'
+        for path in (app.outdir / "_sources" / "notebooks" / "exercises").glob(
+            "*.ipynb"
+        ):  # what a page offers to download
+            docname = path.relative_to(app.outdir / "_sources").with_suffix("").as_posix()
+            path.write_text(prepared(docname, path.read_text(encoding="utf-8")), encoding="utf-8")
         (app.outdir / "index.html").write_text(f'<!doctype html><html lang="en"><meta charset="utf-8">{leads}</html>\n')
 
 
@@ -241,4 +247,4 @@ def setup(app):
     app.connect("autodoc-process-signature", shorten_signature)
     app.connect("autodoc-process-docstring", list_settings)
     app.connect("missing-reference", link_to_api)
-    app.connect("build-finished", add_front_page)
+    app.connect("build-finished", complete_folder)

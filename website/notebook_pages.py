@@ -38,20 +38,17 @@ def take_out_solutions(notebook: Notebook) -> None:
 
 def solutions(notebook: Notebook) -> str:
     """The solutions of an exercise as Markdown, below the headings of its parts."""
-    text, waiting = [], []
+    text, titles = [], []  # of the parts since the last solution
     for cell in notebook["cells"]:
         source = _source(cell)
-        if _is_answer(cell):
-            text += [*waiting, source]
-        elif _SOLUTION.search(source):
+        if _is_answer(cell) or _SOLUTION.search(source):
             code = re.sub(r"^ *### (BEGIN|END) SOLUTION\n?", "", source, flags=re.MULTILINE).rstrip()
-            text += [*waiting, f"```python\n{code}\n```"]
+            text += [*titles, source if _is_answer(cell) else f"```python\n{code}\n```"]
+            titles = []
         elif cell["cell_type"] == "markdown":
-            titles = re.findall(r"^#+ .*", source, re.MULTILINE)
-            questions = re.findall(r"^\*\*Question .*?(?=\n\n|\Z)", source, re.MULTILINE | re.DOTALL)
-            waiting = [line for line in waiting if line.startswith("## ")] + [f"#{line}" for line in titles] + questions
-            continue
-        waiting = []
+            found = [f"#{line}" for line in re.findall(r"^#+ .*", source, re.MULTILINE)]
+            titles = [line for line in titles if line.startswith("## ") or not found] + found
+            titles += re.findall(r"^\*\*Question .*?(?=\n\n|\Z)", source, re.MULTILINE | re.DOTALL)
     return "\n\n".join(text)
 
 

@@ -171,7 +171,9 @@ class Batch:
     @property
     def readmes(self) -> dict[str, str]:
         """What lies in the folders of runs and of figures, as Markdown by folder."""
-        made = f"Made by the batch with these settings (`runs` and `figures` are its folders):\n\n```\n{self.plan}\n```\n"
+        made = (
+            f"Made by the batch with these settings (`runs` and `figures` are its folders):\n\n```\n{self.plan}\n```\n"
+        )
         return {self.runs: f"{RUNS_README}\n{made}", self.figures: f"{FIGURES_README}\n{made}"}
 
     @property
