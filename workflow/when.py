@@ -54,7 +54,7 @@ def main() -> None:
                 experiment = quick.model_copy(update={"strategy": strategy, "seed": seed})
                 folder = runs / f"{pool}-{strategy}-seed{seed}"
                 rounds = list(run_active_learning(experiment, splits, folder, device="cpu", progress=False))
-                tables = {"rounds": per_round(rounds, splits), "images": per_image(rounds, splits)}
+                tables = {"rounds": per_round(rounds, splits), "test_dice": per_image(rounds, splits)}
                 for name, table in tables.items():
                     table.insert(0, "pool", pool)
                     table.insert(1, "strategy", strategy)
@@ -85,20 +85,18 @@ def per_round(rounds: list[Round], splits: Splits) -> pd.DataFrame:
 
 
 def per_image(rounds: list[Round], splits: Splits) -> pd.DataFrame:
-    """Dice of each test image after the last round, and the mean height of its curve over the labelled images."""
+    """Dice of each test image after the last round, and the area: the mean height of its curve over the labelled."""
     curves = torch.stack([round_.test_dice_per_image for round_ in rounds]).double().numpy()
     sizes = np.array([round_.n_labelled for round_ in rounds])
     kinds = splits.test.factors["subtype"]
-    table = pd.DataFrame(
-        {"image": kinds.index, "kind": kinds, "dice": curves[-1], "height": mean_height(sizes, curves)}
-    )
+    table = pd.DataFrame({"image": kinds.index, "kind": kinds, "dice": curves[-1], "area": mean_height(sizes, curves)})
     return table.round(4)
 
 
 def collect(results: Path, runs: Path) -> None:
     """Write the tables of all finished runs, and where they were made."""
-    folders = sorted(path.parent for path in runs.glob("*/images.csv"))
-    for name in ("rounds", "images"):
+    folders = sorted(path.parent for path in runs.glob("*/test_dice.csv"))
+    for name in ("rounds", "test_dice"):
         table = pd.concat([pd.read_csv(folder / f"{name}.csv") for folder in folders], ignore_index=True)
         with replacing(results / f"{name}.csv.gz") as temporary:  # the same runs give the same bytes: no time in it
             temporary.write_bytes(gzip.compress(table.to_csv(index=False).encode(), mtime=0))
