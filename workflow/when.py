@@ -102,7 +102,7 @@ def collect(results: Path, runs: Path) -> None:
             temporary.write_bytes(gzip.compress(table.to_csv(index=False).encode(), mtime=0))
     records = [start for folder in folders for start in read_record(folder)["provenance"]]
     keys = ("git_commit", "git_dirty", "cpu", "threads", "python", "torch", "numpy")
-    made = {key: sorted({record[key] for record in records}) for key in keys}
+    made = {key: ", ".join(sorted({str(record[key]) for record in records})) for key in keys}
     with replacing(results / "made_with.json") as temporary:
         temporary.write_text(
             json.dumps({"command": f"python workflow/when.py results/{results.name}"} | made, indent=1)
