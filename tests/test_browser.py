@@ -371,7 +371,7 @@ def test_the_start_page_shows_picture_and_paths_on_one_screen(browser, site, wid
     page.wait_for_url("**/website/start.html")
     for part in (page.locator("article img"), page.locator(".path").last):
         box = part.bounding_box()
-        assert 0 <= box["y"] and box["y"] + box["height"] <= height and box["height"] > 40
+        assert box["y"] >= 0 and box["y"] + box["height"] <= height and box["height"] > 40
     page.close()
 
 
