@@ -51,14 +51,14 @@ RUNS_README = """\
 
 `pd.read_json("rounds.jsonl", lines=True)` reads a record, `alutils.runs.collect.load_results(FOLDER)` all of them together. Everything
 here may be deleted: the batch makes it again.
-"""
+"""  # noqa: E501
 
 FIGURES_README = """\
 # Tables and figures of the batch
 
 Notebook 06 writes them from the records of the runs: `summary.md` has all tables, each of them is a CSV and a Markdown file too, and
 each figure is a PNG and an SVG. They appear when all runs are done.
-"""
+"""  # noqa: E501
 
 TEXTS = ("profile", "data", "runs", "figures")
 
