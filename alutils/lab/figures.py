@@ -74,7 +74,7 @@ def _picture(figure: Figure, fast: bool) -> bytes:
     picture = PIL.Image.open(drawn).convert("RGB")
     chart, photograph = io.BytesIO(), io.BytesIO()
     picture.quantize(256, dither=PIL.Image.Dither.NONE).save(chart, "PNG", optimize=True)
-    picture.save(photograph, "JPEG", quality=75, optimize=True)
+    picture.save(photograph, "JPEG", quality=70, optimize=True)
     return min(chart.getvalue(), photograph.getvalue(), key=len)
 
 
@@ -145,7 +145,8 @@ def contact_sheet(
     n_rows = -(-len(images) // n_columns)
     side = 9.5 / n_columns
     size = (9.5, (side + 0.2) * n_rows)
-    figure, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="tight")
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     for i, place in enumerate(axes.flat):
         place.set_axis_off()
         if i < len(images):
