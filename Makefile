@@ -85,7 +85,8 @@ bench: .venv/installed
 	$(if $(DATA),$(BIN)/python benchmarks/open_data.py --data "$(DATA)",@echo "open_data.py needs a folder: make bench DATA=...")
 
 notebooks: .venv/installed
-	ALUTILS_RUNS=$$(mktemp -d) $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False $(NOTEBOOKS) $(EXERCISES)
+	ALUTILS_RUNS=$$(mktemp -d) OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	  --ExecutePreprocessor.record_timing=False $(NOTEBOOKS) $(EXERCISES)
 
 exercises: .venv/installed
 	cd notebooks/exercises && ../../$(BIN)/nbgrader generate_assignment exercises --force
