@@ -21,7 +21,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from matplotlib.figure import Figure
 from playwright.sync_api import expect, sync_playwright
+
+from alutils.lab import frames
+from alutils.lab.frames import show_frames
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOTS = ROOT / "runs" / "browser"
@@ -29,7 +33,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 ALONE = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 SECONDS = 1000  # Playwright counts milliseconds
 DONE = re.compile(r"\[\d+\]:")  # the prompt of a cell that has run
-NOTEBOOK = "05_partial_annotation"
+NOTEBOOKS = ("05_partial_annotation", "05b_partial_loop", "08_annotate")
 TINY = "{n_synthetic: [32, 8, 8], cold_start: 8, query_size: 8, n_queries: 2, epochs: 2}"
 DRAWING = """
 import numpy as np, PIL.Image, torch
@@ -66,14 +70,15 @@ def browser():
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """The address and the folder of a JupyterLab that has a copy of the notebook, without outputs, with less to do."""
+    """The address and the folder of a JupyterLab that has copies of the notebooks, without outputs, with less to do."""
     folder = tmp_path_factory.mktemp("lab")
-    notebook = nbformat.read(ROOT / "notebooks" / f"{NOTEBOOK}.ipynb", as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-            cell.source = cell.source.replace('overrides = ""', f'overrides = "{TINY}"')
-    nbformat.write(notebook, folder / f"{NOTEBOOK}.ipynb")
+    for name in NOTEBOOKS:
+        notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+                cell.source = cell.source.replace('overrides = ""', f'overrides = "{TINY}"')
+        nbformat.write(notebook, folder / f"{name}.ipynb")
     drawing = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(DRAWING)])
     drawing.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
     nbformat.write(drawing, folder / "drawing.ipynb")
@@ -125,12 +130,13 @@ def wait_for(address, server, log):
 
 
 @pytest.fixture(scope="module")
-def page(browser, lab):
-    """The notebook in JupyterLab after all its cells were run."""
+def page_of(browser, lab):
+    """A function of a notebook's name: its page in JupyterLab after all its cells were run."""
     address, _ = lab
-    page = run_notebook(browser, address, NOTEBOOK, {"width": 1400, "height": 1000})
-    yield page
-    page.close()
+    run = functools.cache(lambda name: run_notebook(browser, address, name, {"width": 1400, "height": 1000}))
+    yield run
+    for name in NOTEBOOKS:
+        run(name).close()
 
 
 def run_notebook(browser, address, notebook, viewport):
@@ -172,16 +178,20 @@ def cell_with(page, text):
     return page.locator(".jp-CodeCell", has=page.locator(".jp-InputArea-editor", has_text=text)).first
 
 
-def test_every_cell_ran_without_an_error(page):
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_cell_ran_without_an_error(page_of, name):
+    page = page_of(name)
     errors = page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"], .jp-mod-error')
     assert errors.all_text_contents() == []
     assert page.locator(".jp-CodeCell").count() > 10
 
 
 @pytest.mark.parametrize(
-    ("explorer", "first_value"), [("explore_thresholds", "tau_u = 0."), ("explore_rounds", "Query 1,")]
+    ("name", "explorer", "first_value"),
+    [("05_partial_annotation", "explore_thresholds", "tau_u = 0."), ("05b_partial_loop", "explore_rounds", "Query 1,")],
 )
-def test_a_moved_slider_changes_the_picture_and_its_numbers(page, explorer, first_value):
+def test_a_moved_slider_changes_the_picture_and_its_numbers(page_of, name, explorer, first_value):
+    page = page_of(name)
     cell = cell_with(page, f"{explorer}(")
     cell.scroll_into_view_if_needed()
     picture, handle = cell.locator(".jp-OutputArea-output img").first, cell.locator(".noUi-handle").first
@@ -229,7 +239,8 @@ def counts(status):
     return list(map(int, found.groups()))
 
 
-def test_a_lasso_marks_pixels_of_the_band_alone_and_is_saved(page, lab):
+def test_a_lasso_marks_pixels_of_the_band_alone_and_is_saved(page_of, lab):
+    page = page_of("08_annotate")
     cell = cell_with(page, "Annotator(")
     cell.scroll_into_view_if_needed()
     stage, status = cell.locator(".stage"), cell.get_by_role("status")
@@ -314,6 +325,22 @@ def test_a_person_annotates_photographs_of_1024_by_768_with_mouse_and_keys(brows
     page.close()
 
 
+def test_a_slider_over_frames_moves_without_a_kernel_and_asks_no_other_host(browser, monkeypatch):
+    shown = []
+    monkeypatch.setattr(frames, "display", lambda bundle, metadata, raw: shown.append(bundle["text/html"]))
+    show_frames(lambda value: (Figure(), f'it is "{value}"', "An empty figure."), "x", [1, 2, 3])
+    page = browser.new_page()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.set_content(shown[0] + shown[0])
+    page.get_by_label("x").first.press("ArrowRight")
+    expect(page.locator("pre")).to_have_text(['it is "2"', 'it is "1"'])
+    assert page.locator("img").first.get_attribute("alt") == 'it is "2" An empty figure.'
+    assert page.locator("img").first.evaluate("image => image.naturalWidth") > 0
+    page.close()
+    assert [url for url in asked if not url.startswith("data:")] == []
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_site_fits_a_phone_and_a_desktop_and_asks_no_other_host(browser, site, width):
     page = browser.new_page(viewport={"width": width, "height": 800})
@@ -344,7 +371,7 @@ def test_the_start_page_shows_picture_and_paths_on_one_screen(browser, site, wid
     page.wait_for_url("**/website/start.html")
     for part in (page.locator("article img"), page.locator(".path").last):
         box = part.bounding_box()
-        assert 0 <= box["y"] and box["y"] + box["height"] <= height and box["height"] > 40
+        assert box["y"] >= 0 and box["y"] + box["height"] <= height and box["height"] > 40
     page.close()
 
 

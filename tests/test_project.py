@@ -158,11 +158,10 @@ def test_make_refuses_a_variable_that_it_does_not_know_and_names_the_nearest(giv
 
 
 def test_make_takes_the_variables_that_its_help_lists():
-    assert make("help", "PYTHON=python3", "PROFILE=small", "DATA=a b", "SEEDS=0 1", "CORES=1")[0] == 0
+    assert make("help", "PYTHON=python3", "PROFILE=study", "DATA=a b", "SEEDS=0 1", "CORES=1")[0] == 0
 
 
 TEXTS = (
-    "results/quick/runs.jsonl",
     "results/quick/SHA256SUMS",
     "results/faults.json",
     "alutils/experiment.py",
@@ -172,7 +171,7 @@ TEXTS = (
     "profiles/quick.yaml",
     ".ci/run",
 )
-BINARIES = ("figures/recorded/fig1.png", "results/quick/rounds.jsonl.gz")
+BINARIES = ("figures/recorded/fig1.png", "results/quick/rounds.csv.gz")
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
@@ -191,7 +190,7 @@ def test_recorded_results_pass_their_checksums_in_a_checkout_with_autocrlf(tmp_p
     def git(*arguments, cwd=tmp_path):
         subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e@example.org", *arguments], cwd=cwd, check=True)
 
-    names = ("results/quick/runs.jsonl", "results/quick/rounds.jsonl.gz")
+    names = ("results/quick/SHA256SUMS", "results/quick/rounds.csv.gz")
     for name in (".gitattributes", *names):
         (tmp_path / "one" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "one" / name).write_bytes((ROOT / name).read_bytes())

@@ -8,11 +8,12 @@ import re
 from pathlib import Path
 
 import pytest
-from scipy import stats
 
 import alutils
 from alutils.data.description import read_description
-from alutils.report.tables import in_full, table_modes
+from alutils.report.endpoints import by_arm
+from alutils.report.statistics import paired, spread
+from alutils.report.tables import table_modes
 from alutils.runs.collect import load_results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,18 +35,20 @@ def blocks(kind: str) -> list[tuple[str, str]]:
 
 
 def measured(folder: Path) -> list[str]:
-    """What may be said of the recorded runs of a folder: effects with 95 % intervals over seeds, pixels and clicks."""
+    """What may be said of the recorded runs of a folder: effects with their 95 % intervals, pixels and clicks."""
     results = load_results(folder)
-    dice = 100 * in_full(results["runs"]).pivot(index="seed", columns="strategy", values="test_dice")
+    dice = by_arm(results, "dice")
     said = []
     for arm, other in itertools.permutations(ARMS, 2):
-        differences = (dice[arm] - dice[other]).dropna()
-        low, high = stats.t.interval(0.95, len(differences) - 1, differences.mean(), stats.sem(differences))
-        said.append(f"{ARMS[arm]} against {ARMS[other]}: {differences.mean():+.1f} [{low:+.1f}, {high:+.1f}]")
+        effect = spread(paired(dice[arm], dice[other])).difference()
+        said.append(f"{ARMS[arm]} against {ARMS[other]}: {effect.mean:+.1f} [{effect.low:+.1f}, {effect.high:+.1f}]")
     modes = table_modes(results)
     said.append(f"human verifies {modes.loc['partial', 'verify']:.0f} % of a queried image's pixels")
-    said += [f"{modes.loc['partial', 'clicks']:.1f} clicks", f"whole outline takes {modes.loc['full', 'clicks']:.1f} clicks"]
-    return [*said, f"95 % interval over {len(dice)} seeds"]
+    said += [
+        f"{modes.loc['partial', 'clicks']:.1f} clicks",
+        f"whole outline takes {modes.loc['full', 'clicks']:.1f} clicks",
+    ]
+    return [*said, f"95 % interval over {len(dice['random'])} seeds and 128 test images"]
 
 
 def test_the_readme_takes_two_minutes_to_read():

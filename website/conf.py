@@ -226,11 +226,12 @@ class LinkedFolders(SphinxPostTransform):
 
 
 def complete_folder(app, exception):
-    """Take solutions out of the downloads, and write ``index.html``, which is opened first and leads to the start page."""
+    """Take solutions out of the downloads, and write ``index.html``, which leads to the start page."""
     if exception is None:
         address = f"{root_doc}.html"
-        leads = f'<meta http-equiv="refresh" content="0; url={address}"><title>{project}</title><a href="{address}">{project}</a>'
-        for path in (app.outdir / "_sources" / "notebooks" / "exercises").glob("*.ipynb"):  # what a page offers to download
+        leads = f'<meta http-equiv="refresh" content="0; url={address}"><title>{project}</title>'
+        leads += f'<a href="{address}">{project}</a>'
+        for path in (app.outdir / "_sources" / "notebooks" / "exercises").glob("*.ipynb"):  # to download
             docname = path.relative_to(app.outdir / "_sources").with_suffix("").as_posix()
             path.write_text(prepared(docname, path.read_text(encoding="utf-8")), encoding="utf-8")
         (app.outdir / "index.html").write_text(f'<!doctype html><html lang="en"><meta charset="utf-8">{leads}</html>\n')

@@ -2,9 +2,9 @@
 
     python workflow/colab.py
 
-The button leads to the address "Repository" in pyproject.toml's [project.urls]. Without one, there is neither button nor
-cell: the script takes them out. It can be run any number of times; run `make notebooks` after
-it has changed something. Not tried on Colab itself yet.
+The button leads to the address "Repository" in pyproject.toml's [project.urls]. Without one, there is neither button
+nor cell: the script takes them out. It can be run any number of times; run `make notebooks` after it has changed
+something. Not tried on Colab itself yet.
 """
 
 from __future__ import annotations

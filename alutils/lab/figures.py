@@ -15,7 +15,9 @@ from IPython.display import DisplayHandle, Image, display
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 
 from alutils.system.files import replacing
 
@@ -72,16 +74,22 @@ def _picture(figure: Figure, fast: bool) -> bytes:
     picture = PIL.Image.open(drawn).convert("RGB")
     chart, photograph = io.BytesIO(), io.BytesIO()
     picture.quantize(256, dither=PIL.Image.Dither.NONE).save(chart, "PNG", optimize=True)
-    picture.save(photograph, "JPEG", quality=85, optimize=True)
+    picture.save(photograph, "JPEG", quality=70, optimize=True)
     return min(chart.getvalue(), photograph.getvalue(), key=len)
 
 
 def draw_image(axes: Axes, image: torch.Tensor, title: str = "") -> None:
     """Draw a picture without ticks: (3, H, W) in colour, uint8 or float, or (1, H, W) or (H, W) in grey, 0 to 1."""
     pixels = image.detach().cpu().squeeze(0).numpy()
-    axes.imshow(pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels, cmap="gray", vmin=0, vmax=1)
+    pixels = pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation=_interpolation(pixels))
     axes.set_title(title, fontsize=9)
     axes.set_axis_off()
+
+
+def _interpolation(pixels: np.ndarray) -> str:
+    """Small pictures are enlarged pixel by pixel, without blur; large ones are shrunk without stray patterns."""
+    return "nearest" if len(pixels) <= 128 else "auto"
 
 
 def draw_outline(axes: Axes, mask: torch.Tensor, colour: str, style: str = "solid", width: float = 1.5) -> None:
@@ -110,10 +118,13 @@ def label_colours(image: torch.Tensor, mask: torch.Tensor, human: torch.Tensor) 
     return 0.35 * grey + 0.65 * colours
 
 
-def label_legend(figure: Figure) -> None:
-    """Explain the colours of :func:`label_colours` below the figure."""
-    patches = [Patch(facecolor=colour, edgecolor="gray", label=name) for name, colour in LABELLED_BY.items()]
-    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8, frameon=False)
+def label_legend(figure: Figure, *, outline: bool = False) -> None:
+    """Explain the colours of :func:`label_colours` below the figure, and the true outline if there is one."""
+    handles = [Patch(facecolor=colour, edgecolor="gray", label=name) for name, colour in LABELLED_BY.items()]
+    if outline:
+        edge = [withStroke(linewidth=3, foreground=BLACK)]
+        handles.append(Line2D([], [], color=TRUTH, label="true outline", path_effects=edge))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
 
 
 def contact_sheet(
@@ -132,8 +143,10 @@ def contact_sheet(
         predictions: probabilities or masks (N, 1, H, W).
     """
     n_rows = -(-len(images) // n_columns)
-    size = (1.5 * n_columns, 1.7 * n_rows)
-    figure, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="tight")
+    side = 9.5 / n_columns
+    size = (9.5, (side + 0.2) * n_rows)
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     for i, place in enumerate(axes.flat):
         place.set_axis_off()
         if i < len(images):
@@ -152,7 +165,8 @@ def draw_pictures(axes: Axes, pictures: Mapping[str, np.ndarray], n_columns: int
     axes.set_axis_off()
     for i, (title, picture) in enumerate(pictures.items()):
         left, top = (i % n_columns) * (width + gap), (i // n_columns) * (height + head)
-        axes.imshow(picture, extent=(left, left + width, top + height, top))
+        extent = (left, left + width, top + height, top)
+        axes.imshow(picture, extent=extent, interpolation=_interpolation(picture))
         axes.text(left + width / 2, top - 0.03 * height, title, fontsize=9, ha="center", va="bottom")
     n_rows = -(-len(pictures) // n_columns)
     axes.set(xlim=(0, n_columns * (width + gap) - gap), ylim=(n_rows * (height + head) - head, -head))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from IPython.display import DisplayHandle, display
 from matplotlib.figure import Figure
 
 from alutils.lab.figures import show_figure
+from alutils.lab.frames import show_frames
 
 Drawn = tuple[Figure, str, str]
 """What an explorer shows: a figure, the sentences below it (one per line), and what else there is to see in it."""
@@ -51,6 +52,18 @@ class Explorer:
         for name, widget in widgets.items():
             widget.observe(partial(self._moved, name), "value")
         return widgets
+
+    def show(self, name: str, values: Sequence[Any]) -> None:
+        """Display it with its controls; where nobody can move them, with a slider over frames of up to 8 ``values``.
+
+        ``name`` is the control that the frames move; its first value is one of ``values``.
+        """
+        if is_interactive() or len(values) < 2:
+            display(self)
+        else:
+            show_frames(
+                lambda value: self._function(**self._values | {name: value}), name, values, start=self._values[name]
+            )
 
     def _moved(self, name: str, change: Mapping[str, Any]) -> None:
         self._values[name] = change["new"]
