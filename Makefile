@@ -1,6 +1,6 @@
 # make help        this list; make alone shows it too
 # make reproduce   set up, then run the batch on the CPU with the quick profile; writes runs/quick/ and figures/quick/
-# make plan        what make reproduce would run
+# make plan        what make reproduce would run, and how many seeds would decide the claims
 # make test        set up, then run all tests
 # make test-faults inject all faults and all bad input: 20 minutes, 20 GB in TMPDIR; writes results/faults.json
 # make audit       ask pip-audit for known vulnerabilities of the installed packages; needs the internet
@@ -11,8 +11,8 @@
 # make site        set up, then build the website from the notebooks as they are; writes runs/site/html/
 # make clean       remove .venv, runs/ and the tools' caches; lab/, figures/ and results/ stay
 #
-# The paper's settings on GPUs:  make reproduce PROFILE=paper DATA=/path/to/isic2018 SEEDS="0 1 2"
-# Variables: PYTHON (to set up with; python3), PROFILE (quick), DATA (none: synthetic images), SEEDS (0 1), CORES (all)
+# The paper's settings on GPUs:  make reproduce PROFILE=paper DATA=/path/to/isic2018
+# Variables: PYTHON (to set up with; python3), PROFILE (quick), DATA (none: synthetic images), SEEDS (0 1 2 3 4 5), CORES (all)
 # All other settings: snakemake, see the first lines of the Snakefile
 
 # What begins a line with "# " above is what "make help" prints.
@@ -48,6 +48,7 @@ reproduce: .venv/installed
 
 plan: .venv/installed
 	$(SNAKEMAKE) --dry-run --quiet rules host reason $(CONFIG)
+	$(BIN)/python workflow/seeds.py "runs/$(notdir $(basename $(PROFILE)))" "results/$(notdir $(basename $(PROFILE)))"
 
 test: .venv/installed
 	$(BIN)/ruff check
@@ -67,9 +68,10 @@ audit: .venv/installed
 	$(BIN)/pip-audit --skip-editable
 
 # Running a notebook changes its file, so copies are opened. JupyterLab's root is the project, so that its browser
-# reaches runs/ and figures/. A copy is made only where there is none.
+# reaches runs/ and figures/; it opens on a page with links to the copies. A copy is made only where there is none.
 lab: .venv/installed $(patsubst notebooks/%,lab/%,$(NOTEBOOKS) $(EXERCISES))
-	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/lab
+	JUPYTER_CONFIG_PATH="$(CURDIR)/workflow/jupyter" \
+	  $(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/welcome.md
 
 lab/%.ipynb: | notebooks/%.ipynb
 	@mkdir -p "$(@D)"
@@ -83,7 +85,8 @@ bench: .venv/installed
 	$(if $(DATA),$(BIN)/python benchmarks/open_data.py --data "$(DATA)",@echo "open_data.py needs a folder: make bench DATA=...")
 
 notebooks: .venv/installed
-	ALUTILS_RUNS=$$(mktemp -d) $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False $(NOTEBOOKS) $(EXERCISES)
+	ALUTILS_RUNS=$$(mktemp -d) OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	  --ExecutePreprocessor.record_timing=False $(NOTEBOOKS) $(EXERCISES)
 
 exercises: .venv/installed
 	cd notebooks/exercises && ../../$(BIN)/nbgrader generate_assignment exercises --force

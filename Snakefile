@@ -2,14 +2,14 @@
 
     make plan                                                       # what would be run
     make reproduce                                                  # quick profile, synthetic images, all cores
-    make reproduce PROFILE=paper DATA=data/isic2018 SEEDS="0 1 2"   # the paper's settings
-    snakemake --profile workflow/local --cores $(python -I alutils/system/cores.py) --config profile=small \
+    make reproduce PROFILE=paper DATA=data/isic2018                 # the paper's settings
+    snakemake --profile workflow/local --cores $(python -I alutils/system/cores.py) --config profile=study \
         strategies="random entropy" overrides="{epochs: 2}"         # every setting: workflow/batch.py
     snakemake --profile workflow/slurm --config profile=paper data=/data/isic2018       # one Slurm job per run
 
-A job is run again when its parameters or its code did change (workflow/code_hash.py), not when prose did. The executed
-notebooks are logs, so that a failed one stays; the outputs are small marks, so that a job that was stopped finds its
-files and goes on.
+A job is run again when its parameters, its code (workflow/code_hash.py) or the description.yaml beside its data did
+change, not when prose did. The executed notebooks are logs, so that a failed one stays; the outputs are small marks, so
+that a job that was stopped finds its files and goes on.
 """
 
 import sys
@@ -21,6 +21,7 @@ from watch import Watch, say_at_the_end
 
 from alutils.data.description import find_description
 from alutils.system.checks import DataError
+from alutils.system.files import write_text
 
 try:
     if workflow.is_main_process and workflow.resource_settings.nodes:  # --jobs, which is a cluster's
@@ -113,6 +114,9 @@ watches = []
 
 onstart:
     if workflow.is_main_process:
+        for folder, text in batch.readmes.items():
+            with suppress(OSError):  # the first job that writes there says what is wrong
+                write_text(f"{folder}/README.md", text)
         watches.append(Watch(batch))
         watches[0].start()
 

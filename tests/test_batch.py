@@ -35,7 +35,8 @@ from grid import GRID, Cell  # noqa: E402
 
 ONE_OF_EACH = {"seeds": 0, "strategies": "random", "cells": "[[partial, 0.25, 0.25]]"}
 NAMES = [
-    "01_data", "02_model", "03_uncertainty", "04_image_al", "05_partial_annotation", "06_results", "07_methods",
+    "01_data", "02_model", "03_uncertainty", "04_image_al", "05_partial_annotation", "05b_partial_loop", "06_results",
+    "07_methods",
 ]  # fmt: skip
 
 
@@ -100,20 +101,20 @@ def edit(project, name, kind, source):
 @pytest.mark.parametrize(
     ("config", "n_table1", "n_table2"),
     [
-        ({}, 5 * 2, 5),
-        ({"profile": "paper", "seeds": "0 1 2 3 4"}, 7 * 5, 5 + 4),
+        ({}, 3 * 6, 6),
+        ({"profile": "paper", "seeds": "0 1 2 3 4"}, 7 * 5, (5 + 4) * 5),
         ({"profile": "paper", "seeds": [7], "table2_seeds": "1,2", "strategies": "random entropy"}, 2, 2 * (5 + 4)),
     ],
 )
 def test_it_has_a_job_for_each_run(config, n_table1, n_table2):
     runs = Batch(config).runs_of
-    assert (len(runs["04_image_al"]), len(runs["05_partial_annotation"])) == (n_table1, n_table2)
+    assert (len(runs["04_image_al"]), len(runs["05b_partial_loop"])) == (n_table1, n_table2)
 
 
 def test_a_dry_run_announces_the_jobs_and_names_a_folder_as_it_was_typed(tmp_path):
     status, said = snakemake(tmp_path, "--dry-run", "--quiet", "rules", "host", runs="007")
     assert status == 0 and re.search(r"^runs +007$", said, re.M)
-    assert announced(said) == dict.fromkeys(NAMES, 1) | {"04_image_al": 5 * 2, "05_partial_annotation": 5}
+    assert announced(said) == dict.fromkeys(NAMES, 1) | {"04_image_al": 3 * 6, "05b_partial_loop": 6}
 
 
 @pytest.mark.parametrize("arguments", [["-C", "runs=2024_05_01"], ["--config=runs=1e5"], ["--config", "runs='0o17'"]])
@@ -141,7 +142,7 @@ def test_a_run_is_given_its_parameters():
     config = {"profile": "paper", "data": str(ROOT), "overrides": "{n_queries: 3, encoder_weights: 'a: b'}"}
     arm = parameters_of("04_image_al/full-seed1", **config)
     assert (arm["profile"], arm["data_root"], arm["strategy"], arm["seed"]) == ("paper", str(ROOT), "full", 1)
-    cell = parameters_of("05_partial_annotation/partial-0.25-0.5-seed0", **config)
+    cell = parameters_of("05b_partial_loop/partial-0.25-0.5-seed0", **config)
     assert (cell["annotation"], cell["tau_u"], cell["tau_b"], cell["seed"]) == ("partial", 0.25, 0.5, 0)
     assert arm["compare"] is cell["compare"] is False
     assert yaml.safe_load(arm["overrides"]) == {"n_queries": 3, "encoder_weights": "a: b"}
@@ -234,7 +235,7 @@ def test_data_that_no_description_fits_are_refused_before_any_job(tmp_path):
 def test_a_notebook_run_by_hand_writes_where_no_batch_reads():
     parameters = {"overrides": "{n_synthetic: [4, 2, 2]}", "device": "cpu"}
     folder = open_workspace("04_image_al", **parameters).output_dir.relative_to(RUNS_DIR)
-    for profile in ("quick", "paper", "small"):
+    for profile in ("quick", "paper", "study"):
         assert not folder.is_relative_to(Path(Batch({"profile": profile}).runs).relative_to("runs"))
 
 
@@ -257,8 +258,8 @@ def test_only_what_changed_is_run_again(project):
     edit(project, "04_image_al", "markdown", "better prose")
     assert stale() == []
     edit(project, "02_model", "code", "better = 'code'")
-    (project / "runs/quick/05_partial_annotation/partial-0.25-0.5-seed0/done.json").unlink()
-    assert stale() == ["02_model", "05_partial_annotation", "06_results"]
+    (project / "runs/quick/05b_partial_loop/partial-0.25-0.5-seed0/done.json").unlink()
+    assert stale() == ["02_model", "05b_partial_loop", "06_results"]
 
 
 def test_a_folder_of_other_code_is_put_aside_and_a_job_s_own_is_kept(tmp_path, capsys):
@@ -305,9 +306,10 @@ def test_a_failing_notebook_leaves_its_traceback_a_training_may_diverge_and_the_
     errors = [out.ename for cell in failed.cells for out in cell.get("outputs", []) if out.output_type == "error"]
     assert errors == ["RuntimeError"]
     done = {str(path.parent.relative_to(runs)): json.loads(path.read_text()) for path in runs.rglob("done.json")}
-    arm, cell = "04_image_al/random-seed0", "05_partial_annotation/partial-0.25-0.5-seed0"
+    arm, cell = "04_image_al/random-seed0", "05b_partial_loop/partial-0.25-0.5-seed0"
     assert {name: mark["outcome"] for name, mark in done.items()} == {
-        arm: "diverged", **dict.fromkeys(["01_data", "02_model", cell, "06_results", "07_methods"], "finished")
+        arm: "diverged",
+        **dict.fromkeys(["01_data", "02_model", "05_partial_annotation", cell, "06_results", "07_methods"], "finished"),
     }  # fmt: skip
     assert (project / "my figures" / "summary.md").exists()
 
@@ -367,7 +369,7 @@ def test_each_round_and_each_job_that_ends_is_told_with_what_is_left(tmp_path, c
     rounds(first, 9, 18, 54)
     seen.look()
     assert (
-        capsys.readouterr().err == f"{first}: round 3 of 8, validation Dice 0.812; 1 of 8 jobs done, about 2.1 h left\n"
+        capsys.readouterr().err == f"{first}: round 3 of 8, validation Dice 0.812; 1 of 9 jobs done, about 2.1 h left\n"
     )
     write(second, "job.json")
     rounds(second, 324)
@@ -381,7 +383,7 @@ def test_each_round_and_each_job_that_ends_is_told_with_what_is_left(tmp_path, c
         write(name, "done.json", outcome="finished")
     seen.end()
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == 6 and all(line.endswith("done; 8 of 8 jobs done") for line in told)
+    assert len(told) == 7 and all(line.endswith("done; 9 of 9 jobs done") for line in told)
 
 
 def test_a_round_is_told_before_a_network_disk_shows_the_run_s_record(tmp_path, capsys):

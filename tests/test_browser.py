@@ -4,6 +4,8 @@ Screenshots are left in ``runs/browser/`` to be looked at.
 """
 
 import contextlib
+import functools
+import http.server
 import json
 import math
 import os
@@ -12,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -30,7 +33,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 ALONE = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 SECONDS = 1000  # Playwright counts milliseconds
 DONE = re.compile(r"\[\d+\]:")  # the prompt of a cell that has run
-NOTEBOOK = "05_partial_annotation"
+NOTEBOOKS = ("05_partial_annotation", "05b_partial_loop", "08_annotate")
 TINY = "{n_synthetic: [32, 8, 8], cold_start: 8, query_size: 8, n_queries: 2, epochs: 2}"
 DRAWING = """
 import numpy as np, PIL.Image, torch
@@ -67,17 +70,21 @@ def browser():
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """The address and the folder of a JupyterLab that has a copy of the notebook, without outputs, with less to do."""
+    """The address and the folder of a JupyterLab that has copies of the notebooks, without outputs, with less to do."""
     folder = tmp_path_factory.mktemp("lab")
-    notebook = nbformat.read(ROOT / "notebooks" / f"{NOTEBOOK}.ipynb", as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-            cell.source = cell.source.replace('overrides = ""', f'overrides = "{TINY}"')
-    nbformat.write(notebook, folder / f"{NOTEBOOK}.ipynb")
+    for name in NOTEBOOKS:
+        notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+                cell.source = cell.source.replace('overrides = ""', f'overrides = "{TINY}"')
+        nbformat.write(notebook, folder / f"{name}.ipynb")
     drawing = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(DRAWING)])
     drawing.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
     nbformat.write(drawing, folder / "drawing.ipynb")
+    shutil.copy(ROOT / "welcome.md", folder)
+    (folder / "lab").mkdir()
+    shutil.copy(ROOT / "notebooks" / "01_data.ipynb", folder / "lab")
     settings = {
         "notebook-extension/tracker": {"windowingMode": "none"},  # all cells are in the page, seen or not
         "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
@@ -95,6 +102,7 @@ def lab(tmp_path_factory):
         **{f"JUPYTER_{name}": str(folder / place) for name, place in places.items()},
         "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+        "JUPYTER_CONFIG_PATH": str(ROOT / "workflow" / "jupyter"),  # as make lab does
         "ALUTILS_RUNS": str(folder / "runs"),
     }
     options = ["--no-browser", "--allow-root", f"--port={port}", "--IdentityProvider.token=", "--ip=127.0.0.1"]
@@ -122,12 +130,13 @@ def wait_for(address, server, log):
 
 
 @pytest.fixture(scope="module")
-def page(browser, lab):
-    """The notebook in JupyterLab after all its cells were run."""
+def page_of(browser, lab):
+    """A function of a notebook's name: its page in JupyterLab after all its cells were run."""
     address, _ = lab
-    page = run_notebook(browser, address, NOTEBOOK, {"width": 1400, "height": 1000})
-    yield page
-    page.close()
+    run = functools.cache(lambda name: run_notebook(browser, address, name, {"width": 1400, "height": 1000}))
+    yield run
+    for name in NOTEBOOKS:
+        run(name).close()
 
 
 def run_notebook(browser, address, notebook, viewport):
@@ -169,22 +178,27 @@ def cell_with(page, text):
     return page.locator(".jp-CodeCell", has=page.locator(".jp-InputArea-editor", has_text=text)).first
 
 
-def test_every_cell_ran_without_an_error(page):
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_cell_ran_without_an_error(page_of, name):
+    page = page_of(name)
     errors = page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"], .jp-mod-error')
     assert errors.all_text_contents() == []
     assert page.locator(".jp-CodeCell").count() > 10
 
 
 @pytest.mark.parametrize(
-    ("explorer", "first_value"), [("explore_thresholds", "tau_u = 0."), ("explore_rounds", "Query 1,")]
+    ("name", "explorer", "first_value"),
+    [("05_partial_annotation", "explore_thresholds", "tau_u = 0."), ("05b_partial_loop", "explore_rounds", "Query 1,")],
 )
-def test_a_moved_slider_changes_the_picture_and_its_numbers(page, explorer, first_value):
+def test_a_moved_slider_changes_the_picture_and_its_numbers(page_of, name, explorer, first_value):
+    page = page_of(name)
     cell = cell_with(page, f"{explorer}(")
     cell.scroll_into_view_if_needed()
     picture, handle = cell.locator(".jp-OutputArea-output img").first, cell.locator(".noUi-handle").first
     expect(cell.locator(".jp-Cell-outputArea")).to_contain_text(first_value, timeout=20 * SECONDS)
     before, text_before = picture.get_attribute("src"), cell.locator(".jp-Cell-outputArea").inner_text()
     page.screenshot(path=SHOTS / f"{explorer}_before.png")
+    assert cell.locator(".noUi-target").first.bounding_box()["width"] > 350  # wide enough to aim with
     handle.focus()
     for _ in range(2):
         page.keyboard.press("ArrowRight")
@@ -225,7 +239,8 @@ def counts(status):
     return list(map(int, found.groups()))
 
 
-def test_a_lasso_marks_pixels_of_the_band_alone_and_is_saved(page, lab):
+def test_a_lasso_marks_pixels_of_the_band_alone_and_is_saved(page_of, lab):
+    page = page_of("08_annotate")
     cell = cell_with(page, "Annotator(")
     cell.scroll_into_view_if_needed()
     stage, status = cell.locator(".stage"), cell.get_by_role("status")
@@ -326,15 +341,18 @@ def test_a_slider_over_frames_moves_without_a_kernel_and_asks_no_other_host(brow
     assert [url for url in asked if not url.startswith("data:")] == []
 
 
-@pytest.mark.parametrize("width", [375, 1280])
+@pytest.mark.parametrize("width", [390, 1280])
 def test_the_site_fits_a_phone_and_a_desktop_and_asks_no_other_host(browser, site, width):
     page = browser.new_page(viewport={"width": width, "height": 800})
     asked = []
     page.on("request", lambda request: asked.append(request.url))
     for name in (
-        "index",
+        "website/start",
+        "website/teaching",
+        "website/measurements",
         "notebooks/03_uncertainty",
         "notebooks/06_results",
+        "genindex",
         "website/paper",
         "website/api/paper",
     ):
@@ -344,3 +362,44 @@ def test_the_site_fits_a_phone_and_a_desktop_and_asks_no_other_host(browser, sit
     page.close()
     assert len(asked) > 5
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 800)])
+def test_the_start_page_shows_picture_and_paths_on_one_screen(browser, site, width, height):
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.goto((site / "index.html").as_uri())
+    page.wait_for_url("**/website/start.html")
+    for part in (page.locator("article img"), page.locator(".path").last):
+        box = part.bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= height and box["height"] > 40
+    page.close()
+
+
+def test_the_search_finds_a_page_and_shows_words_of_it(browser, site):
+    serve = functools.partial(Quiet, directory=site)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{server.server_port}/search.html?q=entropy")
+        excerpt = page.locator("#search-results li", has_text="3 · Uncertainty").locator("p.context")
+        expect(excerpt).to_contain_text("Uncertainty Read beside section III-A", timeout=20 * SECONDS)  # no menu's words
+        page.close()
+        server.shutdown()
+
+
+def test_make_lab_opens_on_a_page_whose_links_lead_to_the_copies(browser, lab):
+    address, _ = lab
+    (opened,) = re.findall(r"--LabApp.default_url=(\S+)", (ROOT / "Makefile").read_text())
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.goto(f"{address}{opened}?reset")
+    shown = page.locator(".jp-MarkdownViewer")
+    expect(shown.get_by_role("heading", name="Welcome")).to_be_visible(timeout=120 * SECONDS)
+    page.screenshot(path=SHOTS / "welcome.png")
+    shown.get_by_role("link", name="01_data").click()
+    expect(page.get_by_role("tab", name="01_data.ipynb")).to_be_visible(timeout=60 * SECONDS)
+    page.close()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass

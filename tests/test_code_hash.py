@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -17,8 +18,8 @@ import code_hash  # noqa: E402
 from code_hash import code_of_notebook, code_of_run, run_modules, significant  # noqa: E402
 from grid import ARMS  # noqa: E402
 
-SHOWING = {"01_data", "02_model", "03_uncertainty", "06_results", "07_methods"}
-RUNS = {"04_image_al", "05_partial_annotation"}
+SHOWING = {"01_data", "02_model", "03_uncertainty", "05_partial_annotation", "06_results", "07_methods"}
+RUNS = {"04_image_al", "05b_partial_loop"}
 
 
 @pytest.fixture
@@ -82,6 +83,22 @@ def test_a_job_changes_with_its_code_and_settings_and_with_nothing_else(project)
     assert changed() == SHOWING | RUNS
     add(profile, "momentum: 0.8\n")
     assert changed() == SHOWING | RUNS
+
+
+def test_a_job_depends_on_the_description_beside_its_data_and_on_the_tables_that_it_names(tmp_path):
+    def job():
+        return json.loads(batch.Batch({"data": tmp_path}).job("04_image_al/random-seed0"))
+
+    description, table, seen = tmp_path / "description.yaml", tmp_path / "splits.csv", [job()]
+    assert "description" not in seen[0]  # such jobs are what they were
+    text = "name: x\nall: {images: 'x/{id}', masks: 'y/{id}'}\nsplit: {csv: splits.csv, by: split}\n"
+    for path, content in ((description, text), (table, "id,split\na,train\n"), (table, "id,split\na,val\n")):
+        path.write_text(content)
+        seen.append(job())
+    description.write_text(text + "threshold: 9\n")
+    seen.append(job())
+    description.write_text("# a comment\n" + text + "threshold: 9\n")
+    assert job() == seen[-1] and all(one != other for one, other in pairwise(seen))
 
 
 def test_the_hash_of_a_notebook_is_of_its_code_cells_alone(tmp_path):

@@ -1,6 +1,5 @@
 """Finished runs are found, their tables are derived from their lines, and only what belongs together is pooled."""
 
-import gzip
 import hashlib
 import json
 import subprocess
@@ -11,8 +10,16 @@ import pandas as pd
 import pytest
 
 from alutils.report.statistics import paired_difference
-from alutils.report.tables import table_1, table_2
-from alutils.runs.collect import TABLES, load_diverged, load_results, load_runs, load_table, write_results
+from alutils.report.tables import mean_per_image, table_1, table_2, table_modes
+from alutils.runs.collect import (
+    TABLES,
+    finished_records,
+    load_diverged,
+    load_results,
+    load_runs,
+    load_table,
+    write_results,
+)
 from alutils.runs.folder import RecordsError
 from alutils.system.checks import ConfigError
 
@@ -113,6 +120,11 @@ def test_a_run_without_queries_has_no_percentages_of_table_ii(tmp_path):
         assert runs[name].dtype == np.float64 and np.isnan(runs[name][0]) and runs[name][1] == of_queries
 
 
+def test_every_digit_of_a_round_comes_back(tmp_path):
+    make_run(tmp_path / "a", val=NUMBERS.tolist())
+    assert load_table(tmp_path, "rounds")["val_dice"].to_numpy().tobytes() == NUMBERS.tobytes()
+
+
 def test_load_table_joins_the_runs_and_keeps_ids_as_text(tmp_path):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", strategy="entropy", seed=3)
@@ -120,55 +132,99 @@ def test_load_table_joins_the_runs_and_keeps_ids_as_text(tmp_path):
     dice = load_table(tmp_path, "test_dice")
     assert dice["image_id"].tolist() == ["007", "NA"] * 2
     assert dice["run"].tolist() == ["a", "a", "b", "b"] and dice["seed"].tolist() == [0, 0, 3, 3]
-    assert load_table(tmp_path, "rounds").groupby("strategy")["val_dice"].last().to_dict() == {
-        "entropy": 0.75,
-        "random": 0.75,
-    }
-    assert load_table(tmp_path, "queries")["score"].tolist() == [1.5, 1.5]
+    rounds = load_table(tmp_path, "rounds")
+    assert rounds.groupby("strategy")["val_dice"].last().to_dict() == {"entropy": 0.75, "random": 0.75}
+    assert (
+        rounds["lesion_area_percent"].tolist()[::2] == [20.0, 20.0] and rounds["lesion_area_percent"].isna().sum() == 2
+    )
+    queries = load_table(tmp_path, "queries")
+    assert list(queries) == ["run", "strategy", "seed", "round", "image_id", "rank"]
+    assert queries["image_id"].tolist() == ["b", "b"] and queries["rank"].tolist() == [1, 1]
     annotations = load_table(tmp_path, "annotations")
-    assert annotations["image_id"].tolist() == ["007", "NA", "x", "y"] * 2 and annotations["clicks"].sum() == 72
+    assert annotations["images"].tolist() == [2, 2, 2, 2] and annotations["clicks"].tolist() == [9.0] * 4
+    assert annotations["verify_percent"].tolist() == [100.0, 25.0] * 2
+    timing = load_table(tmp_path, "timing")
+    assert timing[["round", "phase", "seconds"]].to_numpy().tolist() == [[0, "training", 2.5], [1, "training", 3.5]] * 2
     with pytest.raises(ValueError, match="name must be one of rounds, queries, .*, got 'round'"):
         load_table(tmp_path, "round")
 
 
-def test_every_digit_comes_back_and_collected_runs_give_the_same_tables(tmp_path):
-    images = [(str(i), value, value) for i, value in enumerate(NUMBERS.tolist())]
-    make_arm(tmp_path / "runs" / "a", val=NUMBERS.tolist(), test=(0.1 + 0.2, 1 / 3), annotations=[(), images])
-    make_arm(tmp_path / "runs" / "b", "entropy", annotations=ANNOTATIONS[:1], test=(5e-324, 1e300))
+def test_the_means_of_a_run_weigh_its_rounds_by_their_images(tmp_path):
+    costs = (ANNOTATIONS[0], (("x", 10.0, 2.0), ("y", 20.0, 5.0), ("z", 60.0, 5.0)), (("v", 70.0, 8.0),))
+    make_run(tmp_path / "a", val=(0.1, 0.2, 0.3), annotations=costs)
+    queried = load_table(tmp_path, "annotations").query("round > 0")
+    assert queried["verify_percent"].tolist() == [30.0, 70.0]
+    assert mean_per_image(queried, "verify_percent").to_dict() == {"a": 40.0}
+    assert load_runs(tmp_path)["verify_percent"].tolist() == [40.0]
+
+
+def test_collected_runs_give_the_tables_of_their_folders_up_to_the_decimals_that_are_written(tmp_path):
+    numbers = np.random.default_rng(3).random(40).tolist()
+    images = [(str(i), 100 * value, 50 * value) for i, value in enumerate(numbers)]
+    kinds = {"encoder_weights": None, "fine_tune": False, "learning_rate": 1e-05, "loss": "bce"}
+    codes = {"strategy_code": "12345678", "oracle": None, "network": {"name": "mine", "code": "1e5"}}
+    make_arm(tmp_path / "runs" / "a", val=numbers, test=(0.1 + 0.2, 1 / 3), annotations=[(), images],
+             settings=kinds, others=codes)  # fmt: skip
+    make_arm(tmp_path / "runs" / "b", "entropy", annotations=ANNOTATIONS[:1], test=(0.12345, 1.0), settings=kinds,
+             others={**codes, "strategy_code": None})  # fmt: skip
     found = load_results(tmp_path / "runs")
     assert list(found) == ["runs", *TABLES]
-    a = {name: table[table["run"] == "a"] for name, table in found.items()}
-    assert a["rounds"]["val_dice"].to_numpy().tobytes() == NUMBERS.tobytes()
-    assert a["annotations"]["verify_percent"].to_numpy().tobytes() == NUMBERS.tobytes()
     write_results(tmp_path / "collected", tmp_path / "runs")
     collected = load_results(tmp_path / "collected")
-    for name, table in found.items():
-        pd.testing.assert_frame_equal(collected[name], table, check_exact=True)
+    for name in found:
+        digits = 6 if name in ("runs", "rounds", "annotations", "timing") else 4
+        pd.testing.assert_frame_equal(collected[name], found[name], rtol=0, atol=0.51 * 10**-digits)
+    records = finished_records(tmp_path / "collected")
+    for run, record in finished_records(tmp_path / "runs").items():
+        assert {name: records[run][name] for name in ("experiment", "data", "seconds", *codes)} == {
+            name: record[name] for name in ("experiment", "data", "seconds", *codes)
+        }
+        assert records[run]["provenance"] == record["provenance"][-1:]
+    for table in (table_1, table_2, table_modes):
+        pd.testing.assert_frame_equal(table(collected), table(found), rtol=0, atol=0.01)
 
 
-def test_collected_runs_are_the_same_bytes_whenever_they_are_collected(tmp_path):
+def test_collected_runs_are_the_same_bytes_whenever_they_are_collected_and_in_whatever_parts(tmp_path):
     make_arm(tmp_path / "runs" / "a")
     make_arm(tmp_path / "runs" / "b", seed=1)
     for source, folder in (("runs", "one"), ("runs", "other"), ("one", "of collected ones")):
         write_results(tmp_path / folder, tmp_path / source)
+    write_results(tmp_path / "in parts", tmp_path / "runs", only=["b"])
+    write_results(tmp_path / "in parts", tmp_path / "in parts", tmp_path / "runs")
     written = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
-    assert set(written) == {"runs.jsonl", "rounds.jsonl.gz", "SHA256SUMS"}
-    for folder in ("other", "of collected ones"):
+    tables = {f"{name}.csv.gz" for name in ("runs", "rounds", "queries", "audit", "test_dice")}
+    assert set(written) == {*tables, "SHA256SUMS"}
+    for folder in ("other", "of collected ones", "in parts"):
         assert {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()} == written
-    assert written["rounds.jsonl.gz"][3:8] == bytes(5)  # neither a file's name nor a time
-    first = json.loads(gzip.decompress(written["rounds.jsonl.gz"]).splitlines()[0])
-    assert list(first)[:2] == ["run", "round"] and not {"losses", "val_dice_per_image"} & set(first)
+    assert all(written[name][3:8] == bytes(5) for name in tables)  # neither a file's name nor a time
     subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=tmp_path / "one", check=True, capture_output=True)
 
 
-def test_recorded_results_are_read_by_one_line_of_pandas():
-    rounds = pd.read_json(RECORDED / "quick" / "rounds.jsonl.gz", lines=True, precise_float=True)
-    expected = load_results(RECORDED / "quick")["rounds"]
-    pd.testing.assert_frame_equal(rounds[["run", "round", "val_dice"]], expected[["run", "round", "val_dice"]])
-    assert 'pd.read_json("results/quick/rounds.jsonl.gz", lines=True)' in (RECORDED / "README.md").read_text()
+def test_a_run_of_two_sources_is_taken_from_the_last(tmp_path):
+    make_arm(tmp_path / "old" / "a", val=(0.1, 0.2))
+    make_arm(tmp_path / "new" / "a", val=(0.3, 0.4))
+    make_arm(tmp_path / "old" / "b", seed=1, val=(0.5, 0.6))
+    write_results(tmp_path / "all", tmp_path / "old", tmp_path / "new")
+    assert load_runs(tmp_path / "all")["val_dice"].tolist() == [0.4, 0.6]
+    assert load_table(tmp_path / "all", "rounds")["val_dice"].tolist() == [0.3, 0.4, 0.5, 0.6]
+    with pytest.raises(RecordsError, match="no finished run to collect"):
+        write_results(tmp_path / "none", tmp_path / "old", only=["c"])
 
 
-@pytest.mark.parametrize("name", ["runs.jsonl", "rounds.jsonl.gz", "SHA256SUMS"])
+@pytest.mark.parametrize(
+    "folder", [path.parent for path in sorted(RECORDED.glob("*/runs.csv.gz"))], ids=lambda p: p.name
+)
+def test_recorded_results_are_small_and_read_by_one_line_of_pandas(folder):
+    rounds, tables = pd.read_csv(folder / "rounds.csv.gz"), load_results(folder)
+    expected = tables["rounds"][["run", "round", "val_dice", "test_dice"]]
+    pd.testing.assert_frame_equal(rounds[list(expected)], expected)
+    assert 'pd.read_csv("results/quick/rounds.csv.gz")' in (RECORDED / "README.md").read_text()
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 12_000 * len(tables["runs"])
+    final = rounds.groupby("run")["test_dice"].last()  # of the round that the runs' own number is of
+    assert np.allclose(final.dropna(), tables["runs"].set_index("run")["test_dice"][final.dropna().index], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["runs.csv.gz", "rounds.csv.gz", "test_dice.csv.gz", "SHA256SUMS"])
 def test_collected_results_that_were_changed_are_named(tmp_path, name):
     make_arm(tmp_path / "runs" / "a")
     write_results(tmp_path / "collected", tmp_path / "runs")
@@ -176,10 +232,10 @@ def test_collected_results_that_were_changed_are_named(tmp_path, name):
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 1
     path.write_bytes(content)
-    with pytest.raises(RecordsError, match=r"collected/r.* cannot be read \(it was changed.*\); restore it"):
+    with pytest.raises(RecordsError, match=r"collected/[rtqa].* cannot be read \(it was changed.*\); restore it"):
         load_results(tmp_path / "collected")
     path.unlink()
-    with pytest.raises(RecordsError, match="no finished run" if name == "runs.jsonl" else "No such file"):
+    with pytest.raises(RecordsError, match="no finished run" if name == "runs.csv.gz" else "No such file"):
         load_results(tmp_path / "collected")
 
 

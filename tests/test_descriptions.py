@@ -1,5 +1,8 @@
 """Data sets by their descriptions: each shipped layout with its quirks, splits by group, and bad descriptions."""
 
+import unicodedata
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +10,7 @@ import torch
 from PIL import Image
 
 from alutils.data.description import DESCRIPTIONS, find_description, read_description
-from alutils.data.duplicates import near_duplicates
+from alutils.data.duplicates import difference_hash, near_duplicates
 from alutils.data.pairs import load_pairs
 from alutils.data.splits import Split, Splits
 from alutils.lab.notebook import open_workspace
@@ -225,26 +228,88 @@ def test_groups_never_straddle_the_splits(tmp_path):
         load_pairs(tmp_path / "description.yaml", tmp_path, 32)
 
 
+def pairs_of(root, names, more, images="x/{id}", masks="y/{id}"):
+    """A folder with a pair of each name, and the path of its description."""
+    for i, name in enumerate(names):
+        photo(root / f"{images.replace('{id}', name)}.png", i)
+        save(root / f"{masks.replace('{id}', name)}.png", lesion=(5, 5, 20, 20))
+    (root / "mine.yaml").write_text(f"name: x\nall: {{images: '{images}', masks: '{masks}'}}\n{more}")
+    return root / "mine.yaml"
+
+
+SHARES = "split: {fractions: [0.5, 0.25, 0.25]}\n"
+
+
+def test_groups_are_the_same_in_capitals(tmp_path):
+    names = [f"{letter}{i}_{j}" for i in range(4) for j, letter in enumerate("pP")]
+    splits = load_pairs(pairs_of(tmp_path, names, SHARES + "group: '(p\\d)_'\n"), tmp_path, 32)
+    groups = [{name[:2].lower() for name in split.ids} for split in splits.named.values()]
+    assert sorted(map(len, groups)) == [1, 1, 2] and len(set.union(*groups)) == 4
+
+
+def test_an_id_that_is_in_no_group_is_named_with_the_remedy(tmp_path):
+    path = pairs_of(tmp_path, "abc", SHARES + "group: '(p\\d)_'\n")
+    with pytest.raises(DataError, match=r"no group \(3\); remedy: change the pattern[^\n]*\n  a: group '\(p"):
+        load_pairs(path, tmp_path, 32)
+
+
+@pytest.mark.parametrize(
+    "parts", ["all: {images: 'x/{id}', masks: 'y/{id}'}\n" + SHARES, OWN.partition("\n")[2].format(more="")]
+)
+def test_a_split_without_an_image_is_refused_with_the_number_of_names_that_do_not_fit(tmp_path, parts):
+    own(tmp_path)
+    pairs_of(tmp_path, ["a1"], SHARES)
+    (tmp_path / "mine.yaml").write_text(f"name: mine\nid: a1\n{parts}")
+    with pytest.raises(DataError, match=r"of the 1 images that fit .* none is for val, test, and [04] pictures do not"):
+        load_pairs(tmp_path / "mine.yaml", tmp_path, 32)
+
+
+def test_masks_may_lie_in_a_folder_among_those_of_the_images(tmp_path):
+    path = pairs_of(tmp_path, "abcd", SHARES, images="d/one/{id}", masks="d/masks/{id}")
+    path.write_text(path.read_text().replace("one", "*"))
+    assert len(load_pairs(path, tmp_path, 32).train) == 2
+
+
+def test_pictures_that_change_places_are_read_anew(tmp_path):
+    path = pairs_of(tmp_path, "abcd", SHARES, images="{id}/photo/image", masks="{id}/lesion/mask")
+    before = load_pairs(path, tmp_path, 32).train
+    first, second = (tmp_path / name / "photo" for name in before.ids)
+    first.rename(tmp_path / "aside")
+    second.rename(first)
+    (tmp_path / "aside").rename(second)
+    assert torch.equal(load_pairs(path, tmp_path, 32).train.images, before.images.flip(0))
+
+
+@pytest.mark.parametrize("given", ["warn", "keep", None])
+@pytest.mark.parametrize("described", ["warn", "keep"])
+def test_what_is_asked_of_degenerate_masks_wins_over_the_description(tmp_path, given, described):
+    path = pairs_of(tmp_path, "abcd", SHARES + f"degenerate_masks: {described}\n").rename(tmp_path / "description.yaml")
+    save(tmp_path / "y/a.png")
+    overrides = {"image_size": 32} | ({"degenerate_masks": given} if given else {})
+    with warnings.catch_warnings(record=True) as of_function:
+        load_pairs(path, tmp_path, 32, degenerate_masks=given)
+    with warnings.catch_warnings(record=True) as of_notebook:
+        open_workspace("02_model", profile="paper", data_root=str(tmp_path), overrides=overrides, device="cpu")
+    assert len(of_function) == len(of_notebook) == ((given or described) == "warn")
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("id,part\na,train\nb,val\nc,test\n", None),
-        ("id,part\na,train\nb,val\n", r"not in the table \(1\).*\n  c: no part in parts.csv|no image for test"),
-        ("id,part\na,train\nb,vall\nc,test\n", "column part: must be one of train, val, test, got vall"),
+        ("id,part\na,train\nb,val\né,test\n", None),
+        (unicodedata.normalize("NFD", "id, part\nA, Train\nB, val\nÉ, TEST\n"), None),
+        ("id,part\na,train\nb,val\n", r"not in the table \(1\).*\n  é: no part in parts.csv"),
+        ("id,part\na,train\nb,vall\né,test\n", "column part: must be one of train, val, test, got vall"),
         ("name,part\na,train\n", r"has no column 'id'; there are name, part"),
         (None, "parts.csv cannot be read"),
     ],
 )
 def test_a_table_says_which_split_an_image_belongs_to(tmp_path, table, message):
-    for i, name in enumerate("abc"):
-        photo(tmp_path / f"x/{name}.png", i)
-        save(tmp_path / f"y/{name}.png", lesion=(5, 5, 20, 20))
-    path = tmp_path / "mine.yaml"
-    path.write_text("name: x\nall: {images: 'x/{id}', masks: 'y/{id}'}\nsplit: {csv: parts.csv, by: part}\n")
+    path = pairs_of(tmp_path, "abé", "split: {csv: parts.csv, by: part}\n")
     if table:
-        (tmp_path / "parts.csv").write_text(table)
+        (tmp_path / "parts.csv").write_text(table, encoding="utf-8")
     if message is None:
-        assert load_pairs(path, tmp_path, 32).test.ids == ("c",)
+        assert load_pairs(path, tmp_path, 32).test.ids == ("é",)
         return
     with pytest.raises(DataError, match=message):
         load_pairs(path, tmp_path, 32)
@@ -283,6 +348,10 @@ GOOD = "name: x\nall: {images: 'x/{id}', masks: 'y/{id}'}\nsplit: {fractions: [0
             r"images: must be a path below the data's folder that holds \{id\}, got 'x/id'",
         ),
         (GOOD.replace("x/{id}", "../{id}"), "images: must be a path below"),
+        (GOOD.replace("x/{id}", "x/{id}.JPG"), "line 2: images: must have no ending, and / between names"),
+        (GOOD.replace("y/{id}", "y\\{id}"), "line 2: masks: must have no ending, and / between names"),
+        (GOOD.replace("y/{id}", "x/{id}"), "line 2: masks: must tell masks from images"),
+        (GOOD.replace("0.5,", ".nan,"), "line 3: fractions: must be above 0"),
         (GOOD.rpartition("split")[0], "all: goes with a split"),
         ("name: x\ntrain: {images: 'x/{id}', masks: 'y/{id}'}\n", "train, val, test: give all three"),
         ("name: x\nname: y\n", "name stands twice"),
@@ -324,7 +393,9 @@ def test_masks_of_other_grey_levels_ask_for_a_threshold(tmp_path):
 def test_sixteen_bit_pictures_are_refused_in_all_formats(tmp_path):
     clinicdb(tmp_path)
     Image.fromarray(np.zeros((30, 40), np.uint16)).save(tmp_path / "CVC-ClinicDB/Original/3.tif")
-    with pytest.raises(DataError, match="not of 8 bits per channel"):
+    (tmp_path / "CVC-ClinicDB/Original/4.ppm").write_bytes(b"P6 40 30 65535\n" + bytes(40 * 30 * 6))
+    (tmp_path / "CVC-ClinicDB/Original/4.tif").unlink()
+    with pytest.raises(DataError, match=r"cannot be decoded \(2\)[^~]*3.tif: .* not of 8 bits [^~]*4.ppm: .*RGB, not"):
         load_pairs("cvc-clinicdb", tmp_path, 32)
 
 
@@ -339,3 +410,9 @@ def test_near_duplicates_are_found_within_and_between_splits_and_no_others():
     pairs = {(row.first_id, row.second_id): (row.first_split, row.second_split) for row in found.itertuples()}
     assert pairs == {("b", "f"): ("train", "test"), ("a", "d"): ("train", "val")}
     assert found["bits"].tolist()[0] == 0 and found["bits"].max() <= 4
+
+
+def test_pictures_of_one_colour_have_equal_hashes():
+    colours = torch.tensor([(29, 21, 90), (7, 7, 7), (13, 99, 201)], dtype=torch.uint8)
+    images = colours[..., None, None].expand(3, 3, 96, 96)
+    assert len(set(map(tuple, difference_hash(images).tolist()))) == 1

@@ -269,7 +269,7 @@ def test_a_drawing_saved_before_there_was_a_brush_is_read_as_it_was(tmp_path):
     drawing = save_one(tmp_path)
     says = json.loads((tmp_path / "a.json").read_text())
     assert [sorted(stroke) for stroke in says["strokes"]] == [["corners", "erase"]] * 2  # what was written then
-    again = Drawing(drawing.request, record=find_drawing(tmp_path, drawing.request)[0])
+    again = Drawing(drawing.request, saved=find_drawing(tmp_path, drawing.request))
     again.brush([(0, 0), (3, 7)], (1.5, 0.7))
     again.save(tmp_path)
     record, mask = find_drawing(tmp_path, drawing.request)
@@ -282,7 +282,7 @@ def test_a_saved_drawing_can_be_gone_on_with(tmp_path):
     request = save_one(tmp_path).request
     record, mask = find_drawing(tmp_path, request)
     clock = Clock()
-    again = Drawing(request, clock=clock, record=record)
+    again = Drawing(request, clock=clock, saved=(record, mask))
     np.testing.assert_array_equal(again.mask, mask)
     again.touch()
     clock.now += 2
@@ -405,7 +405,7 @@ def test_a_photograph_is_shown_in_its_own_size_and_shape_and_never_a_mask_of_its
     square = PILImage.fromarray(requests[0].image.transpose(1, 2, 0))
     for folder, picture in (("images", square), ("a masks folder", PILImage.new("L", (64, 64), 255))):
         (data / folder).mkdir(parents=True)
-        picture.resize((1000, 600)).save(data / folder / "IMD 1.png")
+        picture.resize((1000, 600)).save(data / folder / "IMD 1.WebP", lossless=True)
     annotator = Annotator(requests, tmp_path / "drawn", data)
     view, picture = annotator.panel.view, PILImage.open(io.BytesIO(annotator.panel.picture))
     assert view["native"] == (1000, 600) and view["size"] == (64, 64) and view["place"] == "1 of 2: IMD 1"

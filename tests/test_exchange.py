@@ -12,8 +12,9 @@ from test_active_learning import contents, make_partial, make_splits, run
 
 from alutils.annotation import AnnotationsNeeded
 from alutils.data.splits import Split
+from alutils.lab.annotator import Annotator
 from alutils.lab.brush import decode_brush, encode_brush
-from alutils.lab.drawing import Drawing, drawing_table, file_stem, find_drawing, read_drawing
+from alutils.lab.drawing import Drawing, drawing_table, file_stem, read_drawing
 from alutils.lab.exchange import export_queries, import_annotations
 from alutils.lab.human_oracle import HumanOracle
 from alutils.system.checks import ConfigError, DataError
@@ -262,14 +263,33 @@ def test_a_folder_that_is_not_full_yet_imports_nothing_and_says_what_it_lacks(as
     assert not list(asked.folder.glob("*.json"))
 
 
-def test_an_imported_mask_is_drawn_anew_in_the_notebook(asked, tmp_path):
+def test_an_imported_mask_is_gone_on_with_in_the_notebook(asked, tmp_path):
     give_back("coco", None, asked.incoming)
     answer(asked)
-    request = asked.requests()[0]
-    drawing = Drawing(request, record=find_drawing(asked.folder, request)[0])
-    assert not drawing.saved and not drawing.n_marked
-    drawing.lasso([(1, 1), (9, 1), (9, 9), (1, 9)])
-    assert drawing.save(asked.folder).imported is None and answer(asked)[0].sum() == drawing.n_marked
+    for corners in (4, 4), (2, 2), (8, 2):  # each time opened anew
+        annotator = Annotator(asked.requests(), asked.folder)
+        assert annotator.news() == "done: run the next cell" and "all 3 saved" in annotator.status()
+        before = answer(asked)[0]
+        np.testing.assert_array_equal(annotator.drawing.mask & BAND, before)
+        annotator.brush([corners], 1)
+        assert annotator.news() == "● unsaved changes"
+        annotator.undo()
+        np.testing.assert_array_equal(annotator.drawing.mask & BAND, before)
+        annotator.redo()
+        annotator.save()
+        assert (answer(asked)[0] & ~before).sum() == annotator.drawing.n_marked - before.sum() > 0
+    record = read_drawing(asked.folder, IDS[0])[0]
+    assert (record.imported, record.n_strokes, len(record.strokes)) == ("instances.json", 3, 1)
+    assert drawing_table(asked.folder)["seconds"].isna().all()
+
+
+def test_what_was_drawn_here_is_not_lost_to_a_mask_from_elsewhere(asked):
+    drawing = Drawing(asked.requests()[0])
+    drawing.brush([(4, 12)], 2)
+    drawing.save(asked.folder)
+    give_back("coco", None, asked.incoming)
+    assert [record.id for record in import_annotations(asked, asked.incoming)] == list(IDS[1:3])
+    np.testing.assert_array_equal(answer(asked)[0], drawing.mask)
 
 
 # What is refused
@@ -305,6 +325,14 @@ REFUSED = {
     "grey": (
         bad_png(picture=TRUTH[0].astype(np.uint8)),
         r"left eye.png .*the grey levels 1; save it with 0 .* and 255",
+    ),
+    "transparent": (
+        bad_png(picture=np.stack([grey(BAND | True)] * 3 + [grey(TRUTH[0])], 2)),
+        "left eye.png .*transparent in places",
+    ),
+    "no mask": (
+        lambda f: coco_file(f / "a.json", code=[[1, 1, 5, 5]]),
+        "a.json .*image 0 has an annotation that is no mask, such as a box; delete it",
     ),
     "colour": (bad_png(picture=np.stack([grey(TRUTH[0])] + [0 * grey(BAND)] * 2, 2)), "grey levels 76"),
     "id": (
@@ -345,7 +373,7 @@ def test_an_exported_file_that_nobody_corrected_is_not_taken_for_corrections(ask
     export_queries(asked, tmp_path / "out", "label-studio")
     with pytest.raises(DataError, match=r"tasks.json cannot be used: it lacks 'annotations'"):
         import_annotations(asked, tmp_path / "out")
-    with pytest.raises(ConfigError, match="new out holds corrections, or is to hold them"):
+    with pytest.raises(ConfigError, match="new out is not empty, or is to hold the corrections"):
         export_queries(
             HumanOracle(asked._split, asked.folder, incoming=tmp_path / "new out" / "masks"), tmp_path / "new out"
         )
@@ -358,7 +386,7 @@ def test_what_cannot_be_exported_is_refused_and_leaves_no_file(asked, tmp_path, 
     (tmp_path / "full" / "mine.txt").touch()
     for options, message in (
         ({"format": "cvat"}, "format: there is no 'cvat'"),
-        ({"folder": tmp_path / "full"}, "full holds corrections"),
+        ({"folder": tmp_path / "full"}, "full is not empty"),
         ({"run": tmp_path}, "run: must be the alutils.HumanOracle"),
         ({"run": HumanOracle(asked._split, tmp_path / "other")}, "run: it asks for nothing yet"),
     ):

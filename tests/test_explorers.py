@@ -141,7 +141,8 @@ def test_the_numbers_of_both_thresholds_are_those_of_numpy(pictures, tau_u, tau_
     np.testing.assert_array_equal(band.get_array()[..., 0], human)
     colours = np.array([to_rgb(colour) for colour in figures.LABELLED_BY.values()])
     grey = images[0].float().mean(0).numpy()[..., None] / 255
-    np.testing.assert_allclose(who.get_array(), 0.35 * grey + 0.65 * colours[2 * human + merged], atol=1e-5)
+    centres = who.get_array()[8::16, 8::16]  # of the enlarged pixels, away from the outline
+    np.testing.assert_allclose(centres, 0.35 * grey + 0.65 * colours[2 * human + merged], atol=1e-5)
 
 
 def test_it_says_where_tau_b_changes_nothing_and_there_it_changes_nothing(pictures):

@@ -87,6 +87,8 @@ def test_each_pixel_has_the_colour_of_who_labelled_it():
         np.testing.assert_allclose(pixel, 0.35 + 0.65 * np.array(to_rgb(colour)))
     figures.label_legend(figure)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(figures.LABELLED_BY)
+    figures.label_legend(figure, outline=True)
+    assert [text.get_text() for text in figure.legends[1].get_texts()] == [*figures.LABELLED_BY, "true outline"]
     plt.close(figure)
 
 

@@ -97,12 +97,12 @@ def test_citation_names_the_project_and_the_paper():
     assert citation["preferred-citation"]["title"].startswith("Combining Image and Region Uncertainty")
 
 
-def test_the_readme_says_how_many_faults_were_injected():
+def test_the_page_on_reliability_says_how_many_faults_were_injected():
     counts = json.loads((ROOT / "results" / "faults.json").read_text())
     assert counts["failed_tests"] == 0
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "website" / "reliability.md").read_text()
     for fault, n in counts["survived"].items():
-        assert f"| {fault} | {n:,} |" in readme
+        assert f"| {fault} | {n:,} |" in page
 
 
 def test_make_lab_opens_copies_of_the_notebooks_and_overwrites_none(tmp_path):
@@ -158,11 +158,10 @@ def test_make_refuses_a_variable_that_it_does_not_know_and_names_the_nearest(giv
 
 
 def test_make_takes_the_variables_that_its_help_lists():
-    assert make("help", "PYTHON=python3", "PROFILE=small", "DATA=a b", "SEEDS=0 1", "CORES=1")[0] == 0
+    assert make("help", "PYTHON=python3", "PROFILE=study", "DATA=a b", "SEEDS=0 1", "CORES=1")[0] == 0
 
 
 TEXTS = (
-    "results/quick/runs.jsonl",
     "results/quick/SHA256SUMS",
     "results/faults.json",
     "alutils/experiment.py",
@@ -172,7 +171,7 @@ TEXTS = (
     "profiles/quick.yaml",
     ".ci/run",
 )
-BINARIES = ("figures/recorded/fig1.png", "results/quick/rounds.jsonl.gz")
+BINARIES = ("figures/recorded/fig1.png", "results/quick/rounds.csv.gz")
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
@@ -191,7 +190,7 @@ def test_recorded_results_pass_their_checksums_in_a_checkout_with_autocrlf(tmp_p
     def git(*arguments, cwd=tmp_path):
         subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e@example.org", *arguments], cwd=cwd, check=True)
 
-    names = ("results/quick/runs.jsonl", "results/quick/rounds.jsonl.gz")
+    names = ("results/quick/SHA256SUMS", "results/quick/rounds.csv.gz")
     for name in (".gitattributes", *names):
         (tmp_path / "one" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "one" / name).write_bytes((ROOT / name).read_bytes())

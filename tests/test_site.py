@@ -4,6 +4,7 @@ import inspect
 import json
 import pkgutil
 import re
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -60,8 +61,9 @@ def broken(page: Path, link: str, pages: dict[Path, Page]) -> bool:
     return not file.is_file() or (bool(anchor) and file in pages and anchor not in pages[file].anchors)
 
 
-def test_the_front_page_is_the_readme_and_every_notebook_has_a_page(site, pages):
-    assert "a reproduction and course in notebooks" in " ".join(pages[site / "index.html"].words)
+def test_the_front_page_leads_to_the_start_page_and_every_notebook_has_a_page(site, pages):
+    assert pages[site / "index.html"].links == ["website/start.html"]
+    assert {"Read", "Reproduce", "Teach"} <= set(pages[site / "website" / "start.html"].words)
     assert all((site / "notebooks" / f"{name}.html").is_file() for name in NOTEBOOKS)
 
 
@@ -74,21 +76,23 @@ def test_every_link_and_anchor_within_the_site_resolves(pages):
 
 
 def test_relative_links_of_the_sources_are_links_in_the_site(site, pages):
-    for source in ("README.md", "results/README.md"):
+    written = [path.relative_to(ROOT) for path in (ROOT / "website").glob("*.md")]
+    for source in ("README.md", "results/README.md", *written):
         linked = {target(site / source, link)[0] for link in pages[(site / source).with_suffix(".html")].links}
         names = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / source).read_text())
         for name in names:
             path = (ROOT / source).parent / name
             if path.suffix in (".md", ".ipynb"):
-                assert (site / path.relative_to(ROOT)).with_suffix(".html") in linked, name
+                assert (site / path.resolve().relative_to(ROOT)).with_suffix(".html") in linked, name
             elif path.is_file() and path.suffix != ".png":
                 assert [file for file in linked if file.name == path.name], name
 
 
 def test_links_to_folders_lead_to_the_pages_about_them(site, pages):
-    linked = {target(site / "README.md", link)[0] for link in pages[site / "README.html"].links}
-    assert "(profiles)" in (ROOT / "README.md").read_text()
-    assert site / "website" / "profiles.html" in linked
+    page = site / "website" / "batch.html"
+    assert "(../profiles)" in (ROOT / "website" / "batch.md").read_text()
+    article = page.read_text(encoding="utf-8").split("<article")[1].split("</article")[0]
+    assert 'href="profiles.html"' in article
 
 
 def test_scripts_styles_pictures_and_fonts_come_from_the_site_itself(site, pages):
@@ -112,7 +116,8 @@ def test_every_picture_of_a_notebook_has_its_alternative_text(site, pages):
             for kind, about in output.get("metadata", {}).items()
             if kind.startswith("image/")
         ]
-        shown = [image.get("alt") or "" for image in pages[site / "notebooks" / f"{name}.html"].images]
+        images = pages[site / "notebooks" / f"{name}.html"].images
+        shown = [" ".join((image.get("alt") or "").split()) for image in images]
         assert written
         assert [alt for alt in written if alt not in shown] == [], name
 
@@ -140,9 +145,9 @@ def test_names_in_a_notebook_are_links_to_their_api_entries(site, pages):
     links = pages[site / "notebooks" / "03_uncertainty.html"].links
     assert "../website/api/paper.html#alutils.uncertainty.one_sided_entropy" in links
     assert "../website/api/paper.html#alutils.uncertainty.image_score" in links
-    links = pages[site / "index.html"].links
-    assert "website/api/paper.html#alutils.annotation.merge_annotations" in links
-    assert "website/api/data.html#alutils.data.splits.Split" in links
+    links = pages[site / "website" / "extending.html"].links
+    assert "api/paper.html#alutils.annotation.merge_annotations" in links
+    assert "api/data.html#alutils.data.splits.Split" in links
 
 
 def test_the_map_has_each_equation_table_figure_and_section_of_the_paper(site, pages):
@@ -192,4 +197,42 @@ def test_a_slider_becomes_a_sentence_and_two_pictures_of_a_cell_keep_their_own_d
     text = " ".join(page.words)
     assert "Run the notebook" in text
     assert "interactive(" not in text and "jupyter.widget" not in text
-    assert "notebooks/exercises/slider.html" in pages[site / "index.html"].links
+    assert "../notebooks/exercises/slider.html" in pages[site / "website" / "start.html"].links
+
+
+def test_an_exercise_has_gaps_and_its_solutions_are_on_a_page_of_their_own(site, pages):
+    for path in sorted((ROOT / "notebooks" / "exercises").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        solved = [
+            line.strip()
+            for cell in cells
+            for part in re.findall("### BEGIN SOLUTION\n(.*?)### END SOLUTION", "".join(cell["source"]), re.DOTALL)
+            for line in part.splitlines()
+            if line.strip()
+        ]
+        exercise = "".join(pages[site / "notebooks" / "exercises" / f"{path.stem}.html"].words)
+        assert "# YOUR CODE HERE" in exercise and "HIDDEN TESTS" not in exercise
+        solutions = "".join(pages[site / "website" / "solutions.html"].words)
+        assert solved and [line for line in solved if line not in solutions] == []
+        long = [line for line in solved if len(line) > 40]  # shorter ones may stand in the text too
+        assert [line for line in long if line in exercise] == []
+        downloaded = site / "_sources" / "notebooks" / "exercises" / f"{path.stem}.ipynb"
+        assert "BEGIN SOLUTION" not in downloaded.read_text(encoding="utf-8")
+
+
+def test_plotting_code_is_folded_and_shown_code_is_coloured(site):
+    html = (site / "notebooks" / "03_uncertainty.html").read_text(encoding="utf-8")
+    folded = re.findall(r'<details class="[^"]*above-input.*?</details>', html, re.DOTALL)
+    assert folded and all("show_figure" in re.sub("<[^>]+>", "", cell) or "plt" in cell for cell in folded)
+    shown = re.findall(r'<div class="cell_output.*?</pre>', html, re.DOTALL)
+    assert [output for output in shown if '<span class="k">def</span>' in output]
+
+
+def test_code_can_be_copied_and_output_cannot(site, pages):
+    assert any("copybutton" in link for link in pages[site / "notebooks" / "03_uncertainty.html"].loaded)
+
+
+def test_links_to_a_repository_follow_the_one_address(site, pages):
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    linked = [link for link in pages[site / "website" / "start.html"].links if "github.com" in link]
+    assert bool(linked) == bool(urls) and all(link.startswith(tuple(urls.values())) for link in linked)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import ndimage, stats
 
+from alutils.data.duplicates import difference_hash
 from alutils.data.rendering import SUBTYPES, LesionFactors, render_lesion
 from alutils.data.synthetic import make_synthetic
 
@@ -17,6 +18,11 @@ RANGES = {item.name: item.metadata["range"] for item in fields(LesionFactors) if
 @pytest.fixture(scope="module")
 def many():
     return make_synthetic(500, 20, 20, image_size=32)
+
+
+@pytest.fixture(scope="module")
+def redundant():
+    return make_synthetic(100, 20, 20, image_size=64, redundancy=0.8)
 
 
 def offsets_from_centre(size, x, y):
@@ -57,6 +63,13 @@ def test_a_picture_does_not_depend_on_how_many_are_made(many):
     few = make_synthetic(4, 2, 1, image_size=32)
     assert torch.equal(few.train.images, many.train.images[:4]) and torch.equal(few.train.masks, many.train.masks[:4])
     assert torch.equal(few.val.images, many.val.images[:2]) and torch.equal(few.test.images, many.test.images[:1])
+
+
+def test_pictures_without_redundancy_are_those_that_runs_were_recorded_on():
+    splits = make_synthetic(8, 1, 1)  # levels from before the knob; other processors may round otherwise, by one
+    in_train, in_test = splits.train.images[7, 1, 0, :16].tolist(), splits.test.images[0, 1, 0, :16].tolist()
+    assert in_train == pytest.approx([33, 31, 28, 31, 34, 32, 42, 37, 40, 47, 52, 52, 53, 66, 78, 81], abs=1)
+    assert in_test == pytest.approx([35, 38, 37, 37, 37, 32, 38, 41, 45, 47, 53, 50, 54, 58, 59, 55], abs=1)
 
 
 def test_another_seed_gives_other_pictures(many):
@@ -264,6 +277,30 @@ def test_artefacts_can_be_left_out_or_multiplied(many):
     assert (more[names].mean() > 1.5 * many.train.factors[names].mean()).all()
 
 
+def test_redundancy_repeats_common_lesions_of_the_training_set_alone(redundant):
+    plain = make_synthetic(100, 20, 20, image_size=64)
+    repeats = (redundant.train.factors["shot"] > 0).to_numpy()
+    assert repeats.mean() == pytest.approx(0.8, abs=4 * (0.8 * 0.2 / 100) ** 0.5)
+    assert torch.equal(redundant.train.images[~repeats], plain.train.images[~repeats])
+    assert set(redundant.train.factors["subtype"][repeats]) == {"common"}
+    assert (plain.train.factors["shot"] == 0).all()
+    for name in ("val", "test"):
+        assert getattr(redundant, name).checksum == getattr(plain, name).checksum
+    assert make_synthetic(3, 1, 1, image_size=16, rare=1, redundancy=1).train.factors["shot"].eq(0).all()
+
+
+def test_repeats_are_near_duplicates_with_exact_masks_and_different_lesions_are_not(redundant):
+    train, hashes = redundant.train, difference_hash(redundant.train.images)
+    bits = (hashes[:, None] != hashes).sum(2).numpy()
+    lesions = train.factors["seed"].to_numpy()
+    same = (lesions[:, None] == lesions) & ~np.eye(100, dtype=bool)
+    assert same.sum() > 500
+    assert bits[same].max() <= 12 and np.median(bits[same]) <= 4 < np.quantile(bits[lesions[:, None] != lesions], 0.01)
+    assert len({picture.numpy().tobytes() for picture in train.images}) == 100
+    wanted = [round(area * 64 * 64) for area in train.factors["area"]]
+    assert train.masks.flatten(1).sum(1).tolist() == wanted
+
+
 def test_skin_tones_keep_to_their_range():
     dark = make_synthetic(40, 1, 1, image_size=16, skin_tones=(0.8, 1.0)).train
     light = make_synthetic(40, 1, 1, image_size=16, skin_tones=(0.0, 0.1)).train
@@ -279,6 +316,7 @@ def test_skin_tones_keep_to_their_range():
     [
         ("n_train", 0), ("n_test", 2.5), ("image_size", 15), ("seed", 2**32), ("rare", "often"),
         ("difficulty", float("nan")), ("mean_area", 0.01), ("skin_tones", (0.5, 0.4)), ("skin_tones", 0.5),
+        ("redundancy", -0.1), ("redundancy", 1.1), ("redundancy", "high"),
     ],
 )  # fmt: skip
 def test_a_knob_out_of_range_is_refused_by_name(argument, value):

@@ -1,9 +1,10 @@
-"""The website, built by ``make site``: README, notebooks as executed, API. It reads nothing from another host."""
+"""The website, built by ``make site``: pages, notebooks as executed, API. It reads nothing from another host."""
 
 import inspect
+import json
 import pkgutil
 import re
-import shutil
+import sys
 import tomllib
 from pathlib import Path, PurePosixPath
 
@@ -16,9 +17,16 @@ from sphinx.util.nodes import make_refnode
 
 import alutils
 
+sys.path.insert(0, str(Path(__file__).parent))
+import notebook_pages
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+REPOSITORY = SETTINGS["project"]["urls"].get("Repository", "")  # empty: no links to it
+
 project = "Active learning for melanoma segmentation"
 html_title = project
-root_doc = "README"
+root_doc = "website/start"
 # The source folder is the repository itself, so that relative links hold here as they do there.
 include_patterns = [
     "README.md",
@@ -30,28 +38,8 @@ include_patterns = [
     "figures/recorded/summary.md",
 ]
 exclude_patterns = [".*", "runs", "data"]
-CONTENTS = """
-```{toctree}
-:hidden:
-:caption: Notebooks
-:glob:
-
-notebooks/**
-```
-
-```{toctree}
-:hidden:
-:caption: Reference
-
-website/paper
-website/profiles
-results/README
-figures/recorded/summary
-website/api/index
-```
-"""
-
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+copybutton_selector = "div.cell_input pre, div.highlight-default pre, div.highlight-python pre, div.highlight-yaml pre"
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}
 myst_enable_extensions = ["dollarmath"]
@@ -70,10 +58,18 @@ html_theme_options = {
     "navbar_persistent": [],  # one search field is enough
     "footer_content_items": [],
 }
+if REPOSITORY:
+    html_theme_options |= {
+        "repository_url": REPOSITORY,
+        "use_repository_button": True,
+        "use_issues_button": True,
+        "use_source_button": True,
+    }
 html_context = {"default_mode": "auto"}
 html_domain_indices = False
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_js_files = [("search.js", {"defer": "defer"})]
 html_math_renderer = "mathml"
 
 
@@ -117,24 +113,36 @@ def modules_of(page):
     """
     if page != "paper":
         return [f"{page}.{found.name}" for found in pkgutil.iter_modules([str(Path(alutils.__path__[0], page))])]
-    settings = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
-    floors = [floor.split(" | ") for floor in settings["tool"]["importlinter"]["contracts"][0]["layers"]]
+    floors = [floor.split(" | ") for floor in SETTINGS["tool"]["importlinter"]["contracts"][0]["layers"]]
     order = [name for floor in reversed(floors) for name in floor]
     flat = [found.name for found in pkgutil.iter_modules(alutils.__path__) if not found.ispkg]
     return sorted(flat, key=order.index)
 
 
 def complete_source(app, docname, source):
-    """Add the modules to a page of the API, the contents to the front page, and one title to the page of tables."""
+    """Add the modules to a page of the API, the solutions to theirs, and one title to the page of tables."""
     folder, _, page = docname.rpartition("/")
     if folder == "website/api" and page != "index":
         for name in modules_of(page):
             directive = f".. automodule:: alutils.{name}\n   :members:"
             source[0] += f"\n## {name.rpartition('.')[2]}\n\n```{{eval-rst}}\n{directive}\n```\n"
-    if docname == root_doc:
-        source[0] += CONTENTS
+    if docname == "website/solutions":
+        for path in sorted((ROOT / "notebooks" / "exercises").glob("*.ipynb")):
+            source[0] += "\n\n" + notebook_pages.solutions(json.loads(path.read_text(encoding="utf-8")))
+    if folder.startswith("notebooks") and page != "README":
+        source[0] = prepared(docname, source[0])
     if docname == "figures/recorded/summary":
         source[0] = "# Tables of the recorded runs\n\n" + re.sub("^#", "##", source[0], flags=re.MULTILINE)
+
+
+def prepared(docname, text):
+    """A notebook's text as its page shows it."""
+    notebook = json.loads(text)
+    notebook_pages.fold_plots(notebook)
+    notebook_pages.colour_shown_code(notebook)
+    if "exercises" in docname:
+        notebook_pages.take_out_solutions(notebook)
+    return json.dumps(notebook)
 
 
 def skip_plain_fields(app, what, name, obj, skip, options):
@@ -217,10 +225,16 @@ class LinkedFolders(SphinxPostTransform):
                 link["reftargetid"] = None
 
 
-def add_front_page(app, exception):
-    """Copy the front page to ``index.html``, which readers and servers open first."""
+def complete_folder(app, exception):
+    """Take solutions out of the downloads, and write ``index.html``, which leads to the start page."""
     if exception is None:
-        shutil.copyfile(app.outdir / f"{root_doc}.html", app.outdir / "index.html")
+        address = f"{root_doc}.html"
+        leads = f'<meta http-equiv="refresh" content="0; url={address}"><title>{project}</title>'
+        leads += f'<a href="{address}">{project}</a>'
+        for path in (app.outdir / "_sources" / "notebooks" / "exercises").glob("*.ipynb"):  # to download
+            docname = path.relative_to(app.outdir / "_sources").with_suffix("").as_posix()
+            path.write_text(prepared(docname, path.read_text(encoding="utf-8")), encoding="utf-8")
+        (app.outdir / "index.html").write_text(f'<!doctype html><html lang="en"><meta charset="utf-8">{leads}</html>\n')
 
 
 def setup(app):
@@ -232,4 +246,4 @@ def setup(app):
     app.connect("autodoc-process-signature", shorten_signature)
     app.connect("autodoc-process-docstring", list_settings)
     app.connect("missing-reference", link_to_api)
-    app.connect("build-finished", add_front_page)
+    app.connect("build-finished", complete_folder)

@@ -12,29 +12,53 @@ from typing import Any
 
 import yaml
 from code_hash import code_of_notebook, code_of_run
-from grid import CONTROL_ARMS, GRID, MODE_CELLS, PAPER_ARMS, Cell, check_arms, distinct
+from grid import CONTROL_ARMS, GRID, MODE_CELLS, PAPER_ARMS, QUICK_ARMS, QUICK_CELLS, Cell, check_arms, distinct
 
+from alutils.data.description import OWN, Table, read_description
 from alutils.experiment import ANNOTATION_MODES, PROFILES_DIR, Experiment
 from alutils.system.checks import ConfigError, did_you_mean, expanded
+from alutils.system.files import sha256
 from alutils.system.settings import parse_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
-SINGLE = ("01_data", "02_model", "03_uncertainty", "07_methods")
+SINGLE = ("01_data", "02_model", "03_uncertainty", "05_partial_annotation", "07_methods")
 KEYS = {
     "profile": "a file in profiles/, or a path; quick",
     "data": "folder with images and masks, such as ISIC 2018; none: synthetic images",
-    "seeds": "of Table I; [0, 1]",
-    "table2_seeds": "of Table II; [0]",
-    "strategies": "the arms of Table I; default: the paper's, and two controls unless the profile is quick",
-    "cells": "of Table II, [[annotation, tau_u, tau_b], ...]; default: the grid, and the other modes unless quick",
+    "seeds": "of Table I; [0, 1, 2, 3, 4, 5]: with fewer no claim has a verdict",
+    "table2_seeds": "of Table II; those of Table I",
+    "strategies": "the arms of Table I; default: the paper's and two controls, three if the profile is quick",
+    "cells": "of Table II, [[annotation, tau_u, tau_b], ...]; default: the grid and the other modes, one if quick",
     "overrides": "changes of the profile, YAML",
-    "table2_overrides": "further ones for notebook 05, which win; {n_queries: 20} with the profile paper",
+    "table2_overrides": "further ones for notebook 05b, which win; {n_queries: 20} with the profile paper",
     "runs": "where the runs go; runs/<profile>",
     "figures": "where the figures go; figures/<profile>",
     "runs_per_gpu": "how many runs share a GPU; 1",
 }
 """What ``snakemake --config`` takes."""
+
+RUNS_README = """\
+# Runs of the batch
+
+| what | where |
+|---|---|
+| executed notebooks | `NOTEBOOK.ipynb`, or `NOTEBOOK/RUN.ipynb` where one notebook makes many runs; a failed one ends with its traceback |
+| what a notebook wrote | the folder of the same name without `.ipynb` |
+| a run's record | in it, below a folder with the run's name: `run.json` (settings, data, versions) and `rounds.jsonl` (a line per round) |
+| a run's last state | beside the record: weights and labels, from which a stopped run goes on |
+| the batch's marks | `job.json` (what was asked for) and `done.json` (that it is done); without the second, the job is run again |
+
+`pd.read_json("rounds.jsonl", lines=True)` reads a record, `alutils.runs.collect.load_results(FOLDER)` all of them together. Everything
+here may be deleted: the batch makes it again.
+"""  # noqa: E501
+
+FIGURES_README = """\
+# Tables and figures of the batch
+
+Notebook 06 writes them from the records of the runs: `summary.md` has all tables, each of them is a CSV and a Markdown file too, and
+each figure is a PNG and an SVG. They appear when all runs are done.
+"""  # noqa: E501
 
 TEXTS = ("profile", "data", "runs", "figures")
 
@@ -60,17 +84,17 @@ class Batch:
             if value is not None and value != "" and value != []
         }
         self.profile = _profile(given.get("profile", "quick"))
-        quick = self.profile == "quick"  # minutes on a laptop: what the paper's tables have, without the controls
+        quick = self.profile == "quick"  # minutes on a laptop: few arms with enough seeds, not many with too few
         self.data = given.get("data", "")
-        self.seeds = _seeds("seeds", given.get("seeds", [0, 1]))
-        self.table2_seeds = _seeds("table2_seeds", given.get("table2_seeds", [0]))
-        self.arms = check_arms(_listed(given.get("strategies", PAPER_ARMS if quick else PAPER_ARMS + CONTROL_ARMS)))
+        self.seeds = _seeds("seeds", given.get("seeds", list(range(6))))
+        self.table2_seeds = _seeds("table2_seeds", given.get("table2_seeds", self.seeds))
+        self.arms = check_arms(_listed(given.get("strategies", QUICK_ARMS if quick else PAPER_ARMS + CONTROL_ARMS)))
         self.overrides = parse_settings(given.get("overrides", {}), source="overrides")
         name = Path(self.profile).stem
         default = {"n_queries": 20} if self.profile == "paper" else {}
         table2_overrides = given.get("table2_overrides", default)
         self.table2_overrides = parse_settings(table2_overrides, source="table2_overrides")
-        changes = {"04_image_al": {}, "05_partial_annotation": self.table2_overrides}
+        changes = {"04_image_al": {}, "05b_partial_loop": self.table2_overrides}
         self.experiments = {
             notebook: Experiment.from_profile(self.profile, **{**self.overrides, **own})
             for notebook, own in changes.items()
@@ -80,7 +104,7 @@ class Batch:
                 f"profile: {self.profile} has the name of {_shipped(name)}, so that both would write to the same "
                 "folders; give the file another name, or folders of its own (runs=... figures=...)"
             )
-        self.cells = distinct(_cells(given.get("cells", GRID if quick else GRID + MODE_CELLS)))
+        self.cells = distinct(_cells(given.get("cells", QUICK_CELLS if quick else GRID + MODE_CELLS)))
         self.runs = _folder("runs", given.get("runs", f"runs/{name}"))
         self.figures = _folder("figures", given.get("figures", f"figures/{name}"))
         self.runs_per_gpu = given.get("runs_per_gpu", 1)
@@ -98,12 +122,12 @@ class Batch:
         """The names of the runs whose records notebook 06 reads, by notebook, such as "entropy-seed0"."""
         return {
             "04_image_al": [f"{arm}-seed{seed}" for arm, seed in product(self.arms, self.seeds)],
-            "05_partial_annotation": [f"{cell}-seed{seed}" for cell, seed in product(self.cells, self.table2_seeds)],
+            "05b_partial_loop": [f"{cell}-seed{seed}" for cell, seed in product(self.cells, self.table2_seeds)],
         }
 
     @property
     def names(self) -> list[str]:
-        """The names of all jobs: the notebook's, followed in 04 and 05 by a slash and the run's."""
+        """The names of all jobs: the notebook's, followed in 04 and 05b by a slash and the run's."""
         runs = [f"{notebook}/{run}" for notebook, runs in self.runs_of.items() for run in runs]
         return [*SINGLE, *runs, "06_results"]
 
@@ -134,6 +158,24 @@ class Batch:
             + (["", f"06_results also reads earlier runs: {' '.join(sorted(others))}"] if others else [])
         )
 
+    @functools.cached_property
+    def description(self) -> dict[str, str]:
+        """The hash of the description that lies beside the data, with its tables; empty where there is none."""
+        if not self.data or not Path(self.data, OWN).exists():
+            return {}
+        found = read_description(Path(self.data, OWN))
+        tables = [Path(self.data, part.csv) for part in (found.group, found.split) if isinstance(part, Table)]
+        contents = [path.read_bytes() for path in tables if path.is_file()]
+        return {"description": sha256(b"\n".join([found.model_dump_json().encode(), *contents]))[:12]}
+
+    @property
+    def readmes(self) -> dict[str, str]:
+        """What lies in the folders of runs and of figures, as Markdown by folder."""
+        made = (
+            f"Made by the batch with these settings (`runs` and `figures` are its folders):\n\n```\n{self.plan}\n```\n"
+        )
+        return {self.runs: f"{RUNS_README}\n{made}", self.figures: f"{FIGURES_README}\n{made}"}
+
     @property
     def unfinished(self) -> str:
         """The executed notebooks of the jobs that began and did not end, as text."""
@@ -152,7 +194,7 @@ class Batch:
         changes, own = self.overrides, {}
         if notebook == "04_image_al":
             own = {"strategy": what, "seed": int(seed), "compare": False}
-        elif notebook == "05_partial_annotation":
+        elif notebook == "05b_partial_loop":
             changes = {**self.overrides, **self.table2_overrides}
             own = {**vars(self.cells[what]), "strategy": "least_confidence", "seed": int(seed), "compare": False}
         common = {"profile": self.profile, "data_root": self.data}
@@ -161,7 +203,8 @@ class Batch:
         else:
             common["overrides"] = _yaml(changes)
         code = code_hash(notebook, self.profile, own.get("strategy"))
-        return json.dumps({"name": name, "notebook": notebook, "code": code, "parameters": {**common, **own}})
+        about = {"name": name, "notebook": notebook, "code": code, **self.description}
+        return json.dumps({**about, "parameters": {**common, **own}})
 
 
 @functools.cache

@@ -7,6 +7,9 @@ import functools
 import hashlib
 import io
 import json
+import subprocess
+import tarfile
+import tempfile
 import tokenize
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -21,7 +24,7 @@ STRATEGIES = "alutils.queries"
 
 
 def code_of_run(root: Path, arm: str, settings: str) -> str:
-    """The hash of what a run of notebooks 04 and 05 depends on.
+    """The hash of what a run of notebooks 04 and 05b depends on.
 
     The notebook's cells and the drawing code do not count.
 
@@ -34,6 +37,17 @@ def code_of_run(root: Path, arm: str, settings: str) -> str:
         12 hexadecimal digits, the same on every version of Python.
     """
     return _hash([*_sources(run_modules(root, arm)), settings])
+
+
+@functools.cache
+def code_of_commit(root: Path, commit: str, arm: str) -> str:
+    """:func:`code_of_run` as it was at a commit; the commit itself where this checkout does not hold it."""
+    found = subprocess.run(["git", "-C", str(root), "archive", commit, "alutils"], capture_output=True)
+    if found.returncode:
+        return commit
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=io.BytesIO(found.stdout)) as files:
+        files.extractall(folder, filter="data")
+        return code_of_run(Path(folder), arm, settings="")
 
 
 def code_of_notebook(root: Path, notebook: Path, settings: str) -> str:

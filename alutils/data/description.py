@@ -47,6 +47,10 @@ class Files(_Part):
             pattern = getattr(self, name)
             if "{id}" not in pattern or pattern.startswith("/") or ".." in pattern.split("/"):
                 raise ValueError(f"{name}: must be a path below the data's folder that holds {{id}}, got {pattern!r}")
+            if pattern.lower().endswith(ENDINGS) or "\\" in pattern:
+                raise ValueError(f"{name}: must have no ending, and / between names, got {pattern!r}")
+        if self.images == self.masks:
+            raise ValueError(f"masks: must tell masks from images, got {self.masks!r} for both")
         return self
 
 
@@ -66,7 +70,7 @@ class Fractions(_Part):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-6:
+        if not (min(self.fractions) > 0 and abs(sum(self.fractions) - 1) <= 1e-6):  # so that "not a number" is refused
             raise ValueError(f"fractions: must be above 0 and have the sum 1, got {list(self.fractions)}")
         return self
 
@@ -97,7 +101,8 @@ class Description(_Part):
         threshold: grey level, 1 to 255, from which a mask's pixel is lesion; without it a mask holds 0 and 255, or 0
             and 1.
         lesion_values: grey levels that are lesion, all others are not.
-        degenerate_masks: what is done with masks that show no lesion or nothing else, where the reader says "warn".
+        degenerate_masks: what is done with masks that show no lesion or nothing else. ``load_pairs`` and a notebook's
+            ``overrides`` can say otherwise, a profile only with "error" or "keep".
         group: images that stay together: a table, or a regular expression whose first group in the id is the name.
         split: a table with "train", "val" and "test", or fractions.
         ignored: a pattern of files that are neither images nor masks.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-from alutils.data.description import ENDINGS, Description, fixed_folder
+from alutils.data.description import ENDINGS, Description, Files, fixed_folder
 from alutils.system.checks import DataError, listed, printable
 
 _ENDS_BYTES = 4096  # read at either end of each file for the fingerprint
@@ -27,6 +29,7 @@ _REMEDIES = {
     "several files of one name": "keep one of them",
     "group in two splits": "put all its images into one: the model would be evaluated on what it was trained on",
     "not in the table": "add them to the table, or take them out",
+    "no group": "change the pattern of groups in the data's description, or rename them",
     "id in two splits": "keep it in one: the model would be evaluated on what it was trained on",
     "file's name": "rename them: a name must be text in UTF-8, or a run could not record it",
     "unreadable file": "check the permissions, the links and the disk",
@@ -73,7 +76,7 @@ def list_pairs(root: Path, description: Description) -> Listing:
     patterns = [pattern for part in description.parts.values() for pattern in (part.images, part.masks)]
     folders = list(dict.fromkeys(map(fixed_folder, patterns)))
     try:
-        names = {folder: _picture_names(root / folder, _depth(folder, patterns)) for folder in folders}
+        names = {folder: _picture_names(root, folder, _depth(folder, patterns)) for folder in folders}
         if all(names.values()):
             return _paired(root, description, names)
         inside = sorted(path.name for path in root.iterdir()) if root.is_dir() else None
@@ -110,14 +113,28 @@ def _depth(folder: str, patterns: list[str]) -> int:
     return max(1 + p[len(folder) :].lstrip("/").count("/") for p in patterns if fixed_folder(p) == folder)
 
 
-def _picture_names(folder: Path, depth: int) -> list[str] | None:
-    """The paths below ``folder`` that look like those of pictures; None if there is no such folder."""
-    if not folder.is_dir():
+def _picture_names(root: Path, folder: str, depth: int) -> list[str] | None:
+    """The paths below ``root`` of what looks like pictures in ``folder``; None if there is no such folder."""
+    top = root / folder
+    if not top.is_dir():
         return None
-    paths = [*folder.iterdir()]  # glob would be silent about a folder that cannot be listed, rglob follows no links
-    paths += (path for level in range(2, depth + 1) for path in folder.glob("/".join("*" * level)))
-    found = (path.relative_to(folder).as_posix() for path in paths)
-    return sorted(name for name in found if name.lower().endswith(ENDINGS) and "/." not in f"/{name}")
+    paths = [*top.iterdir()]  # glob would be silent about a folder that cannot be listed, rglob follows no links
+    paths += (path for level in range(2, depth + 1) for path in top.glob("/".join("*" * level)))
+    found = (f"{folder}/{path.relative_to(top).as_posix()}".lstrip("/") for path in paths)
+    return sorted(name for name in found if name.lower().endswith(ENDINGS) and "/." not in f"/{name[len(folder) :]}")
+
+
+def _candidates(
+    description: Description, part: Files, names: dict[str, list[str]]
+) -> Iterator[tuple[str, str, re.Match[str] | None]]:
+    """What may be an image or a mask of a split: which of the two, its path below the root, and its id, if any."""
+    image_matcher, mask_matcher = description.matcher(part.images), description.matcher(part.masks)
+    for kind, pattern, matcher in (("image", part.images, image_matcher), ("mask", part.masks, mask_matcher)):
+        for name in names[fixed_folder(pattern)]:
+            text = unicodedata.normalize("NFC", name)
+            ignored = description.ignored and fnmatch(name.rpartition("/")[2], description.ignored)
+            if not ignored and not (kind == "image" and mask_matcher.fullmatch(text)):
+                yield kind, name, matcher.fullmatch(text)
 
 
 def _paired(root: Path, description: Description, names: dict[str, list[str]]) -> Listing:
@@ -126,36 +143,30 @@ def _paired(root: Path, description: Description, names: dict[str, list[str]]) -
     known: list[Path] = []
     used: set[str] = set()
     for split, part in description.parts.items():
-        pairs: dict[str, Pair] = {}
+        files: dict[str, dict[str, list[Path]]] = defaultdict(lambda: {"image": [], "mask": []})
         ids: dict[str, str] = {}  # upper and lower case tell no images apart
-        image_matcher, mask_matcher = description.matcher(part.images), description.matcher(part.masks)
-        apart = fixed_folder(part.images) != fixed_folder(part.masks)
-        for kind, pattern, matcher in (("image", part.images, image_matcher), ("mask", part.masks, mask_matcher)):
-            folder = fixed_folder(pattern)
-            several = kind == "mask" and "*" in pattern.rpartition("/")[2]
-            for name in names[folder]:
-                path, below = root / folder / name, f"{folder}/{name}".lstrip("/")
-                if description.ignored and fnmatch(path.name, description.ignored):
-                    continue
-                if kind == "image" and not apart and mask_matcher.fullmatch(below):
-                    continue
-                if any("\ud800" <= c <= "\udfff" for c in name):  # they stand for bytes that are no text
-                    used.add(below), problems.append(Problem("file's name", short(path)))
-                elif found := matcher.fullmatch(unicodedata.normalize("NFC", below)):
-                    used.add(below), known.append(path)
-                    pair = pairs.setdefault(ids.setdefault(found["id"].casefold(), found["id"]), Pair())
-                    earlier = pair.masks if kind == "mask" else (pair.image,) * (pair.image is not None)
-                    if earlier and not several:
-                        problems.append(Problem("several files of one name", f"{short(earlier[0])}, {short(path)}"))
-                    pair.image = path if kind == "image" else pair.image
-                    pair.masks = (*earlier, path) if kind == "mask" else pair.masks
-                elif kind == "mask" and "id" not in description.model_fields_set and apart:
-                    name = pattern.rpartition("/")[2].replace("{id}", "<image>")
-                    used.add(below), problems.append(Problem("mask's name", f"{short(path)} is not called {name}.png"))
-        listing[split] = dict(sorted(pairs.items()))
-    n_ignored = len({f"{folder}/{name}".lstrip("/") for folder in names for name in names[folder]} - used)
+        named = part.masks.rpartition("/")[2]
+        all_masks = "id" not in description.model_fields_set and fixed_folder(part.images) != fixed_folder(part.masks)
+        for kind, name, found in _candidates(description, part, names):
+            path = root / name
+            if any("\ud800" <= c <= "\udfff" for c in name):  # they stand for bytes that are no text
+                problems.append(Problem("file's name", short(path)))
+            elif found:
+                known.append(path)
+                files[ids.setdefault(found["id"].casefold(), found["id"])][kind].append(path)
+            elif kind == "mask" and all_masks:
+                text = f"{short(path)} is not called {named.replace('{id}', '<image>')}.png"
+                problems.append(Problem("mask's name", text))
+            else:
+                continue
+            used.add(name)
+        single = [one["image"] for one in files.values()] + [one["mask"] for one in files.values() if "*" not in named]
+        for first, *others in filter(None, single):
+            problems += [Problem("several files of one name", f"{short(first)}, {short(path)}") for path in others]
+        listing[split] = {id: Pair(next(iter(f["image"]), None), tuple(f["mask"])) for id, f in sorted(files.items())}
+    n_ignored = len({name for found in names.values() for name in found} - used)
     problems += _unpaired(listing, description)
-    return Listing(listing, problems, n_ignored, "" if problems else _fingerprint(known))
+    return Listing(listing, problems, n_ignored, "" if problems else _fingerprint(root, known))
 
 
 def _unpaired(listing: dict[str, dict[str, Pair]], description: Description) -> Iterator[Problem]:
@@ -174,11 +185,11 @@ def _unpaired(listing: dict[str, dict[str, Pair]], description: Description) -> 
             yield Problem("id in two splits", f"{printable(name)}: {first} and {second}")
 
 
-def _fingerprint(files: list[Path]) -> str:
+def _fingerprint(root: Path, files: list[Path]) -> str:
     """A hash of what the copies of a data set share, unlike times of change."""
     with ThreadPoolExecutor(_READERS) as pool:
         contents = pool.map(_size_and_ends, files)
-    names = (f"{path.parent.name}/{unicodedata.normalize('NFC', path.name)}" for path in files)
+    names = (unicodedata.normalize("NFC", path.relative_to(root).as_posix()) for path in files)
     lines = sorted(" ".join(line) for line in zip(names, contents, strict=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

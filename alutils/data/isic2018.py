@@ -24,7 +24,7 @@ def load_isic2018(
     image_size: int = 512,
     *,
     cache_dir: str | Path | None = None,
-    degenerate_masks: Literal["warn", "error", "keep"] = "warn",
+    degenerate_masks: Literal["warn", "error", "keep"] | None = None,
     n_workers: int | None = None,
 ) -> Splits:
     """The images and masks of ISIC 2018 Task 1: :func:`~alutils.data.pairs.load_pairs` with its description.

@@ -23,7 +23,7 @@ from alutils.data.description import Description, read_description
 from alutils.data.folders import Pair, Problem, list_pairs, refusal, short
 from alutils.data.splits import Split, Splits, identical_pictures, picture_sums
 from alutils.data.splitting import divide
-from alutils.system.checks import expanded, listed
+from alutils.system.checks import DataError, expanded, listed
 from alutils.system.cores import usable_cores
 from alutils.system.progress import progress_bar
 from alutils.system.tensors import is_number
@@ -60,7 +60,7 @@ def load_pairs(
     image_size: int = 512,
     *,
     cache_dir: str | Path | None = None,
-    degenerate_masks: Literal["warn", "error", "keep"] = "warn",
+    degenerate_masks: Literal["warn", "error", "keep"] | None = None,
     n_workers: int | None = None,
 ) -> Splits:
     """The images and masks of any data set, squashed to squares as in section IV-D.
@@ -83,7 +83,8 @@ def load_pairs(
         cache_dir: folder of the cache; by default the environment variable ``ALUTILS_CACHE`` or, without it, the
             user's cache folder. It takes ``4 * image_size**2`` bytes per image: 3.9 GB for ISIC 2018 at 512.
         degenerate_masks: what to do with masks that show, at their native size, no lesion or nothing else: "warn" loads
-            them and names them in a warning, "error" refuses them, "keep" loads them.
+            them and names them in a warning, "error" refuses them, "keep" loads them. By default what the description
+            says, which is "warn" where it says nothing.
         n_workers: threads that decode; by default one for each CPU core that this process may use.
 
     Returns:
@@ -107,24 +108,29 @@ def open_pairs(
     root: str | Path,
     image_size: int,
     cache_dir: str | Path | None,
-    degenerate_masks: str,
+    degenerate_masks: str | None,
     n_workers: int | None,
 ) -> Splits:
     """:func:`load_pairs`, whose warnings name the caller of its caller."""
     if not (is_number(image_size, whole=True) and 32 <= image_size <= 2048 and image_size % 32 == 0):
         why = "because the U-Net halves the image five times"
         raise ValueError(f"image_size must be a multiple of 32 from 32 to 2048, {why}; got {image_size!r}")
-    if degenerate_masks not in ("warn", "error", "keep"):
+    if degenerate_masks not in ("warn", "error", "keep", None):
         raise ValueError(f'degenerate_masks must be "warn", "error" or "keep", got {degenerate_masks!r}')
     if n_workers is not None and not (is_number(n_workers, whole=True) and n_workers >= 1):
         raise ValueError(f"n_workers must be None or an integer of at least 1, got {n_workers!r}")
     description = description if isinstance(description, Description) else read_description(description)
-    if degenerate_masks == "warn":
-        degenerate_masks = description.degenerate_masks
+    degenerate_masks = degenerate_masks or description.degenerate_masks
     root = expanded("root", root).absolute()
     listing = list_pairs(root, description)
     divided, problems = divide(root, description, listing.pairs)
     problems = listing.problems + problems
+    if not problems and (empty := [name for name, split in divided.items() if not split]):
+        fit = sum(map(len, divided.values()))
+        raise DataError(
+            f"{description.name} in {root}: of the {fit} images that fit the description none is for "
+            f"{', '.join(empty)}, and {listing.n_ignored} pictures do not fit; change its id, its paths or its split"
+        )
     pairs = [pair for split in divided.values() for pair in split.values()]
     n = len(pairs)
 
@@ -145,7 +151,7 @@ def open_pairs(
         decode()
     what = [_FORMAT_VERSION, image_size, listing.fingerprint, _lesion_levels(description), *map(list, divided.values())]
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
-    name = "".join(c for c in description.name.lower() if c.isalnum())
+    name = "".join(c for c in description.name.lower() if c.isalnum())[:60]
     path = cache_folder(cache_dir) / f"{name}-{image_size}-{key}.npy"
     planes, sums, notes = cached(path, (4 * n, image_size, image_size), decode)
     found = [Problem(*note) for note in notes]
@@ -307,9 +313,10 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise OSError(errno.EINVAL, "is a folder, a pipe or a device, not a file")
     with Image.open(path, formats=_FORMATS) as image:
         stored = image.tile[0][3] if image.tile else image.mode
-        stored = str(stored[0] if isinstance(stored, tuple) else stored)
-        if image.mode not in _EIGHT_BIT_MODES or "16" in stored:  # Pillow cuts 16-bit colours down to 8 in silence
-            raise ValueError(f"has pixels of type {stored}, not of 8 bits per channel")
+        kind, *more = stored if isinstance(stored, tuple) else (stored,)
+        deep = "16" in str(kind) or (image.format == "PPM" and max(more, default=0) > 255)
+        if image.mode not in _EIGHT_BIT_MODES or deep:  # Pillow cuts 16-bit colours down to 8 in silence
+            raise ValueError(f"has pixels of type {kind}, not of 8 bits per channel")
         if image.format != "PNG":
             yield image
             return

@@ -69,6 +69,7 @@ class LesionFactors:
         shading, vignette: difference of the light between two sides of the picture, and darkness of its corners.
         n_freckles, n_ink, n_bubbles, n_hairs: number of brown spots, pen strokes, gel bubbles and hairs.
         ruler: 1 for a ruler, 0 for none.
+        shot: 0, or another picture of the same lesion with camera noise of its own.
 
     A factor outside its range is a ValueError that names it.
 
@@ -102,6 +103,7 @@ class LesionFactors:
     n_bubbles: int = _factor(0, 0, 50)
     n_hairs: int = _factor(0, 0, 200)
     ruler: int = _factor(0, 0, 1)
+    shot: int = _factor(0, 0, 2**32 - 1)
 
     def __post_init__(self) -> None:
         if self.subtype not in SUBTYPES:
@@ -143,7 +145,8 @@ def render_lesion(factors: LesionFactors, image_size: int = 64) -> tuple[np.ndar
 
 def _stream(factors: LesionFactors, layer: str) -> np.random.Generator:
     """The generator of one layer: each has its own, so that more hairs do not move the lesion."""
-    return np.random.default_rng((factors.seed, _LAYERS.index(layer)))
+    shot = (factors.shot,) if factors.shot and layer == "camera" else ()
+    return np.random.default_rng((factors.seed, _LAYERS.index(layer), *shot))
 
 
 @lru_cache(maxsize=8)

@@ -21,13 +21,13 @@ SPLITS = ("train", "val", "test")
 def divide(
     root: Path, description: Description, pairs: dict[str, dict[str, Pair]]
 ) -> tuple[dict[str, dict[str, Pair]], list[Problem]]:
-    """The pairs by split, each sorted by id, and what is wrong with groups and tables.
+    """The pairs by split, each sorted by id, and what is wrong with groups and tables. A split may be empty.
 
     Images of one group come into one split. Fractions are of the images; groups are drawn one after the other, in an
     order that depends on the seed and on the groups' names alone.
 
     Raises:
-        DataError: if a table cannot be read, or so few groups are there that a split would be empty.
+        DataError: if a table cannot be read.
     """
     problems: list[Problem] = []
     ids = [name for part in pairs.values() for name in part]
@@ -44,8 +44,6 @@ def divide(
     for name, pair in pairs[source].items():
         if name in place:
             found[place[name]][name] = pair
-    if empty := [name for name in SPLITS if not found[name]]:
-        raise DataError(f"{description.name} in {root}: there is no image for {', '.join(empty)}; change the split")
     return found, problems + _straddling(found, groups)
 
 
@@ -55,10 +53,9 @@ def _groups(root: Path, group: Table | str | None, ids: list[str], problems: lis
         return _column(root, group, ids, problems)
     if group is None:
         return {name: name for name in ids}
-    found = {name: match[1] for name in ids if (match := re.search(group, name)) and match[1]}
-    problems += [
-        Problem("not in the table", f"{name}: group {group!r} does not fit") for name in ids if name not in found
-    ]
+    matches = {name: re.search(group, name, re.IGNORECASE) for name in ids}
+    found = {name: match[1].casefold() for name, match in matches.items() if match and match[1]}
+    problems += [Problem("no group", f"{name}: group {group!r} does not fit") for name in ids if name not in found]
     return found
 
 
@@ -68,12 +65,13 @@ def _column(
     """The column ``table.by`` of a CSV file, by id."""
     path = root / table.csv
     try:
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-        pairs = list(zip(rows[table.id].str.casefold(), rows[table.by], strict=True))
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+        columns = (rows[name].str.normalize("NFC").str.casefold() for name in (table.id, table.by))
+        pairs = list(zip(*columns, strict=True))
     except KeyError as error:
         raise DataError(f"{path} has no column {error}; there are {listed(rows.columns)}") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
+        raise DataError(f"{path} cannot be read as a CSV file in UTF-8: {error}") from None
     values = {name: value for name, value in pairs if value}
     if twice := sorted({name for name, value in pairs if value and values[name] != value}):
         raise DataError(f"{path}: {listed(twice)} stands there with several values of {table.by}; keep one")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
@@ -15,7 +15,13 @@ from alutils.data.rendering import SUBTYPES, LesionFactors, check_range, render_
 from alutils.data.splits import Split, Splits
 
 _RARE_SHARES = np.array([0.08, 0.36, 0.20, 0.16, 0.20])  # of the kinds in SUBTYPES after the common one
-_KNOB_RANGES = {"difficulty": (0, 2), "rare": (0, 1), "mean_area": (0.05, 0.5), "artefacts": (0, 3)}
+_KNOB_RANGES = {
+    "difficulty": (0, 2),
+    "rare": (0, 1),
+    "mean_area": (0.05, 0.5),
+    "artefacts": (0, 3),
+    "redundancy": (0, 1),
+}
 
 
 def _draw_factors(
@@ -68,19 +74,36 @@ def _draw_factors(
     )
 
 
-def _make_split(name: str, n: int, size: int, seeds: tuple[int, int], draw: Callable[..., LesionFactors]) -> Split:
+def _another_shot(factors: LesionFactors, number: int, rng: np.random.Generator) -> LesionFactors:
+    return replace(
+        factors,
+        shot=number,
+        centre_x=factors.centre_x + rng.uniform(-0.02, 0.02),
+        centre_y=factors.centre_y + rng.uniform(-0.02, 0.02),
+        area=factors.area * rng.uniform(0.95, 1.05),
+        exposure=factors.exposure * rng.uniform(0.95, 1.05),
+    )
+
+
+def _make_split(
+    name: str, n: int, size: int, seeds: tuple[int, int], draw: Callable[..., LesionFactors], redundancy: float = 0.0
+) -> Split:
     images = torch.empty(n, 3, size, size, dtype=torch.uint8)
     masks = torch.empty(n, 1, size, size, dtype=torch.uint8)
-    rows = []
+    rows, common = [], []
     for i in range(n):
-        factors = draw(np.random.default_rng((*seeds, i)))
+        factors, rng = draw(np.random.default_rng((*seeds, i))), np.random.default_rng((*seeds, i, 1))
+        if common and rng.random() < redundancy:
+            factors = _another_shot(common[rng.integers(len(common))], i, rng)
+        elif factors.subtype == "common":
+            common.append(factors)
         image, mask = render_lesion(factors, size)
         images[i], masks[i, 0] = torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask)
         rows.append(asdict(factors))
     return Split(images, masks, tuple(f"synthetic_{name}_{i:04d}" for i in range(n)), pd.DataFrame(rows))
 
 
-def make_synthetic(  # ten parameters, because each is one property of the data set that a reader may turn
+def make_synthetic(  # eleven parameters, because each is one property of the data set that a reader may turn
     n_train: int = 400,
     n_val: int = 50,
     n_test: int = 100,
@@ -92,12 +115,13 @@ def make_synthetic(  # ten parameters, because each is one property of the data 
     mean_area: float = 0.21,
     artefacts: float = 1.0,
     skin_tones: tuple[float, float] = (0.0, 1.0),
+    redundancy: float = 0.0,
 ) -> Splits:
     """A synthetic stand-in for ISIC 2018: the same form, a similar distribution of areas, and exact masks.
 
     Most pictures are easy and alike. A minority is hard or of a rare kind (lighter than the skin, reddish, in several
     parts, under hairs, amid ink), so that it can pay to choose which ones to annotate. Each picture depends only on
-    ``seed``, its split and its number in it. Other processors may round isolated pixels differently.
+    the knobs, ``seed``, its split and its number in it. Other processors may round isolated pixels differently.
 
     Args:
         n_train, n_val, n_test: number of pictures, at least 1 each.
@@ -109,6 +133,9 @@ def make_synthetic(  # ten parameters, because each is one property of the data 
         mean_area: mean share of lesion pixels, 0.05 to 0.5; the areas run from 0.01 to 0.85.
         artefacts: scales the number of hairs, bubbles, ink strokes, rulers and dark corners, 0 (none) to 3.
         skin_tones: the lightest and the darkest skin, between 0 (light) and 1 (dark).
+        redundancy: probability, 0 to 1, that a training picture is a near-duplicate: another shot of an earlier lesion
+            of the common kind, a little shifted and scaled, in other light, with other noise. It has that lesion's
+            ``seed`` in ``Split.factors``, and ``shot`` above 0. The rare kinds become rarer in training alone.
 
     Returns:
         The splits; ``Split.factors`` has one row of :class:`LesionFactors` per image.
@@ -133,12 +160,14 @@ def make_synthetic(  # ten parameters, because each is one property of the data 
         )
     knobs = {"difficulty": difficulty, "rare": rare, "mean_area": mean_area, "artefacts": artefacts}
     for name, (low, high) in _KNOB_RANGES.items():
-        check_range(name, knobs[name], low, high)
+        check_range(name, {**knobs, "redundancy": redundancy}[name], low, high)
     if not isinstance(skin_tones, (tuple, list)) or len(skin_tones) != 2:
         raise ValueError(f"skin_tones must be two numbers, the lightest and the darkest, got {skin_tones!r}")
     check_range("skin_tones[0]", skin_tones[0], 0, 1)
     check_range("skin_tones[1]", skin_tones[1], skin_tones[0], 1)
     draw = partial(_draw_factors, **knobs, skin_tones=tuple(skin_tones))
-    return Splits(
-        **{name: _make_split(name, n, image_size, (seed, k), draw) for k, (name, n) in enumerate(sizes.items())}
-    )
+    made = {
+        name: _make_split(name, n, image_size, (seed, k), draw, redundancy if name == "train" else 0.0)
+        for k, (name, n) in enumerate(sizes.items())
+    }
+    return Splits(**made)

@@ -20,19 +20,19 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from skimage.segmentation import find_boundaries
 
-from alutils.lab.drawing import Drawing, Request, find_drawing
+from alutils.data.description import ENDINGS
+from alutils.lab.drawing import Corners, Drawing, Request, find_drawing
 from alutils.lab.figures import BLUE, LABELLED_BY, draw_outline, show_figure
 from alutils.lab.interactive import is_interactive
 from alutils.system.checks import DataError, expanded
-
-_PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".gif")
 
 
 class Annotator:
     """Draw the images asked for, one after the other; as the last value of a cell it is shown.
 
-    It skips images saved before; "back" opens them again, with their strokes. Where nobody can draw (papermill,
-    nbconvert), a picture with alternative text and a line that says so take its place, and no widget is made.
+    It skips images saved before; "back" opens them again, with their strokes or the imported mask. Where nobody can
+    draw (papermill, nbconvert), a picture with alternative text and a line that says so take its place, and no widget
+    is made.
 
     Args:
         requests: from :func:`alutils.lab.drawing.make_requests` or :meth:`alutils.HumanOracle.requests`, at least one.
@@ -53,7 +53,7 @@ class Annotator:
         if self._originals and not self._originals.is_dir():
             raise DataError(f"originals: {self._originals} is no folder; give the one with the photographs, or none")
         found = [find_drawing(folder, request) for request in requests]
-        self.drawings = [Drawing(r, record=saved and saved[0]) for r, saved in zip(requests, found, strict=True)]
+        self.drawings = [Drawing(request, saved=saved) for request, saved in zip(requests, found, strict=True)]
         self.position = found.index(None) if None in found else 0
 
     @property
@@ -61,14 +61,12 @@ class Annotator:
         """The drawing that is shown."""
         return self.drawings[self.position]
 
-    def lasso(self, corners: Sequence[tuple[float, float]], *, erase: bool = False) -> None:
+    def lasso(self, corners: Corners, *, erase: bool = False) -> None:
         """:meth:`Drawing.lasso` in the image that is shown."""
         self.drawing.lasso(corners, erase=erase)
         self._show()
 
-    def brush(
-        self, corners: Sequence[tuple[float, float]], radius: float | tuple[float, float], *, erase: bool = False
-    ) -> None:
+    def brush(self, corners: Corners, radius: float | tuple[float, float], *, erase: bool = False) -> None:
         """:meth:`Drawing.brush` in the image that is shown."""
         self.drawing.brush(corners, radius, erase=erase)
         self._show()
@@ -143,7 +141,7 @@ class Annotator:
         """The pictures below ``originals`` by their names; looked for when somebody draws, as there may be many."""
         files = defaultdict(list)
         for path in sorted(self._originals.rglob("*") if self._originals else ()):
-            if path.suffix.lower() in _PICTURES:
+            if path.suffix.lower() in ENDINGS:
                 files[unicodedata.normalize("NFC", path.stem)].append(path)
         return files
 

@@ -13,40 +13,50 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
 
 from alutils.lab.figures import BLACK, BLUE, GREEN, PURPLE, VERMILION
 from alutils.uncertainty import binary_entropy, least_confidence, one_sided_entropy
 
 
 def draw_loop() -> Figure:
-    """Draw Fig. 1: the five steps of active learning, between pool, oracle, labelled set and model."""
-    figure, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    """Draw Fig. 1: the five steps of active learning, between pool, oracle, labelled set and model, and the repeat."""
+    figure, ax = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    width, height = 1.4, 0.36
     places = {
-        "pool\nof unlabelled images": (0, 1),
-        "queried images": (2, 1),
-        "oracle\n(expert)": (4, 1),
-        "labelled set": (4, 0),
-        "model": (2, 0),
+        "pool of\nunlabelled images": (0, 1),
+        "queried images": (2.4, 1),
+        "oracle (expert)": (4.8, 1),
         "evaluation": (0, 0),
+        "model": (2.4, 0),
+        "labelled set": (4.8, 0),
     }
     for text, (x, y) in places.items():
-        box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": BLUE}
-        ax.text(x, y, text, ha="center", va="center", fontsize=9, bbox=box)
+        corner, style = (x - width / 2, y - height / 2), "round,pad=0,rounding_size=0.08"
+        ax.add_patch(FancyBboxPatch(corner, width, height, style, facecolor="white", edgecolor=BLUE, linewidth=1.5))
+        ax.text(x, y, text, ha="center", va="center", fontsize=10)
+    right, up = width / 2, height / 2
     arrows = {
-        "(2) select": ((0.75, 1), (1.4, 1)),
-        "(3) ask": ((2.6, 1), (3.5, 1)),
-        "annotate": ((4, 0.75), (4, 0.2)),
-        "(4) train": ((3.4, 0), (2.4, 0)),
-        "(5) evaluate": ((1.6, 0), (0.6, 0)),
-        "(1) score": ((1.8, 0.2), (0.4, 0.72)),
+        "(2) select": ((right, 1), (2.4 - right, 1)),
+        "(3) ask": ((2.4 + right, 1), (4.8 - right, 1)),
+        "add the\nannotated images": ((4.8, 1 - up), (4.8, up)),
+        "(4) train": ((4.8 - right, 0), (2.4 + right, 0)),
+        "(5) evaluate": ((2.4 - right, 0), (right, 0)),
+        "(1) score": ((2.4 - right / 2, up), (right * 0.9, 1 - up)),
+        "repeat until the\nbudget is spent": ((0, up), (0, 1 - up)),
     }
     for text, (start, end) in arrows.items():
-        ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": BLACK})
-        away = (0.35, 0) if start[0] == end[0] else (0, 0.08)
-        middle = (start[0] + end[0]) / 2 + away[0], (start[1] + end[1]) / 2 + away[1]
-        ax.text(*middle, text, ha="center", fontsize=8)
-    ax.set(xlim=(-0.9, 4.8), ylim=(-0.4, 1.4))
+        arrow = {"arrowstyle": "-|>", "color": BLACK, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 14}
+        repeated = text.startswith("repeat")
+        ax.annotate("", end, start, arrowprops=arrow | ({"linestyle": (0, (4, 3)), "lw": 1.3} if repeated else {}))
+        (x0, y0), (x1, y1) = start, end
+        x, y = (x0 + x1) / 2, (y0 + y1) / 2
+        if y0 == y1:
+            ax.text(x, y + 0.04, text, ha="center", va="bottom", fontsize=9)
+        else:
+            side = -1 if repeated or x0 > 4 else 1
+            ax.text(x + 0.1 * side, y, text, ha="right" if side < 0 else "left", va="center", fontsize=9)
+    ax.set(xlim=(-1.2, 5.6), ylim=(-0.25, 1.25))
     ax.set_axis_off()
     return figure
 

@@ -6,7 +6,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import accumulate
@@ -25,6 +25,8 @@ from alutils.data.splits import Split
 from alutils.metrics import dice_score
 from alutils.system.checks import DataError, expanded
 from alutils.system.files import replacing, write_text
+
+Corners = Sequence[tuple[float, float]] | np.ndarray
 
 LONGEST_PAUSE = 30.0
 """Seconds: of a longer time without a stroke, a button or a movement of the mouse, only these count as work."""
@@ -49,7 +51,8 @@ class Stroke(_Record):
 class DrawingRecord(_Record):
     """The JSON file of a drawing. ``where``, ``start`` and ``mask`` are checksums, ``start`` that of the first mask.
 
-    ``imported`` names the file of a mask from another tool, whose strokes and time are not known.
+    ``imported`` names the file of a mask from another tool, whose strokes and time are not known. Where it was drawn on
+    afterwards, it is the first mask of the ``strokes``, which are those since it was last opened.
     """
 
     id: str
@@ -65,6 +68,9 @@ class DrawingRecord(_Record):
     tau_u: float | None
     date: str
     imported: str | None = None
+
+
+Saved = tuple[DrawingRecord, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,12 +142,12 @@ def make_requests(
 class Drawing:
     """One image that is being annotated.
 
-    ``clock`` tells seconds, from any beginning. ``record``: of this drawing, saved before, to go on with; an imported
-    mask is drawn anew.
+    ``clock`` tells seconds, from any beginning. ``saved``: what :func:`find_drawing` found of it, to go on with. A mask
+    that was imported is then the mask before the first stroke.
 
     Attributes:
         mask: bool (1, H, W), as it stands. Outside of ``request.where`` it is ``request.start``, whatever is drawn.
-        strokes: those not taken back; ``n_strokes`` and ``pixels_changed`` count the others too, each once.
+        n_strokes, pixels_changed: they count strokes that were taken back too, each once.
         seconds: of work, from one :meth:`touch` to the next, each at most :data:`LONGEST_PAUSE`.
 
     >>> blank = torch.zeros(3, 8, 8, dtype=torch.uint8)
@@ -152,18 +158,26 @@ class Drawing:
     """
 
     def __init__(
-        self, request: Request, *, clock: Callable[[], float] = time.monotonic, record: DrawingRecord | None = None
+        self, request: Request, *, clock: Callable[[], float] = time.monotonic, saved: Saved | None = None
     ) -> None:
-        self.request, self._clock, self._seen, self.imported = request, clock, None, None
-        if record is not None and record.imported:
-            record = None  # it has no strokes to go on with
-        self.strokes = list(record.strokes) if record else []
-        self._in_file = self.strokes.copy() if record else None
-        self.n_strokes, self.pixels_changed = (record.n_strokes, record.pixels_changed) if record else (0, 0)
-        self.seconds = record.seconds if record else 0.0
-        masks = replay(request, self.strokes)
+        record, mask = saved or (None, request.start)
+        self.imported = record.imported if record else None
+        if self.imported:
+            request = replace(request, start=np.where(request.where, mask, request.start))
+        self.request, self._clock, self._seen = request, clock, None
+        self.n_strokes, self.pixels_changed, self.seconds = (
+            (record.n_strokes, record.pixels_changed, record.seconds) if record else (0, 0, 0.0)
+        )
+        self._drawn = list(record.strokes) if record and not self.imported else []
+        self._n = len(self._drawn)  # these stand, later ones were taken back
+        self._in_file = self.strokes if record else None
+        masks = replay(request, self._drawn)
         self.mask, self._masks = masks[-1], [np.packbits(mask) for mask in masks]  # before each stroke and after it
-        self._undone: list[Stroke] = []  # the last of them is the next for redo
+
+    @property
+    def strokes(self) -> list[Stroke]:
+        """Those not taken back."""
+        return self._drawn[: self._n]
 
     @property
     def saved(self) -> bool:
@@ -178,7 +192,7 @@ class Drawing:
     @property
     def can_redo(self) -> bool:
         """Whether strokes were taken back and none was drawn since."""
-        return bool(self._undone)
+        return self._n < len(self._drawn)
 
     @property
     def n_marked(self) -> int:
@@ -197,7 +211,7 @@ class Drawing:
         self.touch()
         self._seen = None
 
-    def lasso(self, corners: Sequence[tuple[float, float]] | np.ndarray, *, erase: bool = False) -> int:
+    def lasso(self, corners: Corners, *, erase: bool = False) -> int:
         """Mark what lies in a polygon as lesion, or erase it; returns the number of pixels that changed.
 
         ``corners``: (x, y), as in :class:`Stroke`. A lasso of fewer than three corners, or one that changes nothing, is
@@ -206,19 +220,9 @@ class Drawing:
         Raises:
             ValueError: if a corner is not two finite numbers.
         """
-        points = _checked(corners)
-        if len(points) < 3:
-            self.touch()
-            return 0
-        return self._draw(Stroke(corners=points, erase=erase))
+        return self._draw(corners, erase, None)
 
-    def brush(
-        self,
-        corners: Sequence[tuple[float, float]] | np.ndarray,
-        radius: float | tuple[float, float],
-        *,
-        erase: bool = False,
-    ) -> int:
+    def brush(self, corners: Corners, radius: float | tuple[float, float], *, erase: bool = False) -> int:
         """Mark the pixels whose centres a brush touches on its way along ``corners``; returns how many changed.
 
         ``radius``: in pixels, or half the width and half the height. A click is a way of one corner.
@@ -229,44 +233,43 @@ class Drawing:
         radii = np.broadcast_to(np.asarray(radius, dtype=np.float64), 2).round(3)
         if not (np.isfinite(radii) & (radii > 0)).all():
             raise ValueError(f"radius must be finite and greater than 0, got {radius!r}")
-        points = _checked(corners)
-        if not points:
-            return 0
-        return self._draw(Stroke(corners=points, erase=erase, radius=tuple(radii.tolist())))
+        return self._draw(corners, erase, tuple(radii.tolist()))
 
-    def _draw(self, stroke: Stroke) -> int:
+    def _draw(self, corners: Corners, erase: bool, radius: tuple[float, float] | None) -> int:
+        points = np.asarray(corners, dtype=np.float64)
+        if len(points) and (points.shape != (len(points), 2) or not np.isfinite(points).all()):
+            raise ValueError("corners must be pairs (x, y) of finite numbers")
         self.touch()
+        if len(points) < (1 if radius else 3):
+            return 0
+        stroke = Stroke(corners=tuple(map(tuple, points.round(2).tolist())), erase=erase, radius=radius)
         before, self.mask = self.mask, _apply(self.mask, stroke, self.request.where)
         changed = int((self.mask != before).sum())
         if changed:
-            n = len(self.strokes)
-            self._undone = []
-            self.strokes, self._masks = [*self.strokes, stroke], [*self._masks[: n + 1], np.packbits(self.mask)]
+            self._drawn = [*self.strokes, stroke]
+            self._masks = [*self._masks[: self._n + 1], np.packbits(self.mask)]
+            self._n += 1
             self.n_strokes += 1
             self.pixels_changed += changed
         return changed
 
     def undo(self) -> None:
         """Take the last stroke back."""
-        self._take_back(1)
+        self._go_to(self._n - 1)
 
     def redo(self) -> None:
         """Draw again what was taken back last; it does not count again."""
-        if self._undone:
-            self.strokes = [*self.strokes, self._undone.pop()]
-        self._take_back(0)
+        self._go_to(self._n + 1)
 
     def clear(self) -> None:
         """Take all strokes back; :meth:`redo` brings them again, one by one."""
-        self._take_back(len(self.strokes))
+        self._go_to(0)
 
-    def _take_back(self, n: int) -> None:
+    def _go_to(self, n: int) -> None:
+        """Let the first ``n`` strokes stand."""
         self.touch()
-        for _ in range(min(n, len(self.strokes))):
-            self._undone.append(self.strokes[-1])
-            self.strokes = self.strokes[:-1]
-        packed, shape = self._masks[len(self.strokes)], self.mask.shape
-        self.mask = np.unpackbits(packed, count=self.mask.size).reshape(shape).astype(bool)
+        self._n = min(max(n, 0), len(self._drawn))
+        self.mask = np.unpackbits(self._masks[self._n], count=self.mask.size).reshape(self.mask.shape).astype(bool)
 
     def save(self, folder: str | Path) -> DrawingRecord:
         """Write a PNG (0 and 255), then a JSON, named by :func:`file_stem`, each whole or not at all."""
@@ -300,7 +303,7 @@ def replay(request: Request, strokes: Sequence[Stroke]) -> list[np.ndarray]:
     return list(accumulate(strokes, partial(_apply, where=request.where), initial=request.start))
 
 
-def find_drawing(folder: str | Path, request: Request) -> tuple[DrawingRecord, np.ndarray] | None:
+def find_drawing(folder: str | Path, request: Request) -> Saved | None:
     """:func:`read_drawing` for a request; None where nothing is saved, or it was drawn for other pixels."""
     if not _record_path(folder, request.id).exists():
         return None
@@ -308,7 +311,7 @@ def find_drawing(folder: str | Path, request: Request) -> tuple[DrawingRecord, n
     return found if found[0].where == checksum(request.where) else None
 
 
-def read_drawing(folder: str | Path, id: str) -> tuple[DrawingRecord, np.ndarray]:
+def read_drawing(folder: str | Path, id: str) -> Saved:
     """A saved drawing: its record and its mask, bool (1, H, W).
 
     Raises:
@@ -372,13 +375,6 @@ def checksum(mask: np.ndarray) -> str:
 
 def _record_path(folder: str | Path, id: str) -> Path:
     return expanded("folder", folder) / f"{file_stem(id)}.json"
-
-
-def _checked(corners: Sequence[tuple[float, float]] | np.ndarray) -> tuple[tuple[float, float], ...]:
-    points = np.asarray(corners, dtype=np.float64)
-    if len(points) and (points.shape != (len(points), 2) or not np.isfinite(points).all()):
-        raise ValueError("corners must be pairs (x, y) of finite numbers")
-    return tuple((x, y) for x, y in points.round(2).tolist())
 
 
 def _apply(mask: np.ndarray, stroke: Stroke, where: np.ndarray) -> np.ndarray:

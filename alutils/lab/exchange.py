@@ -48,11 +48,13 @@ def export_queries(run: HumanOracle, folder: str | Path, format: str = "png") ->
         ConfigError: if the run asks for nothing, the format is unknown, or ``folder`` is in use.
         CannotWrite: if a file cannot be written.
     """
-    if format not in _FILES:
+    if format not in [*_FILES]:
         raise ConfigError(f"format: there is no {shown(format)}; {did_you_mean(format, [*_FILES])}")
     requests, folder = _asked(run), expanded("folder", folder).absolute()
     if any(folder.glob("*")) or (run.incoming and run.incoming.resolve().is_relative_to(folder.resolve())):
-        raise ConfigError(f"folder: {folder} holds corrections, or is to hold them; give a new one for each query")
+        raise ConfigError(
+            f"folder: {folder} is not empty, or is to hold the corrections; give a new one for each query"
+        )
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         for kind, name in (("images", "image"), ("masks", "start"), ("bands", "where"))[: 3 if format == "png" else 1]:
@@ -75,6 +77,7 @@ def import_annotations(run: HumanOracle, source: str | Path) -> list[DrawingReco
 
     All masks of the query are taken or none. They are recorded as drawings (:func:`alutils.lab.drawing.drawing_table`),
     with the name of their file and the number of pixels that differ from the model's mask, without strokes and time.
+    What was drawn in the notebook stays: to take another mask for it, delete the drawing's two files.
 
     Args:
         run: the oracle of the run that waits.
@@ -82,7 +85,7 @@ def import_annotations(run: HumanOracle, source: str | Path) -> list[DrawingReco
             ids, of the size exported. What they have of images asked for earlier is ignored.
 
     Returns:
-        The record of each mask that was there.
+        The record of each mask that was taken.
 
     Raises:
         ConfigError: if the run asks for nothing.
@@ -91,10 +94,12 @@ def import_annotations(run: HumanOracle, source: str | Path) -> list[DrawingReco
     """
     requests, source = _asked(run), expanded("source", source)
     found = _read(source, requests, run.ids)
-    if missing := [r.id for r in requests if r.id not in found and find_drawing(run.folder, r) is None]:
+    saved = {request.id: find_drawing(run.folder, request) for request in requests}
+    if missing := [id for id, one in saved.items() if one is None and id not in found]:
         raise AnnotationsNeeded(run.folder, missing)
+    drawn = {id for id, one in saved.items() if one and (one[0].seconds or not one[0].imported)}
     records = []
-    for drawing in (Drawing(request) for request in requests if request.id in found):
+    for drawing in (Drawing(request) for request in requests if request.id in found.keys() - drawn):
         path, mask = found[drawing.request.id]
         drawing.mask, drawing.imported = np.where(drawing.request.where, mask, drawing.request.start), path.name
         drawing.pixels_changed = int((drawing.mask != drawing.request.start).sum())
@@ -196,6 +201,8 @@ def _id_of(name: str) -> str:
 
 def _png(path: Path) -> _Found:
     with PIL.Image.open(path, formats=["PNG"]) as picture:
+        if picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255:
+            raise ValueError("it is transparent in places; save it without transparency")  # which hides any colour
         grey = np.asarray(picture.convert("L"))
     if other := sorted(set(np.unique(grey).tolist()) - {0, 255}):
         raise ValueError(f"it has the grey levels {listed(other)}; save it with 0 (skin) and 255 (lesion) alone")
@@ -216,11 +223,14 @@ def _coco(content: dict[str, Any]) -> _Found:
     coco.imgs = {image["id"]: image for image in content["images"]}
     masks = defaultdict(list)
     for one in content["annotations"]:
+        shape = one.get("segmentation")
+        if not shape or (isinstance(shape, list) and min(map(len, shape)) < 6):
+            raise ValueError(f"image {one['image_id']} has an annotation that is no mask, such as a box; delete it")
         code = coco.annToRLE(one)
         mask = run_lengths.decode(code)
         if run_lengths.encode(mask)["counts"] not in (code["counts"], str(code["counts"]).encode()):
             raise ValueError(f"image {one['image_id']} has a damaged run-length code; export it again")  # else garbage
-        masks[one["image_id"]].append((names[one["category_id"]], mask.astype(bool)))
+        masks[one["image_id"]].append((names.get(one["category_id"], one["category_id"]), mask.astype(bool)))
     yield from ((_id_of(image["file_name"]), masks[number]) for number, image in coco.imgs.items())
 
 

@@ -33,7 +33,7 @@ _CURVES_SEEN = (
     "0.5, eq. 2 leans to the left; eq. 3 of this image is a band, because it is no function of p. Right, the image, "
     "its prediction and four maps of uncertainty; the pixels near p are paler, with a black rim."
 )
-_WHO = "who labelled what, the human in colour, the model in black and white"
+_WHO = "who labelled what, the human in colour, the model in black and white, with the true outline"
 _THRESHOLDS_SEEN = (
     "Four pictures: the image with its true outline; its probabilities; the uncertain pixels, which are the human's; "
     f"{_WHO}. Below, a bar from p = 0 to 1 says who labels the pixels of each p."
@@ -154,7 +154,7 @@ def explore_thresholds(
     tau_b changes nothing here: it lies between 0.250 and 0.750, and such pixels are the human's.
     """
     choices = _choices(images, names, truths=truths, probabilities=probabilities)
-    outlined = cache(lambda image: _outlined(images[image], truths[image]))
+    outlined = cache(lambda image: _outlined(figures.as_rgb(images[image]), truths[image]))
 
     def draw(image: int, tau_u: float, tau_b: float) -> Drawn:
         truth, p = truths[image][None], probabilities[image][None]
@@ -163,7 +163,7 @@ def explore_thresholds(
             "image, true outline": outlined(image),
             "prediction p": figures.as_rgb(p[0]),
             "(a) uncertain pixels": figures.as_rgb(human[0]),
-            "who labelled what": figures.label_colours(images[image], merged[0], human[0]),
+            "who labelled what": _outlined(figures.label_colours(images[image], merged[0], human[0]), truth[0]),
         }
         cost = annotation_cost(truth, human).iloc[0]
         text = (
@@ -210,7 +210,7 @@ def _thresholds_figure(pictures: Mapping[str, np.ndarray], tau_u: float, tau_b: 
     axes.text(-0.01, 0.5, "p", fontsize=9, ha="right", va="center")
     axes.set(xlim=(0, 1), ylim=(0, 1), yticks=[], xticks=np.linspace(0, 1, 9))
     axes.tick_params(labelsize=8)
-    figures.label_legend(figure)
+    figures.label_legend(figure, outline=True)
     return figure
 
 
@@ -244,9 +244,9 @@ def explore_rounds(rounds: Sequence[Round], pool: Split) -> Explorer:
         index = int(labels.indices[place])
         mask, human = (masks[place : place + 1][0] for masks in (labels.masks, labels.human))
         pictures = {
-            "image, true outline": _outlined(pool.images[index], pool.masks[index]),
+            "image, true outline": _outlined(figures.as_rgb(pool.images[index]), pool.masks[index]),
             "its labels": figures.as_rgb(mask),
-            "who labelled what": figures.label_colours(pool.images[index], mask, human),
+            "who labelled what": _outlined(figures.label_colours(pool.images[index], mask, human), pool.masks[index]),
         }
         text = (
             f"Query {query}, after training on {trained.n_labelled} images to a validation Dice of "
@@ -275,7 +275,7 @@ def _rounds_figure(pictures: Mapping[str, np.ndarray], rounds: Sequence[Round], 
     axes.set_xlabel("labelled images", fontsize=8)
     axes.set_title("validation Dice", fontsize=9)
     axes.tick_params(labelsize=8)
-    figures.label_legend(figure)
+    figures.label_legend(figure, outline=True)
     return figure
 
 
@@ -297,8 +297,8 @@ def _heat(pixels: torch.Tensor, highest: float) -> np.ndarray:
     return colormaps["cividis"](pixels.numpy() / highest)[..., :3].astype(np.float32)
 
 
-def _outlined(image: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
-    """The picture with the mask's outline, enlarged to about 256 pixels where it is smaller."""
-    enlarged = np.ones((max(1, 256 // image.shape[-1]),) * 2)
-    pixels, lesion = np.kron(figures.as_rgb(image), enlarged[..., None]), np.kron(mask[0].cpu().numpy(), enlarged)
+def _outlined(picture: np.ndarray, mask: torch.Tensor) -> np.ndarray:
+    """The picture, (H, W, 3), with the mask's outline, enlarged to about 256 pixels where it is smaller."""
+    enlarged = np.ones((max(1, 256 // len(picture)),) * 2)
+    pixels, lesion = np.kron(picture, enlarged[..., None]), np.kron(mask[0].cpu().numpy(), enlarged)
     return mark_boundaries(pixels, lesion.astype(int), color=to_rgb(figures.TRUTH), outline_color=to_rgb(figures.BLACK))

@@ -15,7 +15,9 @@ from IPython.display import DisplayHandle, Image, display
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 
 from alutils.system.files import replacing
 
@@ -116,10 +118,13 @@ def label_colours(image: torch.Tensor, mask: torch.Tensor, human: torch.Tensor) 
     return 0.35 * grey + 0.65 * colours
 
 
-def label_legend(figure: Figure) -> None:
-    """Explain the colours of :func:`label_colours` below the figure."""
-    patches = [Patch(facecolor=colour, edgecolor="gray", label=name) for name, colour in LABELLED_BY.items()]
-    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8, frameon=False)
+def label_legend(figure: Figure, *, outline: bool = False) -> None:
+    """Explain the colours of :func:`label_colours` below the figure, and the true outline if there is one."""
+    handles = [Patch(facecolor=colour, edgecolor="gray", label=name) for name, colour in LABELLED_BY.items()]
+    if outline:
+        edge = [withStroke(linewidth=3, foreground=BLACK)]
+        handles.append(Line2D([], [], color=TRUTH, label="true outline", path_effects=edge))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
 
 
 def contact_sheet(

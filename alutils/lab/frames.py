@@ -57,10 +57,10 @@ def show_frames(
     frames = []
     for i, value in enumerate(values):
         figure, text, description = draw(value)
-        src = f"data:image/webp;base64,{base64.b64encode(_drawn(figure, 'webp', 70)).decode()}"
+        src = f"data:image/webp;base64,{base64.b64encode(_drawn(figure, 'webp', 50)).decode()}"
         frames.append({"src": src, "alt": f"{text} {description}", "value": f"{value}", "text": text})
         if i == at:
-            still, width = _drawn(figure, "jpeg", 85), int(figure.get_figwidth() * DPI)
+            still, width = _drawn(figure, "jpeg", 75), int(figure.get_figwidth() * DPI)
         plt.close(figure)
     page = {"name": name, "width": width, "last": len(values) - 1, "start": at, "frames": json.dumps(frames)}
     page = _PAGE.format_map({key: html.escape(str(shown)) for key, shown in (page | frames[at]).items()})

@@ -13,9 +13,9 @@ import torch
 
 from alutils.annotation import AnnotationsNeeded, Oracle
 from alutils.data.splits import Split
-from alutils.lab.drawing import DrawingRecord, Request, file_stem, find_drawing, make_requests
+from alutils.lab.drawing import Request, Saved, file_stem, find_drawing, make_requests
 from alutils.lab.exchange import import_annotations
-from alutils.system.checks import DataError, expanded
+from alutils.system.checks import ConfigError, DataError, expanded
 from alutils.system.files import replacing
 
 
@@ -37,6 +37,7 @@ class HumanOracle(Oracle):
 
     Raises:
         ValueError: if an id cannot name a file.
+        ConfigError: if both folders are the same.
     """
 
     name = "human"
@@ -55,6 +56,8 @@ class HumanOracle(Oracle):
             file_stem(id)
         self.folder = expanded("folder", folder)
         self.incoming = None if incoming is None else expanded("incoming", incoming)
+        if self.incoming and self.incoming.resolve() == self.folder.resolve():
+            raise ConfigError(f"incoming: must be another folder than {self.folder}, which holds the drawings")
         self.ids = split.ids
         self._split, self._tau_u, self._draws_cold_start = split, tau_u, draws_cold_start
 
@@ -113,7 +116,7 @@ class HumanOracle(Oracle):
             remedy = "delete it and call run_active_learning again to ask anew"
             raise DataError(f"{path} cannot be used ({error}); {remedy}") from None
 
-    def _drawn(self, requests: Iterable[Request]) -> list[tuple[DrawingRecord, np.ndarray] | None]:
+    def _drawn(self, requests: Iterable[Request]) -> list[Saved | None]:
         return [find_drawing(self.folder, request) for request in requests]
 
     def _write(self, requests: list[Request], suggestion: torch.Tensor | None) -> None:

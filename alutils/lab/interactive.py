@@ -47,17 +47,18 @@ class Explorer:
     @cached_property
     def controls(self) -> dict[str, ipywidgets.ValueWidget]:
         """The widgets by name, made when they are first asked for."""
-        widgets = {name: make(value=self._values[name], description=name) for name, make in self._make.items()}
+        wide = {"layout": {"width": "min(40rem, 95%)"}, "style": {"description_width": "5rem"}}  # enough to aim with
+        widgets = {name: make(value=self._values[name], description=name, **wide) for name, make in self._make.items()}
         for name, widget in widgets.items():
             widget.observe(partial(self._moved, name), "value")
         return widgets
 
     def show(self, name: str, values: Sequence[Any]) -> None:
-        """Display it with its controls; where nobody can move them, with a slider over frames of 2 to 8 ``values``.
+        """Display it with its controls; where nobody can move them, with a slider over frames of up to 8 ``values``.
 
         ``name`` is the control that the frames move; its first value is one of ``values``.
         """
-        if is_interactive():
+        if is_interactive() or len(values) < 2:
             display(self)
         else:
             show_frames(

@@ -86,9 +86,10 @@ def open_workspace(  # seven parameters: each is one of papermill's, which pass 
     _check_folder(folder)
     if data_root:
         root = expanded("data_root", data_root)
-        splits = load_pairs(
-            find_description(root), root, experiment.image_size, degenerate_masks=experiment.degenerate_masks
-        )
+        degenerate: Any = experiment.degenerate_masks
+        if degenerate == "warn" and "degenerate_masks" not in changes:  # a profile's default
+            degenerate = None
+        splits = load_pairs(find_description(root), root, experiment.image_size, degenerate_masks=degenerate)
         name = splits.source
     else:
         name = "synthetic images"

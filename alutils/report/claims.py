@@ -1,113 +1,134 @@
-"""The paper's claims, one by one, held against runs."""
+"""The paper's claims, one by one, held against runs; what decides them is fixed in claims.yaml."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
+import yaml
 
-from alutils.report.statistics import Difference, paired_difference
-from alutils.report.tables import cells, in_full, least_confidence_partial
+from alutils.report.endpoints import ByArm, Results, by_arm
+from alutils.report.statistics import Spread, holm, paired, spread
 
-SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided at this scale"
-MARGIN = 1.0  # Dice points: the paper's tables are rounded to one, so smaller differences count as similar
+SUPPORTED, NOT_SUPPORTED, UNDECIDED, TOO_FEW = "supported", "not supported", "undecided", "too few seeds"
+PLAN: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8"))
+COLUMNS = (
+    "claim", "where", "by", "difference", "paper", "effect", "low", "high", "p_holm", "seeds", "detectable",
+    "seeds_wanted", "claimed", "verdict",
+)  # fmt: skip
+"""Of :func:`judge`."""
 
-Results = Mapping[str, pd.DataFrame]
-Measure = Callable[[Results], tuple[str, Difference]]
+
+class Region(NamedTuple):
+    """Where a claim says that a difference lies.
+
+    >>> Region.of("above -1"), Region.of("-1 to 1").two_sided
+    (Region(low=-1.0, high=inf), True)
+    """
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, text: str) -> Region:
+        """Read "above -1", "below 0" or "-1 to 1"."""
+        words = text.split()
+        if words[0] in ("above", "below"):
+            bound = float(words[1])
+            return cls(bound, math.inf) if words[0] == "above" else cls(-math.inf, bound)
+        return cls(float(words[0]), float(words[2]))
+
+    @property
+    def two_sided(self) -> bool:
+        """Whether it ends on both sides, so that two one-sided tests decide."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    def p_outside(self, found: Spread) -> float:
+        """p value against the nearest value that the region allows; 1 where the mean lies inside."""
+        if self.low <= found.mean <= self.high:
+            return 1.0
+        return found.p(self.low if found.mean < self.low else self.high)
 
 
 def judge(results: Results) -> pd.DataFrame:
-    """Each claim with its effect, its interval and a verdict.
-
-    The effect is the mean over seeds of the differences between paired runs, with its 95 % t interval. ``claimed`` is
-    the region in which the claim says that it lies; :func:`verdict` compares the interval with it. ``effect``, ``low``
-    and ``high`` are Dice points, or % of the pixels. Claims that there are no runs for are left out.
+    """Each claim of the paper with its differences, their intervals and a verdict: one row per difference.
 
     Args:
         results: from :func:`alutils.runs.collect.load_results`.
+
+    Returns:
+        Indexed by ``claim``, in Dice points or the endpoint's unit; without the claims that there are no runs for:
+        ``where`` in the paper, ``by`` (an endpoint), ``difference`` (the arms), ``paper`` (its own number), ``effect``,
+        ``low`` and ``high`` (95 %, or 90 % where ``claimed`` has two ends), ``p_holm`` (against the region, over the
+        claim's differences), ``seeds``, ``detectable`` (see :class:`~alutils.report.statistics.Difference`),
+        ``seeds_wanted`` (for the half-width that claims.yaml aims at; <NA> if no number of seeds reaches it),
+        ``claimed`` and the claim's ``verdict``.
     """
-    rows = []
-    for claim, where, region, measure in CLAIMS:
-        try:
-            measured, effect = measure(results)
-        except KeyError:  # an arm that the claim is about was not run
-            continue
-        numbers = (effect.mean, effect.low, effect.high, effect.n_seeds)
-        low, high = region
-        below = f"below {high:g}" if low == -math.inf else f"{low:g} to {high:g}"
-        claimed = f"above {low:g}" if high == math.inf else below
-        rows.append((claim, where, measured, *numbers, claimed, verdict(effect, region)))
-    columns = ["claim", "where", "measured", "effect", "low", "high", "seeds", "claimed", "verdict"]
-    return pd.DataFrame(rows, columns=columns).set_index("claim")
+    endpoints = {name: by_arm(results, name) for name in PLAN["aim"]}
+    found = [
+        table
+        for claim in PLAN["claims"]
+        for by in claim["by"]
+        if not (table := _judged(claim, by, endpoints[by])).empty
+    ]
+    return pd.concat(found or [pd.DataFrame(columns=COLUMNS)], ignore_index=True).set_index("claim")
 
 
-def verdict(effect: Difference, region: tuple[float, float]) -> str:
-    """Supported if the whole interval lies in ``region``, not supported if none of it does, else undecided.
-
-    One seed has no interval and decides nothing.
-    """
-    low, high = region
-    if effect.n_seeds < 2:
-        return UNDECIDED
-    if low < effect.low and effect.high < high:
-        return SUPPORTED
-    return NOT_SUPPORTED if effect.high <= low or effect.low >= high else UNDECIDED
-
-
-def _dice(results: Results) -> dict[str, pd.Series]:
-    """Table I in %, by seed."""
-    runs = in_full(results["runs"])
-    return {arm: 100 * group.set_index("seed")["test_dice"] for arm, group in runs.groupby("strategy")}
+def in_words(table: pd.DataFrame) -> str:
+    """The verdicts of :func:`judge` as a Markdown list, each with the interval that decides it or comes nearest."""
+    lines = []
+    for (claim, by), rows in table.groupby(["claim", "by"], sort=False):
+        row = rows.loc[rows["p_holm"] == rows["p_holm"].min()].iloc[0]
+        paper = f"; the paper: {row['paper']:+g}" if math.isfinite(row["paper"]) else ""
+        measure = "" if by == "dice" else f" (by {by})"
+        lines.append(
+            f"- **{row['verdict']}**{measure}: {claim} {row['difference'].replace('_', ' ')}: "
+            f"{row['effect']:.1f} [{row['low']:.1f}, {row['high']:.1f}]{paper}."
+        )
+    return "\n".join(lines)
 
 
-def _cells(results: Results) -> dict[tuple[float, float], pd.DataFrame]:
-    """The runs of each cell of Table II, by seed."""
-    runs = least_confidence_partial(results["runs"])
-    return {cell: group.set_index("seed") for cell, group in runs.groupby(cells(runs))}
+def _judged(claim: dict[str, Any], by: str, arms: ByArm) -> pd.DataFrame:
+    region, aim = Region.of(claim["lies"]), PLAN["aim"][by]
+    level = 0.9 if region.two_sided else 0.95
+    rows, spreads = [], []
+    for pair in claim["differences"]:
+        if not {pair["one"], pair.get("other", pair["one"])} <= arms.keys():
+            return pd.DataFrame()
+        values = paired(arms[pair["one"]], arms[pair["other"]]) if "other" in pair else arms[pair["one"]]
+        its = spread(values)
+        low, high = _possible(by, "other" in pair)
+        effect = its.difference(level)
+        spreads.append(its)
+        rows.append(
+            {
+                **{"claim": claim["claim"], "where": claim["where"], "by": by},
+                "difference": " - ".join([pair["one"], *([pair["other"]] if "other" in pair else [])]),
+                "paper": pair.get("paper", math.nan) if by != "area" else math.nan,  # it has no test curve
+                **{"effect": effect.mean, "low": max(low, effect.low), "high": min(high, effect.high)},
+                "p_holm": region.p_outside(its),
+                **{"seeds": effect.n_seeds, "detectable": effect.detectable},
+                **{"seeds_wanted": its.seeds_for(aim, level), "claimed": claim["lies"]},
+            }
+        )
+    table = pd.DataFrame(rows, columns=COLUMNS).astype({"seeds_wanted": "Int64", "paper": float})
+    table["p_holm"] = holm(table["p_holm"])
+    return table.assign(verdict=_verdict(table, region))
 
 
-def _best(results: Results) -> tuple[str, Difference]:
-    dice = _dice(results)
-    rival = max(("random", "entropy", "mc_dropout"), key=lambda arm: dice[arm].mean())
-    measured = f"least confidence - {rival}, the best of the others"
-    return measured, paired_difference(dice["least_confidence"], dice[rival])
+def _verdict(table: pd.DataFrame, region: Region) -> str:
+    fewest = PLAN["fewest_seeds"]
+    if table["seeds"].min() < fewest:
+        wanted = max(fewest, table["seeds_wanted"].fillna(fewest).max())
+        return f"{TOO_FEW}: {table['seeds'].min()} of at least {wanted}"
+    if (table["p_holm"] < 0.05).any():
+        return NOT_SUPPORTED
+    inside = (table["low"] > region.low) & (table["high"] < region.high)
+    return SUPPORTED if inside.all() else UNDECIDED
 
 
-def _arms(measured: str, arm: str, baseline: str) -> Measure:
-    return lambda results: (measured, paired_difference(_dice(results)[arm], _dice(results)[baseline]))
-
-
-def _few_images(results: Results) -> tuple[str, Difference]:
-    partial, full = _cells(results)[0.25, 0.5], in_full(results["runs"]).query("strategy == 'full'")
-    share = partial["n_labelled"].max() / full["n_labelled"].max()
-    effect = paired_difference(100 * partial["test_dice"], _dice(results)["full"])
-    return f"partial annotation of {share:.0%} of the images - full data", effect
-
-
-def _tau_b(results: Results) -> tuple[str, Difference]:
-    partial = _cells(results)
-    dice = {tau_b: 100 * partial[0.125, tau_b]["test_dice"] for tau_b in (0.25, 0.5, 0.75)}
-    best, worst = (choose(dice, key=lambda tau_b: dice[tau_b].mean()) for choose in (max, min))
-    return f"tau_u = 0.125: tau_b = {best} - tau_b = {worst}", paired_difference(dice[best], dice[worst])
-
-
-def _few_pixels(results: Results) -> tuple[str, Difference]:
-    runs, annotations = _cells(results)[0.25, 0.5], results["annotations"]
-    late = annotations[annotations["round"] > annotations.groupby("run")["round"].transform("max") / 2]
-    positive = runs["run"].map(late.groupby("run")["positive_percent"].mean())
-    return "positive pixels in the second half of the queries, %", paired_difference(positive, 0 * positive)
-
-
-_beats_full = _arms("least confidence - full data", "least_confidence", "full")
-_dropout = _arms("Monte Carlo dropout - random", "mc_dropout", "random")
-
-# Claim, place in the paper, region in which the effect should lie, how it is measured
-CLAIMS: tuple[tuple[str, str, tuple[float, float], Measure], ...] = (
-    ("Least confidence is the best strategy.", "V-A, Table I", (0, math.inf), _best),
-    ("It surpasses the full data set.", "V-A, Table I", (0, math.inf), _beats_full),
-    ("Monte Carlo dropout does not outperform random selection.", "VI, Table I", (-math.inf, 0), _dropout),
-    ("About 30 % of the images suffice.", "abstract, Table II", (-MARGIN, math.inf), _few_images),
-    ("tau_b has no significant influence.", "V-B, Table II", (-MARGIN, MARGIN), _tau_b),
-    ("After a few rounds under 5 % of the pixels are annotated.", "V-B, Fig. 5", (-math.inf, 5), _few_pixels),
-)
+def _possible(by: str, is_difference: bool) -> tuple[float, float]:
+    most = math.inf if by == "clicks" else 100.0
+    return (-most if is_difference else 0.0), most

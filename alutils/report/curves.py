@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from alutils.lab.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION
+from alutils.report.endpoints import Results
+from alutils.report.statistics import spread
+from alutils.report.tables import COSTS, cells, costs, in_full, least_confidence_partial
 
 ARM_STYLES = {
     "random": (BLACK, "s", "dashed"),
@@ -17,23 +25,125 @@ ARM_STYLES = {
 }
 """Colour, marker and line style of each strategy, the same in all figures."""
 
+_COST_STYLES = [
+    *((colour, marker, "solid") for colour, marker in zip((BLACK, BLUE, VERMILION, GREEN), "so^D", strict=True)),
+    *((colour, marker, "dashed") for colour, marker in zip((ORANGE, PURPLE, BLUE, BLACK), "vPXd", strict=True)),
+]
+_WHOSE = {"val_dice": "validation", "test_dice": "test"}
 
-def draw_learning_curves(axes: Axes, rounds: pd.DataFrame, full: pd.Series) -> None:
-    """Fig. 4: validation Dice over labelled images. Each strategy has a line (mean) and a band (worst to best seed).
+
+def draw_with_differences(results: Results, title: str = "") -> tuple[Figure, str]:
+    """Fig. 4 for recorded runs, limited to where the curves lie close together, with :func:`draw_differences` below.
+
+    Args:
+        results: from :func:`alutils.runs.collect.load_results`; of the test images, or of the validation images where
+            runs were tested in the last round alone.
+        title: of the figure.
+
+    Returns:
+        The figure and its alternative text.
+    """
+    runs = in_full(results["runs"])
+    rounds = results["rounds"][results["rounds"]["run"].isin(runs.loc[runs["strategy"].isin(ARM_STYLES), "run"])]
+    value = "test_dice" if rounds["test_dice"].notna().all() else "val_dice"
+    figure, (upper, lower) = plt.subplots(2, figsize=(7, 6), sharex=True, height_ratios=(3, 2), layout="constrained")
+    draw_learning_curves(upper, rounds, runs.loc[runs["strategy"] == "full", value], value)
+    zoom_on_the_end(upper, rounds, value)
+    upper.set(title=title, xlabel="")
+    if rounds["strategy"].eq("random").any():
+        draw_differences(lower, rounds, "random", value)
+    ends = 100 * rounds[rounds["round"] == rounds["round"].max()].groupby("strategy")[value].mean()
+    alt = (
+        f"{_WHOSE[value].capitalize()} Dice over the labelled images, a line for each strategy; below, the difference "
+        "of each from random selection, with its interval over seeds. At the end: "
+    )
+    return figure, alt + ", ".join(f"{_spelled(arm)} {dice:.1f} %" for arm, dice in ends.items())
+
+
+def draw_dice_over_costs(results: Results, arms: Sequence[str], title: str = "") -> tuple[Figure, str]:
+    """Test Dice over images, verified pixels and clicks (:func:`alutils.report.tables.costs`), and alternative text."""
+    spent = costs(results, arms)
+    figure, axes = plt.subplots(1, len(COSTS), figsize=(11, 3.6), sharey=True, layout="constrained")
+    for place, currency in zip(axes, COSTS, strict=True):
+        _draw_costs(place, spent, currency)
+        zoom_on_the_end(place, spent, "test_dice", share=0.8)
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    ends = spent[spent["round"] == spent["round"].max()].groupby("arm", observed=True)[["clicks", "test_dice"]].mean()
+    alt = "Test Dice over the labelled images, the pixels verified and the clicks, a line for each way to annotate. "
+    return figure, f"{alt}At the end: " + "; ".join(
+        f"{_spelled(arm)} {row.clicks:.0f} clicks, {100 * row.test_dice:.1f} %" for arm, row in ends.iterrows()
+    )
+
+
+def draw_rounds_in_part(many: Mapping[str, Results]) -> tuple[Figure, str]:
+    """Fig. 5 for the partial runs with tau_u = 0.25 of several results by their name, and alternative text."""
+    figure, axes = plt.subplots(
+        2, len(many), figsize=(4.5 * len(many), 4.6), sharex="col", squeeze=False, layout="constrained"
+    )
+    for (upper, lower), (name, results) in zip(axes.T, many.items(), strict=True):
+        runs = least_confidence_partial(results["runs"])
+        runs = runs.loc[cells(runs) == (0.25, 0.5), "run"]  # for every tau_b inside the band
+        rounds, annotations = (results[table][results[table]["run"].isin(runs)] for table in ("rounds", "annotations"))
+        draw_annotation_curves(upper, lower, rounds, annotations)
+        upper.set_title(name, fontsize=9)
+    return figure, (
+        "Above, validation Dice over the labelled images with partial annotation at tau_u = 0.25. Below, the pixels to "
+        "verify and the positive pixels among them, in per cent, query by query."
+    )
+
+
+def draw_learning_curves(axes: Axes, rounds: pd.DataFrame, full: pd.Series, value: str = "val_dice") -> None:
+    """Fig. 4: Dice over labelled images. Each strategy has a line (mean) and a band (worst to best seed).
 
     Args:
         axes: to draw on.
-        rounds: ``strategy``, ``n_labelled`` and ``val_dice`` (0 to 1), of all seeds.
-        full: validation Dice of the full-data runs, 0 to 1, one per seed; empty: no level is drawn.
+        rounds: ``strategy``, ``n_labelled`` and ``value`` (0 to 1), of all seeds.
+        full: Dice of the full-data runs, 0 to 1, one per seed; empty: no level is drawn.
+        value: "val_dice" or "test_dice".
     """
     for strategy, group in rounds.groupby("strategy"):
         colour, marker, line = ARM_STYLES.get(strategy, ("gray", "x", "solid"))
-        _draw_dice(axes, group, colour, marker=marker, linestyle=line, label=strategy)
+        _draw_dice(axes, group, colour, value, marker=marker, linestyle=line, label=_spelled(strategy))
     if len(full):
         axes.axhline(100 * full.mean(), color="gray", linewidth=1, label="full data (mean)")
         axes.axhspan(100 * full.min(), 100 * full.max(), color="gray", alpha=0.12, linewidth=0)
-    axes.set(xlabel="labelled images", ylabel="validation Dice (%)")
+    axes.set(xlabel="labelled images", ylabel=f"{_WHOSE[value]} Dice (%)")
     axes.legend(frameon=False, fontsize=8)
+
+
+def zoom_on_the_end(axes: Axes, rounds: pd.DataFrame, value: str = "val_dice", share: float = 0.6) -> None:
+    """Limit the height to the last ``share`` of the rounds, where curves lie close together."""
+    late = rounds[rounds["round"] >= (1 - share) * rounds["round"].max()]
+    lowest, highest = 100 * late[value].min(), 100 * rounds[value].max()
+    axes.set_ylim(lowest - 0.1 * (highest - lowest), highest + 0.1 * (highest - lowest))
+
+
+def draw_differences(axes: Axes, rounds: pd.DataFrame, baseline: str = "random", value: str = "val_dice") -> None:
+    """Below Fig. 4: each strategy minus the baseline, paired by seed, with a 95 % interval over seeds at each round.
+
+    ``rounds`` are those of :func:`draw_learning_curves`. The intervals hold round by round, not for a whole curve.
+    """
+    tables = {
+        strategy: group.pivot_table(index="seed", columns="n_labelled", values=value)
+        for strategy, group in rounds.groupby("strategy")
+    }
+    others = [strategy for strategy in tables if strategy != baseline]
+    largest = 0.8
+    for k, strategy in enumerate(others):
+        both = 100 * (tables[strategy] - tables[baseline]).dropna()
+        found = pd.DataFrame([spread(both[n]).difference()[:3] for n in both], both.columns, ["mean", "low", "high"])
+        colour, marker, line = ARM_STYLES.get(strategy, ("gray", "x", "solid"))
+        step = np.diff(both.columns).min(initial=10) if len(both.columns) > 1 else 10
+        largest = max(largest, found["mean"].abs().max())
+        x = found.index + 0.12 * step * (k - (len(others) - 1) / 2)  # side by side
+        axes.errorbar(
+            x, found["mean"], [found["mean"] - found["low"], found["high"] - found["mean"]], color=colour,
+            marker=marker, linestyle=line, markersize=4, linewidth=1, elinewidth=0.8, capsize=2,
+        )  # fmt: skip
+    axes.axhline(0, color=ARM_STYLES["random"][0], linestyle="dashed", linewidth=1)
+    axes.set_ylim(-2.5 * largest, 2.5 * largest)  # intervals of a few seeds would hide the means
+    axes.set(xlabel="labelled images", ylabel=f"minus {_spelled(baseline)}\n(Dice points)")
 
 
 def draw_annotation_curves(upper: Axes, lower: Axes, rounds: pd.DataFrame, annotations: pd.DataFrame) -> None:
@@ -56,7 +166,22 @@ def draw_annotation_curves(upper: Axes, lower: Axes, rounds: pd.DataFrame, annot
     lower.legend(frameon=False, fontsize=8)
 
 
-def _draw_dice(axes: Axes, rounds: pd.DataFrame, colour: str, *, band: float = 0.12, **line: str) -> None:
-    dice = 100 * rounds.groupby("n_labelled")["val_dice"].agg(["mean", "min", "max"])
+def _draw_costs(axes: Axes, spent: pd.DataFrame, currency: str) -> None:
+    for k, (arm, group) in enumerate(spent.groupby("arm", sort=False)):
+        means = group.groupby("round")[[currency, "test_dice"]].mean()
+        colour, marker, line = _COST_STYLES[k % len(_COST_STYLES)]
+        axes.plot(means[currency], 100 * means["test_dice"], color=colour, marker=marker, linestyle=line,
+                  markersize=4, label=_spelled(arm))  # fmt: skip
+    axes.set(xlabel=currency, ylabel="test Dice (%)")
+
+
+def _draw_dice(
+    axes: Axes, rounds: pd.DataFrame, colour: str, value: str = "val_dice", *, band: float = 0.12, **line: str
+) -> None:
+    dice = 100 * rounds.groupby("n_labelled")[value].agg(["mean", "min", "max"])
     axes.plot(dice.index, dice["mean"], color=colour, markersize=4, **line)
     axes.fill_between(dice.index, dice["min"], dice["max"], color=colour, alpha=band, linewidth=0)
+
+
+def _spelled(arm: str) -> str:
+    return arm.replace("_", " ")

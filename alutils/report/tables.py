@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from alutils.experiment import TAU_B, TAU_U, same_run
+from alutils.report.endpoints import arm_names, mean_per_image
 from alutils.report.statistics import area_under_curve, bootstrap_interval, images_to_reach
 from alutils.system.files import write_csv, write_text
 
@@ -110,7 +111,7 @@ def table_modes(results: Mapping[str, pd.DataFrame], tau_u: float = 0.25, tau_b:
     runs = results["runs"].query("strategy == 'least_confidence'")
     same = (cells(runs) == same_run(tau_u, tau_b)) & (runs["annotation"] == "partial")
     runs = runs[(runs["annotation"] == "full") | same | ((runs["tau_u"] == tau_u) & (runs["tau_b"] == tau_b))]
-    clicks = results["annotations"].query("round > 0").groupby("run")["clicks"].mean()
+    clicks = results["annotations"].query("round > 0").pipe(mean_per_image, "clicks")
     groups = runs.assign(clicks=runs["run"].map(clicks)).groupby("annotation")
     table = pd.DataFrame(
         {
@@ -123,6 +124,47 @@ def table_modes(results: Mapping[str, pd.DataFrame], tau_u: float = 0.25, tau_b:
         }
     )
     return table.sort_values("dice", ascending=False)
+
+
+COSTS = ("labelled images", "pixels verified, in whole images", "clicks")
+"""The columns of :func:`costs` that say what a labelled set took."""
+
+
+def costs(results: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> pd.DataFrame:
+    """What the labelled set of each round took, the cold start included, and the test Dice that it gave.
+
+    Args:
+        results: from :func:`alutils.runs.collect.load_results`.
+        arms: names of :func:`alutils.report.endpoints.arm_names`; the order of the rows.
+
+    Returns:
+        One row per run and round: ``arm``, ``seed``, ``round``, :data:`COSTS` (sums over the labelled set), test Dice.
+    """
+    annotations = results["annotations"]
+    totals = annotations[["verify_percent", "clicks"]].mul(annotations["images"], axis="index")
+    taken = annotations[["run", "round"]].assign(
+        **{COSTS[1]: totals["verify_percent"] / 100, COSTS[2]: totals["clicks"]}
+    )
+    sums = taken.groupby(["run", "round"]).sum().groupby("run").cumsum().reset_index()
+    rounds = results["rounds"][["run", "round", "n_labelled", "test_dice"]].rename(columns={"n_labelled": COSTS[0]})
+    runs = results["runs"].assign(arm=arm_names(results["runs"]))[["run", "arm", "seed"]]
+    table = runs[runs["arm"].isin(arms)].merge(rounds, on="run").merge(sums, on=["run", "round"])
+    table["arm"] = pd.Categorical(table["arm"], [arm for arm in arms if arm in set(table["arm"])])
+    return table.dropna(subset="test_dice").sort_values(["arm", "seed", "round"], ignore_index=True)
+
+
+def table_audit(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """What the model wrote, audited after the last round: by annotation mode and tau_u, in %.
+
+    ``wrong`` of the pixels that it labelled; the Dice of the masks that it was trained on (``mask_dice``; of the worst
+    cohort ``worst``) and of its own prediction of the same images at the end (``model_dice``).
+    """
+    audit = results["audit"].merge(results["runs"][["run", "annotation", "tau_u"]], on="run")
+    last = audit[audit["round"] == audit.groupby("run")["round"].transform("max")]
+    groups = last.groupby(["annotation", "tau_u"])
+    dice = 100 * groups[["mask_dice", "model_dice"]].mean()
+    wrong = 100 * groups["wrong_pixels"].sum() / groups["model_pixels"].sum().clip(lower=1)
+    return pd.DataFrame({"wrong": wrong, "worst": 100 * groups["mask_dice"].min()}).join(dice)
 
 
 def cells(runs: pd.DataFrame) -> pd.Series:

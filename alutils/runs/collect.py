@@ -1,37 +1,24 @@
-"""Many finished runs together: their tables, whether they may be pooled, and a few small files to keep them in.
-
-These files hold what the runs' ``run.json`` and ``rounds.jsonl`` do. All tables are derived on reading.
-"""
+"""Many finished runs together: their tables, whether they may be pooled, and a few small files to keep them in."""
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
-from alutils.cost import average_cost
 from alutils.experiment import Experiment, same_run
-from alutils.metrics import jaccard_score
-from alutils.rounds import run_tables
-from alutils.runs.folder import RecordsError, flat, read_record, read_rounds, with_architecture
+from alutils.runs.compact import FINAL, RUNS, Record, Recorded, read_compact, read_compact_records, write_compact
+from alutils.runs.folder import RecordsError, flat, read_record, read_rounds
 from alutils.system.checks import ConfigError, did_you_mean, expanded, listed
-from alutils.system.files import replacing, sha256
 from alutils.system.settings import parse_settings
 
 TABLES = ("rounds", "queries", "annotations", "audit", "test_dice", "timing")
-"""The tables of a run, which :func:`alutils.rounds.run_tables` makes."""
-
-_TEST_IMAGES = "test_dice_per_image"
-RUNS, ROUNDS, CHECKSUMS = "runs.jsonl", "rounds.jsonl.gz", "SHA256SUMS"
-
-Record = dict[str, Any]
-Runs = dict[str, tuple[Record, list[Record]]]
-"""Finished runs by name: each one's record and the lines of its rounds."""
+"""Over all runs of a folder: "rounds" has one row per round, with the mean areas of the lesions queried after it;
+"annotations" the ``images`` annotated for a round and the means of what they cost; "queries" the ids of the queried
+images by rank; "audit" one row per round and query; "test_dice" one row per test image, with ``area``, the mean height
+of its curve; "timing" the seconds by round and phase."""
 
 
 def load_results(folder: str | Path, *, only: str | Mapping[str, Any] = "") -> dict[str, pd.DataFrame]:
@@ -97,45 +84,55 @@ def load_diverged(folder: str | Path, *, only: str | Mapping[str, Any] = "") -> 
     return pd.DataFrame(rows, columns=["run", *names, "round", "message"])
 
 
-def write_results(folder: str | Path, runs: str | Path) -> None:
-    """Collect the finished runs of the folder ``runs`` into a few small files, which :func:`load_results` reads too.
+def finished_records(folder: str | Path) -> dict[str, Record]:
+    """What is known of the finished runs of a folder, collected or not, without their rounds: records by run.
 
-    The same runs give the same bytes. The losses of single steps, and the Dice of single images but the test images' in
-    the last round, are left out: no table is made of them.
+    >>> finished_records("nowhere")
+    {}
+    """
+    folder = expanded("folder", folder)
+    if (folder / RUNS).exists():
+        return read_compact_records(folder)
+    return {run: record for run, record in _records(folder).items() if record["status"] == "finished"}
+
+
+def write_results(folder: str | Path, *sources: str | Path, only: Collection[str] | None = None) -> None:
+    """Collect finished runs into a few small files, which :func:`load_results` reads too.
+
+    The same runs give the same bytes. Numbers of runs and rounds are rounded to 6 decimals, those of single images and
+    the audit's to 4; of the starts of a run that was stopped the last one is kept.
+
+    Args:
+        folder: to write to; it may be one of the sources, which are read before.
+        sources: folders of runs and of collected results; a run that several have is taken from the last of them.
+        only: names of runs; all by default.
 
     Raises:
         RecordsError: as :func:`load_results`.
         CannotWrite: if a file cannot be written.
     """
-    folder, found = expanded("folder", folder), _pooled(expanded("runs", runs))
-    records = _json_lines((run, record) for run, (record, _) in found.items())
-    rounds = _json_lines((run, line) for run, (_, lines) in found.items() for line in lines)
-    # Without the time in its header, the same rounds give the same bytes
-    files = {RUNS: records, ROUNDS: gzip.compress(rounds, mtime=0)}
-    files[CHECKSUMS] = "".join(f"{sha256(content)}  {name}\n" for name, content in files.items()).encode()
-    for name, content in files.items():
-        with replacing(folder / name) as temporary:
-            temporary.write_bytes(content)
+    folder = expanded("folder", folder)
+    found = Recorded.joined(_finished(expanded("sources", source), only) for source in sources)
+    if not found.records:
+        raise RecordsError(f"there is no finished run to collect in {', '.join(map(str, sources))}")
+    _refuse_mixture(folder, _settings(found.records))
+    write_compact(folder, found)
 
 
-def _json_lines(values: Iterable[tuple[str, Record]]) -> bytes:
-    left_out = ("losses", "val_dice_per_image", "rounds")  # the last is about the file in the run's own folder
-    kept = ({"run": run, **{k: v for k, v in value.items() if k not in left_out}} for run, value in values)
-    kept = ({k: v for k, v in value.items() if k != _TEST_IMAGES or "image_id" in (v or ())} for value in kept)
-    return "".join(json.dumps(value, allow_nan=False) + "\n" for value in kept).encode()
-
-
-def _finished(folder: Path) -> Runs:
+def _finished(folder: Path, only: Collection[str] | None = None) -> Recorded:
+    """The finished runs of a folder; without ``only``, the names of runs, there must be one."""
     if (folder / RUNS).exists():
-        runs: Runs = {record.pop("run"): (with_architecture(record), []) for record in _collected(folder, RUNS)}
-        for line in _collected(folder, ROUNDS):
-            runs[line.pop("run")][1].append(line)
-        return runs
+        found = read_compact(folder)
+        return found if only is None else found.only([run for run in found.records if run in only])
     records = _records(folder)
     finished = {run: record for run, record in records.items() if record["status"] == "finished"}
-    if not finished:
+    if not finished and only is None:
         raise RecordsError(f"there is no finished run below {folder.absolute()}; {len(records)} are unfinished")
-    return {run: (record, read_rounds(folder / run, record)) for run, record in finished.items()}
+    return Recorded.joined(
+        Recorded.of_run(run, record, read_rounds(folder / run, record))
+        for run, record in finished.items()
+        if only is None or run in only
+    )
 
 
 def _records(folder: Path) -> dict[str, Record]:
@@ -148,46 +145,41 @@ def _records(folder: Path) -> dict[str, Record]:
     }
 
 
-def _collected(folder: Path, name: str) -> list[Record]:
-    path = folder / name
-    try:
-        sums = dict(line.split()[::-1] for line in (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines())
-        content = path.read_bytes()
-        if sums.get(name) != sha256(content):
-            raise ValueError(f"it was changed since it was written, or {CHECKSUMS} was")
-    except (OSError, ValueError) as error:
-        raise RecordsError(f"{path} cannot be read ({error}); restore it as it was (git checkout)") from None
-    content = gzip.decompress(content) if name == ROUNDS else content
-    return [json.loads(line) for line in content.splitlines()]
+def _tables(found: Recorded) -> dict[str, pd.DataFrame]:
+    """The named tables; each but "runs" begins with the run, its strategy and its seed."""
+    rounds = found.tables["rounds"]
+    parts = {
+        prefix: rounds[["run", "round", *names]].rename(columns=lambda name: name.rpartition(".")[2])
+        for prefix in ("annotations", "seconds")
+        for names in [[name for name in rounds if name.startswith(f"{prefix}.")]]
+    }
+    timing = parts["seconds"].melt(["run", "round"], var_name="phase", value_name="seconds", ignore_index=False)
+    tables = {
+        **found.tables,
+        "rounds": rounds[[name for name in rounds if "." not in name]],
+        "annotations": parts["annotations"],
+        "timing": timing.dropna().sort_index(kind="stable").reset_index(drop=True),
+    }
+    runs = pd.DataFrame([{"run": run, **_summary(record)} for run, record in found.records.items()])
+    percents = dict.fromkeys(("verify_percent", "positive_percent"), float)
+    heads = runs.set_index("run")[["strategy", "seed"]]
+    joined = {}
+    for name in TABLES:
+        table = tables[name]
+        head = heads.loc[table["run"]].reset_index()
+        joined[name] = pd.concat([head, table.drop(columns="run").reset_index(drop=True)], axis="columns")
+    return {"runs": runs.astype(percents), **joined}
 
 
-def _tables(runs: Runs) -> dict[str, pd.DataFrame]:
-    found: dict[str, list[pd.DataFrame]] = {name: [] for name in ("runs", *TABLES)}
-    for run, (record, lines) in runs.items():
-        tables = run_tables(lines)
-        found["runs"].append(pd.DataFrame([{"run": run, **_summary(record, tables)}]))
-        head = {"run": run, **{key: record["experiment"][key] for key in ("strategy", "seed")}}
-        for name, table in tables.items():
-            found[name].append(pd.DataFrame({**head, **table}, table.index))
-    return {name: pd.concat(parts, ignore_index=True) for name, parts in found.items()}
-
-
-def _summary(record: Record, tables: Mapping[str, pd.DataFrame]) -> Record:
-    cost = average_cost(tables["annotations"]).loc["queries (without cold start)"]
-    dice = torch.tensor(tables["test_dice"]["dice"].to_numpy(copy=True))
+def _summary(record: Record) -> Record:
     # Lists do not group: as tuples they do
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in record["experiment"].items()}
+    final = record["final"]
     return {
         **settings,
         "network": record.get("network", {}).get("name", "unet_for"),
         "n_train": record["data"]["train"]["images"],
-        "n_labelled": tables["rounds"]["n_labelled"].iloc[-1],
-        "steps": tables["rounds"]["steps"].sum(),
-        "val_dice": tables["rounds"]["val_dice"].iloc[-1],
-        "test_dice": dice.mean().item(),
-        "test_jaccard": jaccard_score(dice).mean().item(),
-        "test_thresholded_jaccard": jaccard_score(dice, threshold=0.65).mean().item(),
-        **cost[["verify_percent", "positive_percent"]],
+        **{name: final[name] for name in FINAL},
         "seconds": record["seconds"],
         **{key: record["provenance"][-1][key] for key in ("device", "cpu", "torch", "git_commit")},
     }
@@ -196,19 +188,19 @@ def _summary(record: Record, tables: Mapping[str, pd.DataFrame]) -> Record:
 # What may be pooled
 
 
-def _pooled(folder: Path, only: str | Mapping[str, Any] = "") -> Runs:
+def _pooled(folder: Path, only: str | Mapping[str, Any] = "") -> Recorded:
     """The finished runs with the settings of ``only``, if they belong together."""
-    runs = _finished(folder)
-    chosen = _chosen(_settings({run: record for run, (record, _) in runs.items()}), only)
+    found = _finished(folder)
+    chosen = _chosen(_settings(found.records), only)
     if chosen.empty:
-        raise RecordsError(f"none of the {len(runs)} finished runs below {folder} has these settings: {only}")
+        raise RecordsError(f"none of the {len(found.records)} finished runs below {folder} has these settings: {only}")
     _refuse_mixture(folder, chosen)
-    return {run: runs[run] for run in chosen.index}
+    return found.only(chosen.index)
 
 
 def _settings(records: Mapping[str, Record]) -> pd.DataFrame:
     """What makes each run the one it is, as text: one row per run, one column per setting, "data.test.checksum" too."""
-    bookkeeping = {"status", "seconds", "provenance", "rounds", "diverged", "experiment"}
+    bookkeeping = {"status", "seconds", "provenance", "rounds", "diverged", "experiment", "final"}
     rows = {}
     for run, record in records.items():
         others = flat({key: value for key, value in record.items() if key not in bookkeeping})

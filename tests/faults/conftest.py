@@ -32,7 +32,7 @@ def tally(record_property):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """One line per kind of fault; with all faults injected, the file for the README as well."""
+    """One line per kind of fault; with all faults injected, the file for website/reliability.md as well."""
     survived, failed = defaultdict(int), 0
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.getreports(outcome):

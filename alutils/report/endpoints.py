@@ -1,0 +1,102 @@
+"""What the arms are compared by: Dice, the area under the learning curve, pixels and clicks, each by arm and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pandas as pd
+
+from alutils.experiment import same_run
+
+Results = Mapping[str, pd.DataFrame]
+ByArm = dict[str, pd.DataFrame] | dict[str, pd.Series]
+
+FEW_IMAGES = 0.3  # "annotating only 30 % of the images" (abstract)
+
+
+def arm_names(runs: pd.DataFrame) -> pd.Series:
+    """A name for each run's arm: the strategy where images are annotated in full, else who annotates which pixels.
+
+    Runs of mode partial that come out the same (:func:`alutils.experiment.same_run`) share a name.
+
+    >>> runs = pd.DataFrame([("random", "full", 0.25, 0.25), ("least_confidence", "partial", 0.25, 0.75)])
+    >>> arm_names(runs.set_axis(["strategy", "annotation", "tau_u", "tau_b"], axis="columns")).tolist()
+    ['random', 'partial-0.25-0.5']
+    """
+
+    def name(strategy: str, annotation: str, tau_u: float, tau_b: float) -> str:
+        if annotation == "full":
+            return strategy
+        thresholds = same_run(tau_u, tau_b) if annotation == "partial" else (tau_u, tau_b)
+        return "-".join([*([strategy] if strategy != "least_confidence" else []), annotation, *map(str, thresholds)])
+
+    columns = (runs[column] for column in ("strategy", "annotation", "tau_u", "tau_b"))
+    return pd.Series([name(*row) for row in zip(*columns, strict=True)], runs.index, object)
+
+
+def by_arm(results: Results, endpoint: str) -> ByArm:
+    """One of :data:`ENDPOINTS` of every arm.
+
+    Returns:
+        By the name of :func:`arm_names`: a table (seeds, test images) in Dice points for "dice" (of the last round) and
+        "area" (mean height of the test image's Dice over the labelled images); else a number per seed: "dice at 30 %"
+        (mean test Dice of the round in which about 30 % of the images are labelled, or of the last round if none is),
+        and of the queries of the second half "positive" (% of the pixels that the expert labels as lesion), "share"
+        (the same in % of the lesions' pixels) and "clicks" (per queried image). Arms without it are left out.
+    """
+    runs = results["runs"].assign(arm=arm_names(results["runs"]))
+    if endpoint in _PER_IMAGE:
+        column = _PER_IMAGE[endpoint]
+        found = results["test_dice"].dropna(subset=column) if column in results["test_dice"] else pd.DataFrame()
+        table = found.merge(runs[["run", "arm", "seed"]], on="run", suffixes=("_", "")) if len(found) else runs[:0]
+        return {
+            arm: 100 * group.pivot_table(index="seed", columns="image_id", values=column)
+            for arm, group in table.groupby("arm")
+        }
+    values = runs["run"].map(_PER_RUN[endpoint](results))
+    table = runs.assign(value=values).dropna(subset="value")
+    return {arm: group.set_index("seed")["value"] for arm, group in table.groupby("arm")}
+
+
+def mean_per_image(annotations: pd.DataFrame, cost: str) -> pd.Series:
+    """The mean of a cost over the images of each run, from the means of its rounds ("annotations"), by run.
+
+    >>> rounds = pd.DataFrame({"run": ["a", "a"], "images": [1, 3], "clicks": [10.0, 2.0]})
+    >>> mean_per_image(rounds, "clicks").to_dict()
+    {'a': 4.0}
+    """
+    totals = annotations["images"] * annotations[cost]
+    return totals.groupby(annotations["run"]).sum() / annotations.groupby("run")["images"].sum()
+
+
+def _dice_of_few(results: Results) -> pd.Series:
+    n_train = results["rounds"]["run"].map(results["runs"].set_index("run")["n_train"])
+    rounds = results["rounds"].assign(off=(results["rounds"]["n_labelled"] / n_train - FEW_IMAGES).abs())
+    nearest = rounds.sort_values("off", kind="stable").groupby("run").first()
+    return 100 * nearest["test_dice"].astype(float)
+
+
+def _late(results: Results, cost: str) -> pd.Series:
+    """The mean cost per image annotated after the queries of the second half, by run."""
+    annotations = results["annotations"]
+    last = results["rounds"].groupby("run")["round"].max()
+    return mean_per_image(annotations[annotations["round"] > annotations["run"].map(last) / 2], cost)
+
+
+def _share(results: Results) -> pd.Series:
+    """What is positive of the lesions, %; the images queried after a round are annotated for the next."""
+    queried = results["rounds"][["run", "round", "lesion_area_percent"]]
+    queried = queried.assign(round=queried["round"] + 1)
+    annotations = results["annotations"].merge(queried, on=["run", "round"])
+    late = results | {"annotations": annotations}
+    return 100 * _late(late, "positive_percent") / _late(late, "lesion_area_percent")
+
+
+_PER_IMAGE = {"dice": "dice", "area": "area"}
+_PER_RUN: dict[str, Callable[[Results], pd.Series]] = {
+    "dice at 30 %": _dice_of_few,
+    "positive": lambda results: _late(results, "positive_percent"),
+    "share": _share,
+    "clicks": lambda results: _late(results, "clicks"),
+}
+ENDPOINTS = (*_PER_IMAGE, *_PER_RUN)

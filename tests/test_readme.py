@@ -1,0 +1,107 @@
+"""README.md is short, its numbers are those of the recorded runs, and the examples on the pages name what there is."""
+
+import ast
+import importlib
+import itertools
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import alutils
+from alutils.data.description import read_description
+from alutils.report.endpoints import by_arm
+from alutils.report.statistics import paired, spread
+from alutils.report.tables import table_modes
+from alutils.runs.collect import load_results
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "website").glob("*.md"))]
+ARMS = {
+    "random": "random selection",
+    "least_confidence": "Least confidence",
+    "entropy": "Entropy",
+    "mc_dropout": "Monte Carlo dropout",
+    "full": "the full data set",
+}
+
+
+def blocks(kind: str) -> list[tuple[str, str]]:
+    """The blocks of code of a kind on all pages, each with its page's name."""
+    found = [(page.name, re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S)) for page in PAGES]
+    return [(name, text) for name, all_kinds in found for this, text in all_kinds if this == kind]
+
+
+def measured(folder: Path) -> list[str]:
+    """What may be said of the recorded runs of a folder: effects with their 95 % intervals, pixels and clicks."""
+    results = load_results(folder)
+    dice = by_arm(results, "dice")
+    said = []
+    for arm, other in itertools.permutations(ARMS, 2):
+        effect = spread(paired(dice[arm], dice[other])).difference()
+        said.append(f"{ARMS[arm]} against {ARMS[other]}: {effect.mean:+.1f} [{effect.low:+.1f}, {effect.high:+.1f}]")
+    modes = table_modes(results)
+    said.append(f"human verifies {modes.loc['partial', 'verify']:.0f} % of a queried image's pixels")
+    said += [
+        f"{modes.loc['partial', 'clicks']:.1f} clicks",
+        f"whole outline takes {modes.loc['full', 'clicks']:.1f} clicks",
+    ]
+    return [*said, f"95 % interval over {len(dice['random'])} seeds and 128 test images"]
+
+
+def test_the_readme_takes_two_minutes_to_read():
+    assert len(README.splitlines()) <= 130
+
+
+def test_every_number_of_what_was_found_is_that_of_the_recorded_runs():
+    section = README.split("## What was found\n")[1].split("\n## ")[0]
+    (folder,) = re.findall(r"<!-- From (\S+)\. ", section)
+    findings = " ".join(line for line in section.split("-->")[1].split("![")[0].split("\n"))
+    findings = re.sub(r"\s+", " ", findings)
+    assert len(re.findall(r" - \*\*", findings)) == 5
+    for said in sorted(measured(ROOT / folder), key=len, reverse=True):
+        findings = findings.replace(said, "")
+    findings = re.sub(r"The paper reports [+-]?[\d.]+", "", findings)
+    assert re.findall(r"[^.]*(?:\d\.\d|\d %|\d seeds|\d clicks)[^.]*", findings) == []
+
+
+def test_the_pictures_and_pages_that_the_readme_links_to_are_there():
+    links = re.findall(r"\]\((?!https?:)([^)#\s]+)", README)
+    assert len(links) > 15
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_every_notebook_is_named_in_the_readme_and_on_the_welcome_page():
+    for path in (ROOT / "notebooks").glob("0*.ipynb"):
+        assert f"`{path.stem}`" in README
+        assert f"(lab/{path.name})" in (ROOT / "welcome.md").read_text()
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("yaml"))
+def test_each_description_of_a_folder_on_the_pages_is_valid(page, text, tmp_path):
+    (tmp_path / "description.yaml").write_text(text)
+    assert read_description(tmp_path / "description.yaml").name.startswith("My "), page
+
+
+@pytest.mark.parametrize(("page", "code"), blocks("python"))
+def test_each_python_example_on_the_pages_uses_names_that_exist(page, code):
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("alutils"):
+            assert all(hasattr(importlib.import_module(node.module), name.name) for name in node.names), page
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "alutils":
+            assert hasattr(alutils, node.attr), f"{page}: alutils.{node.attr}"
+
+
+def test_each_papermill_command_on_the_pages_passes_parameters_that_the_notebook_has():
+    commands = re.findall(
+        r"papermill (notebooks/\S+) \S+ (.*)", "\n".join(text for _, text in blocks("")).replace("\\\n", " ")
+    )
+    assert len(commands) > 3
+    for notebook, options in commands:
+        cells = json.loads((ROOT / notebook).read_text(encoding="utf-8"))["cells"]
+        (parameters,) = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+        names = re.findall(r"-p (\w+)", options)
+        assert names and all(re.search(rf"^{name} = ", parameters, re.MULTILINE) for name in names), options

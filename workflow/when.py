@@ -1,0 +1,113 @@
+"""When does active learning help? Four strategies on a redundant and on a diverse synthetic pool, paired by seed.
+
+    OMP_NUM_THREADS=1 python workflow/when.py results/when
+
+Both pools have the quick profile's size, and the same validation and test images. Of the redundant one four in five
+training pictures repeat a common lesion, so that the rare kinds are rare there and not in the test. Fixed before the
+runs: the last round's test Dice and the mean height of the test curve, of all test images and of those of a rare kind,
+each strategy against random selection.
+
+Finished runs are not run again and a stopped run continues, so the same command can be given until all is done. Parts
+of it (``--seeds``) can run side by side. The tables hold all finished runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from alutils.data.splits import Splits
+from alutils.data.synthetic import make_synthetic
+from alutils.experiment import Experiment
+from alutils.lab.notebook import RUNS_DIR
+from alutils.loop import run_active_learning
+from alutils.metrics import mean_height
+from alutils.rounds import Round
+from alutils.runs.folder import read_record
+from alutils.system.checks import expanded
+from alutils.system.files import replacing
+
+POOLS = {"redundant": {"redundancy": 0.8}, "diverse": {}}
+STRATEGIES = ("random", "least_confidence", "entropy", "kcentre")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="folder for the tables")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(100, 110)))
+    options = parser.parse_args()
+    results = expanded("results", options.results)
+    runs = RUNS_DIR / "results" / results.name
+    quick = Experiment.from_profile("quick")
+    pools = {
+        name: make_synthetic(*quick.n_synthetic, image_size=quick.image_size, **knobs) for name, knobs in POOLS.items()
+    }
+    for seed in options.seeds:
+        for pool, splits in pools.items():
+            for strategy in STRATEGIES:
+                experiment = quick.model_copy(update={"strategy": strategy, "seed": seed})
+                folder = runs / f"{pool}-{strategy}-seed{seed}"
+                rounds = list(run_active_learning(experiment, splits, folder, device="cpu", progress=False))
+                tables = {"rounds": per_round(rounds, splits), "test_dice": per_image(rounds, splits)}
+                for name, table in tables.items():
+                    table.insert(0, "pool", pool)
+                    table.insert(1, "strategy", strategy)
+                    table.insert(2, "seed", seed)
+                    with replacing(folder / f"{name}.csv") as temporary:
+                        table.to_csv(temporary, index=False)
+                print(f"{folder.name}: test Dice {rounds[-1].test_dice:.3f}", flush=True)
+    collect(results, runs)
+
+
+def per_round(rounds: list[Round], splits: Splits) -> pd.DataFrame:
+    """What was labelled, how many different lesions and how many of a rare kind, and the Dice that came of it."""
+    kinds, lesions = splits.train.factors["subtype"].to_numpy(), splits.train.factors["seed"].to_numpy()
+    rare = torch.from_numpy(splits.test.factors["subtype"].to_numpy() != "common")
+    rows = [
+        {
+            "labelled": round_.n_labelled,
+            "lesions": len(set(lesions[round_.labelled])),
+            "rare": int((kinds[round_.labelled] != "common").sum()),
+            "val_dice": round_.val_dice,
+            "test_dice": round_.test_dice,
+            "rare_dice": round_.test_dice_per_image[rare].double().mean().item(),
+            "seconds": sum(round_.seconds.values()),
+        }
+        for round_ in rounds
+    ]
+    return pd.DataFrame(rows).round(5)
+
+
+def per_image(rounds: list[Round], splits: Splits) -> pd.DataFrame:
+    """Dice of each test image after the last round, and the area: the mean height of its curve over the labelled."""
+    curves = torch.stack([round_.test_dice_per_image for round_ in rounds]).double().numpy()
+    sizes = np.array([round_.n_labelled for round_ in rounds])
+    kinds = splits.test.factors["subtype"]
+    table = pd.DataFrame({"image": kinds.index, "kind": kinds, "dice": curves[-1], "area": mean_height(sizes, curves)})
+    return table.round(4)
+
+
+def collect(results: Path, runs: Path) -> None:
+    """Write the tables of all finished runs, and where they were made."""
+    folders = sorted(path.parent for path in runs.glob("*/test_dice.csv"))
+    for name in ("rounds", "test_dice"):
+        table = pd.concat([pd.read_csv(folder / f"{name}.csv") for folder in folders], ignore_index=True)
+        with replacing(results / f"{name}.csv.gz") as temporary:  # the same runs give the same bytes: no time in it
+            temporary.write_bytes(gzip.compress(table.to_csv(index=False).encode(), mtime=0))
+    records = [start for folder in folders for start in read_record(folder)["provenance"]]
+    keys = ("git_commit", "git_dirty", "cpu", "threads", "python", "torch", "numpy")
+    made = {key: ", ".join(sorted({str(record[key]) for record in records})) for key in keys}
+    with replacing(results / "made_with.json") as temporary:
+        temporary.write_text(
+            json.dumps({"command": f"python workflow/when.py results/{results.name}"} | made, indent=1)
+        )
+
+
+if __name__ == "__main__":
+    main()
