@@ -13,6 +13,7 @@ that a job that was stopped finds its files and goes on.
 """
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, f"{workflow.basedir}/workflow")

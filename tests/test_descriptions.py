@@ -286,9 +286,9 @@ def test_what_is_asked_of_degenerate_masks_wins_over_the_description(tmp_path, g
     path = pairs_of(tmp_path, "abcd", SHARES + f"degenerate_masks: {described}\n").rename(tmp_path / "description.yaml")
     save(tmp_path / "y/a.png")
     overrides = {"image_size": 32} | ({"degenerate_masks": given} if given else {})
-    with warnings.catch_warnings(record=True) as of_function:
+    with warnings.catch_warnings(record=True, action="always") as of_function:
         load_pairs(path, tmp_path, 32, degenerate_masks=given)
-    with warnings.catch_warnings(record=True) as of_notebook:
+    with warnings.catch_warnings(record=True, action="always") as of_notebook:
         open_workspace("02_model", profile="paper", data_root=str(tmp_path), overrides=overrides, device="cpu")
     assert len(of_function) == len(of_notebook) == ((given or described) == "warn")
 

@@ -144,7 +144,7 @@ def test_every_public_name_has_an_api_entry(site, pages):
 def test_names_in_a_notebook_are_links_to_their_api_entries(site, pages):
     links = pages[site / "notebooks" / "03_uncertainty.html"].links
     assert "../website/api/paper.html#alutils.uncertainty.one_sided_entropy" in links
-    assert "../website/api/paper.html#alutils.uncertainty.image_score" in links
+    assert "../website/api/paper.html#alutils.uncertainty.binary_entropy" in links
     links = pages[site / "website" / "extending.html"].links
     assert "api/paper.html#alutils.annotation.merge_annotations" in links
     assert "api/data.html#alutils.data.splits.Split" in links

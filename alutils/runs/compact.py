@@ -170,7 +170,9 @@ def _content(folder: Path, name: str) -> bytes:
 def _flat(record: Record) -> Record:
     """A record as one row: settings and numbers by their names, other fields by dotted ones."""
     others = {key: record[key] for key in ("data", "network", *_OTHERS) if key in record}
-    final = {name: round(value, DECIMALS["rounds"]) for name, value in record["final"].items()}
+    final = {
+        name: None if value is None else round(value, DECIMALS["rounds"]) for name, value in record["final"].items()
+    }
     return {**record["experiment"], **final, **flat({**others, "provenance": record["provenance"][-1]})}
 
 
