@@ -389,14 +389,14 @@ def test_each_round_and_each_job_that_ends_is_told_with_what_is_left(tmp_path, c
 def test_a_round_is_told_before_a_network_disk_shows_the_run_s_record(tmp_path, capsys):
     batch = Batch({"runs": tmp_path, "seeds": 0, "cells": [["partial", 0.25, 0.5]]})
     seen = watch.Watch(batch)
-    for arm in ("entropy", "full"):
+    for arm in ("random", "full"):
         folder = tmp_path / "04_image_al" / f"{arm}-seed0"
         folder.mkdir(parents=True)
         (folder / "job.json").write_text(batch.job(f"04_image_al/{arm}-seed0"))
         (folder / "rounds.jsonl").write_text('{"round": 0, "steps": 9, "val_dice": 0.5}\n')
     seen.end()
     told = [line.split(";")[0] for line in capsys.readouterr().err.splitlines()]
-    rounds = {"entropy": "round 1", "full": "round 1 of 1"}
+    rounds = {"random": "round 1", "full": "round 1 of 1"}
     assert told == [f"04_image_al/{arm}-seed0: {which}, validation Dice 0.500" for arm, which in rounds.items()]
 
 

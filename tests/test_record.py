@@ -126,7 +126,7 @@ def test_runs_are_made_collected_and_not_made_again(tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in (tmp_path / "results" / "tiny").iterdir()} == before
     # A changed plan takes neither
     written(tmp_path, TINY.replace("epochs: 1", "epochs: 2"))
-    assert "random-seed0 was made with other settings" in command(tmp_path, "tiny", monkeypatch=monkeypatch).stderr
+    assert "-seed0 was made with other settings" in command(tmp_path, "tiny", monkeypatch=monkeypatch).stderr
 
 
 def test_a_kill_stops_the_runs_too_and_they_go_on(tmp_path, monkeypatch):
