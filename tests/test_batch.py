@@ -312,6 +312,8 @@ def test_a_failing_notebook_leaves_its_traceback_a_training_may_diverge_and_the_
         **dict.fromkeys(["01_data", "02_model", "05_partial_annotation", cell, "06_results", "07_methods"], "finished"),
     }  # fmt: skip
     assert (project / "my figures" / "summary.md").exists()
+    for folder in ("my runs", "my figures"):  # a README in each says what lies there, by which settings
+        assert re.search(r"^overrides +{epochs: 2}$", (project / folder / "README.md").read_text(), re.MULTILINE)
 
     for name in ("01_data", "02_model", cell):
         given, threads, device, threshold = json.loads((runs / name / "given.json").read_text())

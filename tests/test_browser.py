@@ -398,6 +398,7 @@ def test_make_lab_opens_on_a_page_whose_links_lead_to_the_copies(browser, lab):
     page.screenshot(path=SHOTS / "welcome.png")
     shown.get_by_role("link", name="01_data").click()
     expect(page.get_by_role("tab", name="01_data.ipynb")).to_be_visible(timeout=60 * SECONDS)
+    wait_for_kernel(address, "01_data")  # stopped while a kernel starts, JupyterLab would hang
     page.close()
 
 

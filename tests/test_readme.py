@@ -48,6 +48,10 @@ def measured(folder: Path) -> list[str]:
         f"{modes.loc['partial', 'clicks']:.1f} clicks",
         f"whole outline takes {modes.loc['full', 'clicks']:.1f} clicks",
     ]
+    clicks = by_arm(results, "clicks")
+    effect = spread(paired(clicks["partial-0.25-0.5"], clicks["least_confidence"])).difference()
+    late = f"{effect.mean:+.1f} [{effect.low:+.1f}, {effect.high:+.1f}] clicks"
+    said.append(f"In the second half of the queries the difference is {late}")
     return [*said, f"95 % interval over {len(dice['random'])} seeds and 128 test images"]
 
 
@@ -75,7 +79,7 @@ def test_the_pictures_and_pages_that_the_readme_links_to_are_there():
 
 def test_every_notebook_is_named_in_the_readme_and_on_the_welcome_page():
     for path in (ROOT / "notebooks").glob("0*.ipynb"):
-        assert f"`{path.stem}`" in README
+        assert f"[{path.stem}](notebooks/{path.name})" in README
         assert f"(lab/{path.name})" in (ROOT / "welcome.md").read_text()
 
 

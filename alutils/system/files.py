@@ -119,5 +119,8 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
 
 
 def write_csv(path: str | Path, table: pd.DataFrame) -> None:
-    """Write ``table`` without its index to ``path``, whole or not at all; numbers read back exactly equal."""
+    """Write ``table`` without its index to ``path``, whole or not at all; numbers read back exactly equal.
+
+    Pandas before 3 reads their last digit only with ``float_precision="round_trip"``.
+    """
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
