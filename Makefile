@@ -7,7 +7,8 @@
 # make lab         set up, then open the notebooks in JupyterLab, as copies in lab/; a copy that exists is kept
 # make bench       run all benchmarks, for half an hour on a quiet machine; writes results/bench/; DATA= as well
 # make notebooks   run the committed notebooks in place, at default parameters, and the exercises with their solutions
-# make exercises   the exercises with gaps, for students; writes runs/exercises/release/exercises/
+# make exercises   the exercises with gaps, for students; writes runs/exercises/release/
+# make grade       grade what is new in runs/exercises/handed_in/NAME/; writes runs/exercises/grades.csv and feedback/
 # make site        set up, then build the website from the notebooks as they are; writes runs/site/html/
 # make clean       remove .venv, runs/ and the tools' caches; lab/, figures/ and results/ stay
 #
@@ -37,7 +38,7 @@ EXERCISES := $(sort $(wildcard notebooks/exercises/*.ipynb))
 SNAKEMAKE = $(BIN)/snakemake --profile workflow/local --cores $(CORES)
 CONFIG = --config profile="$(PROFILE)" data="$(DATA)" seeds="$(SEEDS)"
 
-.PHONY: help reproduce plan test test-faults audit lab bench notebooks exercises site clean
+.PHONY: help reproduce plan test test-faults audit lab bench notebooks exercises grade site clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -89,7 +90,12 @@ notebooks: .venv/installed
 	  --ExecutePreprocessor.record_timing=False $(NOTEBOOKS) $(EXERCISES)
 
 exercises: .venv/installed
-	cd notebooks/exercises && ../../$(BIN)/nbgrader generate_assignment exercises --force
+	@$(BIN)/python workflow/exercises.py release
+	@echo "Give the students the notebooks in runs/exercises/release/"
+
+# Students' code runs here with your rights. OMP_NUM_THREADS: with one thread losses are the same on every machine
+grade: exercises
+	@OMP_NUM_THREADS=1 $(BIN)/python workflow/exercises.py grade
 
 site: .venv/installed
 	rm -rf runs/site
