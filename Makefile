@@ -7,6 +7,7 @@
 # make lab         set up, then open the notebooks in JupyterLab, as copies in lab/; a copy that exists is kept
 # make bench       run all benchmarks, for half an hour on a quiet machine; writes results/bench/; DATA= as well
 # make notebooks   run the committed notebooks in place, at default parameters, and the exercises with their solutions
+# make recorded    after runs were recorded: collect them in results/ and run the notebooks that show them; writes figures/recorded/
 # make exercises   the exercises with gaps, for students; writes runs/exercises/release/
 # make grade       grade what is new in runs/exercises/handed_in/NAME/; writes runs/exercises/grades.csv and feedback/
 # make site        set up, then build the website from the notebooks as they are; writes runs/site/html/
@@ -36,9 +37,14 @@ BIN := .venv/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/0*.ipynb))
 EXERCISES := $(sort $(wildcard notebooks/exercises/*.ipynb))
 SNAKEMAKE = $(BIN)/snakemake --profile workflow/local --cores $(CORES)
+# Of the notebook's metadata only the kernel's name stays: the rest differs from machine to machine
+CLEAR := --ClearMetadataPreprocessor
+EXECUTE = ALUTILS_RUNS=$$(mktemp -d) OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+  --ExecutePreprocessor.record_timing=False $(CLEAR).enabled=True $(CLEAR).clear_cell_metadata=False \
+  $(CLEAR).preserve_nb_metadata_mask=kernelspec
 CONFIG = --config profile="$(PROFILE)" data="$(DATA)" seeds="$(SEEDS)"
 
-.PHONY: help reproduce plan test test-faults audit lab bench notebooks exercises grade site clean
+.PHONY: help reproduce plan test test-faults audit lab bench notebooks recorded exercises grade site clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -86,8 +92,11 @@ bench: .venv/installed
 	$(if $(DATA),$(BIN)/python benchmarks/open_data.py --data "$(DATA)",@echo "open_data.py needs a folder: make bench DATA=...")
 
 notebooks: .venv/installed
-	ALUTILS_RUNS=$$(mktemp -d) OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
-	  --ExecutePreprocessor.record_timing=False $(NOTEBOOKS) $(EXERCISES)
+	$(EXECUTE) $(NOTEBOOKS) $(EXERCISES)
+
+recorded: .venv/installed
+	$(BIN)/python workflow/record.py --collect
+	$(EXECUTE) $(shell grep -l RESULTS_DIR $(NOTEBOOKS))
 
 exercises: .venv/installed
 	@$(BIN)/python workflow/exercises.py release

@@ -118,11 +118,11 @@ def test_runs_are_made_collected_and_not_made_again(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "runs" / "results" / "tiny").iterdir()] == ["random-seed1"]
     runs = load_results(tmp_path / "results" / "tiny")["runs"]
     assert runs["run"].tolist() == ["random-seed0", "random-seed1"]
-    # The first runs, collected anew, are the first bytes
-    written(tmp_path)
+    # The first runs, collected anew, are the first bytes; without a name, folders without runs are passed over
+    written(tmp_path, broken)
     (tmp_path / "runs").rename(tmp_path / "aside")
     (tmp_path / "elsewhere").rename(tmp_path / "runs")
-    assert command(tmp_path, "tiny", "--collect", monkeypatch=monkeypatch).returncode == 0
+    assert command(tmp_path, "--collect", monkeypatch=monkeypatch).returncode == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "results" / "tiny").iterdir()} == before
     # A changed plan takes neither
     written(tmp_path, TINY.replace("epochs: 1", "epochs: 2"))

@@ -2,7 +2,7 @@
 
     python workflow/record.py --list                        what is done and what is left
     python workflow/record.py study study-methods --jobs 2  run what is left, two at a time, and collect it
-    python workflow/record.py study --collect               collect what is finished
+    python workflow/record.py study --collect               collect what is finished; without NAME: of all folders
     python workflow/record.py study/random-seed3            make one run again, here in runs/results/
 
 Finished runs are not run again, in whichever of runs/results/ and results/ they are, and a stopped run goes on. The
@@ -53,15 +53,17 @@ def main() -> int:
     options = parser.parse_args()
     try:
         plan = read_plan(options.plan)
-        names = options.names or (list(plan.recordings) if options.list else [])
+        names = options.names or (list(plan.recordings) if options.list or options.collect else [])
         if not names or options.jobs < 1:
-            parser.error("give at least one NAME, or --list" if not names else "--jobs: must be at least 1")
+            parser.error("give at least one NAME, --list or --collect" if not names else "--jobs: must be at least 1")
         if len(names) == 1 and "/" in names[0]:
             return _record(plan, names[0], options.device)
         recordings = plan.named(names)
         if options.list:
             print(_progress(recordings, options.results).to_string(index=False))
             return 0
+        if not options.names:
+            recordings = [recording for recording in recordings if finished(recording, options.results)]
         failed = [] if options.collect else _run_all(recordings, plan, options)
         for recording in recordings:
             failed += _collect(recording, plan, options.results)

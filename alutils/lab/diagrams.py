@@ -61,11 +61,12 @@ def draw_loop() -> Figure:
     return figure
 
 
-def draw_unet(shapes: pd.DataFrame) -> Figure:
+def draw_unet(shapes: pd.DataFrame, *, skip_convolutions: bool = True) -> Figure:
     """Draw the network as boxes joined by arrows, with a key: the encoder goes down, the decoder up, skips lead across.
 
     Args:
         shapes: ``channels`` and ``size`` of each stage, called "encoder 1", "decoder 1" and so on.
+        skip_convolutions: as in the experiment, whether a 1x1 convolution lies on each way across.
     """
     size = shapes["size"].max()
     ends = pd.DataFrame({"channels": [3, 1], "size": [size, size]}, index=["image", "logits"])
@@ -78,8 +79,9 @@ def draw_unet(shapes: pd.DataFrame) -> Figure:
         ax.add_patch(Rectangle((x - _WIDE, y - _HIGH), 2 * _WIDE, 2 * _HIGH, color=colour))
         label = f"{name}\n{stages.loc[name, 'channels']} x {stages.loc[name, 'size']}²"
         ax.text(x, y, label, ha="center", va="center", color="white", fontsize=8)
-    arrows = {"next stage": (BLACK, "solid"), "skip: 1x1 convolution, batch norm": (VERMILION, "dashed")}
-    arrows["1x1 convolution, batch norm, dropout"] = (PURPLE, "dotted")
+    convolved = "1x1 convolution, batch norm" if skip_convolutions else "unchanged"
+    arrows = {"next stage": (BLACK, "solid"), f"skip: {convolved}": (VERMILION, "dashed")}
+    arrows[f"{convolved}, dropout"] = (PURPLE, "dotted")
     for (start, here), (end, there) in itertools.combinations(places.items(), 2):
         across, follows = start.startswith("encoder") and end.startswith("decoder"), there[0] == here[0] + 1
         if follows or (across and here[1] == there[1]):
