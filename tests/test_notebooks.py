@@ -65,6 +65,25 @@ def test_it_can_be_read(path):
 
 
 @by_name
+def test_what_the_text_sees_in_a_figure_or_table_is_in_the_outputs(path):
+    notebook, number = nbformat.read(path, as_version=4), re.compile(r"(?<![\w.])\d+(?:\.\d+)?")
+    shown = []
+    for cell in code_cells(path):
+        for output in cell.outputs:
+            data, about = output.get("data", {}), output.get("metadata", {})
+            shown += [output.get("text", ""), data.get("text/plain", ""), data.get("text/markdown", "")]
+            shown += [kind["alt"] for kind in about.values() if isinstance(kind, dict) and "alt" in kind]
+    values = [float(text) for text in number.findall(" ".join(shown))]
+    for cell in notebook.cells:
+        if cell.cell_type != "markdown" or "What do we see?" not in cell.source:
+            continue
+        prose = re.sub(r"`[^`]*`|\$[^$]*\$|\]\([^)]*\)|^#.*$|sections? \d\.\d+", "", cell.source, flags=re.MULTILINE)
+        for text in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)", prose):
+            near = [value for value in values for value in (value, 100 * value) if abs(value - float(text)) < 0.06]
+            assert any(f"{value:.{len(text.partition('.')[2])}f}" == text for value in near), f"{cell.id}: {text}"
+
+
+@by_name
 def test_it_names_no_path_of_the_machine_it_ran_on(path):
     text = path.read_text()
     assert str(ROOT) not in text and str(Path.home()) + "/" not in text
