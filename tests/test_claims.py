@@ -123,6 +123,10 @@ def test_thirty_percent_is_read_off_the_curve_where_it_goes_on():
     rounds.loc[rounds["n_labelled"] == 30, "n_labelled"] = 49
     few = by_arm(results, "dice at 30 %")
     assert few["entropy"].tolist() == [50] and few["full"].iloc[0] > 80
+    rounds.loc[rounds["n_labelled"] == 49, "n_labelled"] = 20
+    rounds.loc[rounds["n_labelled"] == 29, "n_labelled"] = 20
+    few = by_arm(results, "dice at 30 %")
+    assert "entropy" not in few and few["full"].iloc[0] > 80  # a run that ends at 20 % says nothing about 30 %
 
 
 def test_arms_have_names_and_a_claim_names_only_what_is_measured():

@@ -40,7 +40,7 @@ def by_arm(results: Results, endpoint: str) -> ByArm:
     Returns:
         By the name of :func:`arm_names`: a table (seeds, test images) in Dice points for "dice" (of the last round) and
         "area" (mean height of the test image's Dice over the labelled images); else a number per seed: "dice at 30 %"
-        (mean test Dice of the round in which about 30 % of the images are labelled, or of the last round if none is),
+        (mean test Dice of the round nearest to 30 % of the images; none where a run ends with fewer than 28 %),
         and of the queries of the second half "positive" (% of the pixels that the expert labels as lesion), "share"
         (the same in % of the lesions' pixels) and "clicks" (per queried image). Arms without it are left out.
     """
@@ -72,6 +72,7 @@ def mean_per_image(annotations: pd.DataFrame, cost: str) -> pd.Series:
 def _dice_of_few(results: Results) -> pd.Series:
     n_train = results["rounds"]["run"].map(results["runs"].set_index("run")["n_train"])
     rounds = results["rounds"].assign(off=(results["rounds"]["n_labelled"] / n_train - FEW_IMAGES).abs())
+    rounds = rounds[rounds["n_labelled"] / n_train > FEW_IMAGES - 0.02]
     nearest = rounds.sort_values("off", kind="stable").groupby("run").first()
     return 100 * nearest["test_dice"].astype(float)
 
