@@ -66,21 +66,21 @@ def test_it_can_be_read(path):
 
 @by_name
 def test_what_the_text_sees_in_a_figure_or_table_is_in_the_outputs(path):
-    notebook, number = nbformat.read(path, as_version=4), re.compile(r"(?<![\w.])\d+(?:\.\d+)?")
     shown = []
     for cell in code_cells(path):
         for output in cell.outputs:
             data, about = output.get("data", {}), output.get("metadata", {})
             shown += [output.get("text", ""), data.get("text/plain", ""), data.get("text/markdown", "")]
             shown += [kind["alt"] for kind in about.values() if isinstance(kind, dict) and "alt" in kind]
-    values = [float(text) for text in number.findall(" ".join(shown))]
-    for cell in notebook.cells:
+    numbers = map(float, re.findall(r"(?<![\w.])\d+(?:\.\d+)?", " ".join(shown)))
+    values = [value for number in numbers for value in (number, 100 * number)]
+    for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type != "markdown" or "What do we see?" not in cell.source:
             continue
         prose = re.sub(r"`[^`]*`|\$[^$]*\$|\]\([^)]*\)|^#.*$|sections? \d\.\d+", "", cell.source, flags=re.MULTILINE)
         for text in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)", prose):
-            near = [value for value in values for value in (value, 100 * value) if abs(value - float(text)) < 0.06]
-            assert any(f"{value:.{len(text.partition('.')[2])}f}" == text for value in near), f"{cell.id}: {text}"
+            digits = len(text.partition(".")[2])
+            assert any(f"{value:.{digits}f}" == text for value in values), f"{cell.id}: {text}"
 
 
 @by_name

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -35,6 +36,11 @@ def blocks(kind: str) -> list[tuple[str, str]]:
     return [(name, text) for name, all_kinds in found for this, text in all_kinds if this == kind]
 
 
+def in_brackets(effect: Any) -> str:
+    """An effect with its interval, as the README writes it."""
+    return f"{effect.mean:+.1f} [{effect.low:+.1f}, {effect.high:+.1f}]"
+
+
 def measured(folder: Path) -> list[str]:
     """What may be said of the recorded runs of a folder: effects with their 95 % intervals, pixels and clicks."""
     results = load_results(folder)
@@ -42,7 +48,7 @@ def measured(folder: Path) -> list[str]:
     said = []
     for arm, other in itertools.permutations(ARMS, 2):
         effect = spread(paired(dice[arm], dice[other])).difference()
-        said.append(f"{ARMS[arm]} against {ARMS[other]}: {effect.mean:+.1f} [{effect.low:+.1f}, {effect.high:+.1f}]")
+        said.append(f"{ARMS[arm]} against {ARMS[other]}: {in_brackets(effect)}")
     modes = table_modes(results)
     said.append(f"human verifies {modes.loc['partial', 'verify']:.0f} % of a queried image's pixels")
     said += [
@@ -51,8 +57,7 @@ def measured(folder: Path) -> list[str]:
     ]
     clicks = by_arm(results, "clicks")
     effect = spread(paired(clicks["partial-0.25-0.5"], clicks["least_confidence"])).difference()
-    late = f"{effect.mean:+.1f} [{effect.low:+.1f}, {effect.high:+.1f}] clicks"
-    said.append(f"In the second half of the queries the difference is {late}")
+    said.append(f"In the second half of the queries the difference is {in_brackets(effect)} clicks")
     return [*said, f"95 % interval over {len(dice['random'])} seeds and 128 test images"]
 
 
@@ -62,9 +67,8 @@ def where_choosing_pays(folder: Path) -> list[str]:
     said = []
     for pool, rows in images.groupby("pool"):
         dice = {arm: 100 * runs.pivot_table("dice", "seed", "image") for arm, runs in rows.groupby("strategy")}
-        effects = compare_arms(dice, "random")[["mean", "low", "high"]]
-        one, other = ("{:+.1f} [{:+.1f}, {:+.1f}]".format(*effects.loc[arm]) for arm in ("kcentre", "least_confidence"))
-        said.append(f"in a {pool} pool: k-centre {one}, least confidence {other}")
+        effects = {row.Index: in_brackets(row) for row in compare_arms(dice, "random").itertuples()}
+        said.append(f"in a {pool} pool: k-centre {effects['kcentre']}, least confidence {effects['least_confidence']}")
     return said
 
 

@@ -62,11 +62,11 @@ def main() -> int:
         if options.list:
             print(_progress(recordings, options.results).to_string(index=False))
             return 0
-        if not options.names:
-            recordings = [recording for recording in recordings if finished(recording, options.results)]
         failed = [] if options.collect else _run_all(recordings, plan, options)
         for recording in recordings:
-            failed += _collect(recording, plan, options.results)
+            done = finished(recording, options.results)
+            if done or options.names:
+                failed += _collect(recording, done, plan, options.results)
     except (ConfigError, DataError, RecordsError) as error:
         failed = [str(error)]
     if failed:
@@ -203,9 +203,8 @@ def _planned(recording: Recording, run: str, record: Mapping[str, Any]) -> bool:
     )
 
 
-def _collect(recording: Recording, plan: RecordsPlan, results: Path) -> list[str]:
+def _collect(recording: Recording, done: Records, plan: RecordsPlan, results: Path) -> list[str]:
     """Write the finished runs to ``results``; returns why not, if they do not belong together."""
-    done = finished(recording, results)
     if not done:
         return [f"{recording.name}: no run is finished"]
     try:

@@ -71,8 +71,8 @@ def mean_per_image(annotations: pd.DataFrame, cost: str) -> pd.Series:
 
 def _dice_of_few(results: Results) -> pd.Series:
     n_train = results["rounds"]["run"].map(results["runs"].set_index("run")["n_train"])
-    rounds = results["rounds"].assign(off=(results["rounds"]["n_labelled"] / n_train - FEW_IMAGES).abs())
-    rounds = rounds[rounds["n_labelled"] / n_train > FEW_IMAGES - 0.02]
+    share = results["rounds"]["n_labelled"] / n_train
+    rounds = results["rounds"].assign(off=(share - FEW_IMAGES).abs())[share > FEW_IMAGES - 0.02]
     nearest = rounds.sort_values("off", kind="stable").groupby("run").first()
     return 100 * nearest["test_dice"].astype(float)
 
