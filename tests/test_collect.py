@@ -269,6 +269,18 @@ def test_a_run_that_is_there_twice_is_refused_with_both_places(tmp_path):
     assert "delete" in said and "only" not in said.splitlines()[-1]  # nothing there tells them apart
 
 
+def test_folders_are_pooled_and_each_run_must_be_in_one(tmp_path):
+    make_arm(tmp_path / "a/random-seed0", seed=0)
+    make_arm(tmp_path / "b/entropy-seed0", "entropy", seed=0)
+    assert set(load_results(tmp_path / "a", tmp_path / "b")["runs"]["strategy"]) == {"random", "entropy"}
+    make_arm(tmp_path / "c/random-seed0", seed=0)
+    with pytest.raises(RecordsError, match=r"several of .*a and .*b and .*c have random-seed0$"):
+        load_results(tmp_path / "a", tmp_path / "b", tmp_path / "c")
+    make_arm(tmp_path / "d/clasp-seed0", "clasp", seed=0, epochs=3)
+    with pytest.raises(RecordsError, match="epochs: .*3 in clasp-seed0"):
+        load_results(tmp_path / "a", tmp_path / "d")
+
+
 def test_runs_of_other_settings_are_listed_and_only_chooses(tmp_path):
     for seed in (0, 1):
         make_arm(tmp_path / f"random-seed{seed}", seed=seed)

@@ -74,6 +74,19 @@ def test_the_plan_names_runs_of_settings_that_there_are():
     }  # fmt: skip
 
 
+def test_no_recording_leaves_the_precision_to_the_processor():
+    for recording in read_plan().recordings.values():
+        assert {e.precision for e in recording.experiments.values()} < {"float32", "bfloat16"}, recording.name
+
+
+def test_methods_are_recorded_once_beside_the_arms_that_they_are_compared_with():
+    plan = read_plan().recordings
+    for profile in ("quick", "study"):
+        base, methods = plan[profile], plan[f"{profile}-methods"]
+        assert not base.experiments.keys() & methods.experiments.keys() and set(methods.seeds) < set(base.seeds)
+        assert base.overrides == methods.overrides
+
+
 def test_two_seeds_of_everything_come_before_the_next_two(tmp_path):
     text = "folders: {a: {seeds: 4-7, arms: [random, full]}, b: {seeds: 0-1, cells: [partial-0.25-0.5]}}"
     order = [f"{recording.name}/{run}" for recording, run in in_order(read_plan(written(tmp_path, text)).named("ab"))]

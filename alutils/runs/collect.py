@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ images by rank; "audit" one row per round and query; "test_dice" one row per tes
 of its curve; "timing" the seconds by round and phase."""
 
 
-def load_results(folder: str | Path, *, only: str | Mapping[str, Any] = "") -> dict[str, pd.DataFrame]:
-    """Everything about the finished runs of a folder: ``runs`` and each of :data:`TABLES`, by name.
+def load_results(
+    folder: str | Path, *others: str | Path, only: str | Mapping[str, Any] = ""
+) -> dict[str, pd.DataFrame]:
+    """Everything about the finished runs of a folder, or of several: ``runs`` and each of :data:`TABLES`, by name.
 
     The results are pooled by arm (strategy, annotation and cell of Table II). There must therefore be one run per arm
     and seed, all on the same pictures and with the same network. All other settings must be equal among the runs that
@@ -30,6 +33,7 @@ def load_results(folder: str | Path, *, only: str | Mapping[str, Any] = "") -> d
 
     Args:
         folder: collected results, as :func:`write_results` leaves them, or folders of runs.
+        others: more of them; each run must be in one.
         only: settings by name, as a mapping or as YAML text: runs with other values are left out.
 
     Raises:
@@ -37,7 +41,7 @@ def load_results(folder: str | Path, *, only: str | Mapping[str, Any] = "") -> d
             together; then it lists what differs and where, and the runs that stand for the same.
         ConfigError: if ``only`` names a setting that no run has.
     """
-    return _tables(_pooled(expanded("folder", folder), only))
+    return _tables(_pooled([expanded("folder", path) for path in (folder, *others)], only))
 
 
 def load_runs(folder: str | Path) -> pd.DataFrame:
@@ -188,13 +192,17 @@ def _summary(record: Record) -> Record:
 # What may be pooled
 
 
-def _pooled(folder: Path, only: str | Mapping[str, Any] = "") -> Recorded:
+def _pooled(folders: Sequence[Path], only: str | Mapping[str, Any] = "") -> Recorded:
     """The finished runs with the settings of ``only``, if they belong together."""
-    found = _finished(folder)
+    parts, where = [_finished(folder) for folder in folders], " and ".join(map(str, folders))
+    times = Counter(run for part in parts for run in part.records)
+    if twice := [run for run in times if times[run] > 1]:
+        raise RecordsError(f"each run must be in one folder; several of {where} have {listed(twice)}")
+    found = Recorded.joined(parts)
     chosen = _chosen(_settings(found.records), only)
     if chosen.empty:
-        raise RecordsError(f"none of the {len(found.records)} finished runs below {folder} has these settings: {only}")
-    _refuse_mixture(folder, chosen)
+        raise RecordsError(f"none of the {len(found.records)} finished runs below {where} has these settings: {only}")
+    _refuse_mixture(where, chosen)
     return found.only(chosen.index)
 
 
@@ -224,7 +232,7 @@ def _chosen(settings: pd.DataFrame, only: str | Mapping[str, Any]) -> pd.DataFra
     return settings
 
 
-def _refuse_mixture(folder: Path, settings: pd.DataFrame) -> None:
+def _refuse_mixture(where: str | Path, settings: pd.DataFrame) -> None:
     """Refuse runs that differ where they are pooled, or that stand for the same arm and seed."""
     in_full, arms = settings["annotation"] == "full", settings.apply(_arm, axis="columns")
     # Without the band's mean, runs that are annotated in full have no use for tau_u
@@ -245,7 +253,7 @@ def _refuse_mixture(folder: Path, settings: pd.DataFrame) -> None:
         choice = ", ".join(f"{name}: {value}" for name, value in alone.items())
         remedy = f', or read only runs with certain settings: only="{{{choice}}}" (a parameter of notebook 06 too)'
         raise RecordsError(
-            f"the runs below {folder} cannot be pooled: there must be one run per arm and seed, and all other settings "
+            f"the runs below {where} cannot be pooled: there must be one run per arm and seed, and all other settings "
             "and the pictures must be equal. These differ, or are there more than once:\n  "
             + listed(lines, separator="\n  ")
             + f"\nMove or delete the folders that do not belong here{remedy if alone else ''}"
