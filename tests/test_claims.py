@@ -156,6 +156,17 @@ def test_the_verdicts_in_words_name_the_difference_that_decides():
     assert in_words(judge({name: rows[:0] for name, rows in make_results(1).items()})) == ""
 
 
+def test_the_words_on_what_is_undecided_say_how_many_seeds_it_takes():
+    table = judge(make_results(8, {"mc_dropout": 0.87}, noise=0.02))
+    lines = {claim: in_words(rows) for claim, rows in table.groupby("claim")}
+    (undecided,) = {claim for claim in table.index if "dropout is worse" in claim}
+    wanted = table.loc[undecided, "seeds_wanted"].iloc[0]
+    assert wanted > 8 and lines[undecided].splitlines()[0].endswith(f"For an interval of ±1: {wanted} seeds.")
+    assert all("seeds." not in line for line in lines.values() if UNDECIDED not in line)
+    few_images = table.loc[[undecided]].assign(seeds_wanted=pd.NA)
+    assert "No number of seeds is enough for an interval of ±1: the test images are too few." in in_words(few_images)
+
+
 def test_the_forest_shows_each_interval_and_where_it_is_claimed_to_lie():
     table = judge(make_results(8))
     figure = draw_forest(table)

@@ -104,12 +104,19 @@ def test_learning_curves_are_means_over_seeds_with_a_band_from_worst_to_best():
     plt.close(figure)
 
 
-def test_annotation_curves_leave_the_cold_start_out():
-    rounds = pd.DataFrame({"round": [0, 1], "n_labelled": [8, 16], "val_dice": [0.2, 0.6]})
-    annotations = pd.DataFrame({"round": [0, 1, 1], "verify_percent": [100, 30, 50], "positive_percent": [20, 4, 8]})
-    figure, (upper, lower) = plt.subplots(2)
-    curves.draw_annotation_curves(upper, lower, rounds, annotations)
-    np.testing.assert_allclose(upper.lines[0].get_xydata(), [[8, 20], [16, 60]])
-    np.testing.assert_allclose(lower.lines[0].get_xydata(), [[16, 40]])
-    np.testing.assert_allclose(lower.lines[1].get_xydata(), [[16, 6]])
+def test_rounds_in_part_stand_beside_full_annotation_and_leave_the_cold_start_out():
+    names = ["strategy", "annotation", "tau_u", "tau_b"]
+    settings = [("least_confidence", "full", 0.25, 0.25), ("least_confidence", "partial", 0.25, 0.25)]
+    runs = pd.DataFrame(settings, columns=names).assign(run=["a", "b"])
+    rounds = pd.DataFrame({"run": list("aabb"), "round": [0, 1] * 2, "n_labelled": [8, 16] * 2, "val_dice": 0.5})
+    costs = {"verify_percent": [100, 100, 100, 40], "positive_percent": [20, 22, 20, 6]}
+    annotations = rounds[["run", "round"]].assign(**costs)
+    results = {"runs": runs, "rounds": rounds, "annotations": annotations}
+    figure, alt = curves.draw_rounds_in_part({"these runs": results})
+    upper, lower = figure.axes
+    assert [line.get_label() for line in upper.lines] == ["full annotation", "partial annotation"]
+    found = {line.get_label(): line.get_xydata().tolist() for line in lower.lines}
+    assert found["labelled as lesion, full annotation"] == [[16, 22]]
+    assert found["labelled as lesion, partial annotation"] == [[16, 6]]
+    assert found["verified, partial annotation"] == [[16, 40]] and "5 and 21 %" in alt
     plt.close(figure)

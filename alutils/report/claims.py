@@ -77,7 +77,10 @@ def judge(results: Results) -> pd.DataFrame:
 
 
 def in_words(table: pd.DataFrame) -> str:
-    """The verdicts of :func:`judge` as a Markdown list, each with the interval that decides it or comes nearest."""
+    """The verdicts of :func:`judge` as a Markdown list, each with the interval that decides it or comes nearest.
+
+    Where nothing is decided, it says how many seeds would give the half-width that claims.yaml aims at.
+    """
     lines = []
     for (claim, by), rows in table.groupby(["claim", "by"], sort=False):
         row = rows.loc[rows["p_holm"] == rows["p_holm"].min()].iloc[0]
@@ -85,9 +88,19 @@ def in_words(table: pd.DataFrame) -> str:
         measure = "" if by == "dice" else f" (by {by})"
         lines.append(
             f"- **{row['verdict']}**{measure}: {claim} {row['difference'].replace('_', ' ')}: "
-            f"{row['effect']:.1f} [{row['low']:.1f}, {row['high']:.1f}]{paper}."
+            f"{row['effect']:.1f} [{row['low']:.1f}, {row['high']:.1f}]{paper}.{_outlook(row)}"
         )
     return "\n".join(lines)
+
+
+def _outlook(row: pd.Series) -> str:
+    """What would decide an undecided difference; nothing where one seed says nothing of the spread."""
+    aim = f"an interval of ±{PLAN['aim'][row['by']]:g}"
+    if row["verdict"] in (SUPPORTED, NOT_SUPPORTED) or math.isnan(row["low"]):
+        return ""
+    if pd.isna(row["seeds_wanted"]):
+        return f" No number of seeds is enough for {aim}: the test images are too few."
+    return f" For {aim}: {row['seeds_wanted']} seeds." if row["verdict"] == UNDECIDED else ""
 
 
 def _judged(claim: dict[str, Any], by: str, arms: ByArm) -> pd.DataFrame:

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from alutils.lab.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION
-from alutils.report.endpoints import Results
+from alutils.report.endpoints import Results, arm_names
 from alutils.report.statistics import spread
-from alutils.report.tables import COSTS, cells, costs, in_full, least_confidence_partial
+from alutils.report.tables import COSTS, costs, in_full
 
 ARM_STYLES = {
     "random": (BLACK, "s", "dashed"),
@@ -29,6 +29,10 @@ _COST_STYLES = [
     *((colour, marker, "solid") for colour, marker in zip((BLACK, BLUE, VERMILION, GREEN), "so^D", strict=True)),
     *((colour, marker, "dashed") for colour, marker in zip((ORANGE, PURPLE, BLUE, BLACK), "vPXd", strict=True)),
 ]
+_IN_PART = {  # the last one verifies in part
+    "least_confidence": ("full annotation", BLACK, "s", "dashed"),
+    "partial-0.25-0.5": ("partial annotation", BLUE, "o", "solid"),
+}
 _WHOSE = {"val_dice": "validation", "test_dice": "test"}
 
 
@@ -77,19 +81,41 @@ def draw_dice_over_costs(results: Results, arms: Sequence[str], title: str = "")
 
 
 def draw_rounds_in_part(many: Mapping[str, Results]) -> tuple[Figure, str]:
-    """Fig. 5 for the partial runs with tau_u = 0.25 of several results by their name, and alternative text."""
-    figure, axes = plt.subplots(
-        2, len(many), figsize=(4.5 * len(many), 4.6), sharex="col", squeeze=False, layout="constrained"
-    )
+    """Fig. 5 of several results by their name, and alternative text.
+
+    Above, the validation Dice with partial annotation (tau_u = 0.25) and with full annotation, both of the images that
+    least confidence asks for. Below, the pixels that the expert verifies and labels as lesion, query by query, and the
+    paper's 5 and 21 %. Lines are means, bands go from the lowest to the highest seed.
+    """
+    size = (5.5 * len(many), 5.5)
+    figure, axes = plt.subplots(2, len(many), figsize=size, sharex="col", squeeze=False, layout="constrained")
     for (upper, lower), (name, results) in zip(axes.T, many.items(), strict=True):
-        runs = least_confidence_partial(results["runs"])
-        runs = runs.loc[cells(runs) == (0.25, 0.5), "run"]  # for every tau_b inside the band
-        rounds, annotations = (results[table][results[table]["run"].isin(runs)] for table in ("rounds", "annotations"))
-        draw_annotation_curves(upper, lower, rounds, annotations)
+        arms = arm_names(results["runs"]).set_axis(results["runs"]["run"])
+        labelled = results["rounds"].set_index(["run", "round"])["n_labelled"]
+        queries = results["annotations"].query("round > 0").join(labelled, on=["run", "round"])
+        for arm, (kind, colour, marker, line) in _IN_PART.items():
+            if arm not in set(arms):
+                continue
+            rounds, asked = (table[table["run"].map(arms) == arm] for table in (results["rounds"], queries))
+            style = {"colour": colour, "marker": marker, "linestyle": line}
+            _draw_means(upper, 100 * rounds.set_index("n_labelled")["val_dice"], label=kind, **style)
+            asked = asked.set_index("n_labelled")
+            _draw_means(lower, asked["positive_percent"], label=f"labelled as lesion, {kind}", **style)
+        _draw_means(
+            lower, asked["verify_percent"], colour=VERMILION, marker="^", linestyle="dashdot", label=f"verified, {kind}"
+        )
+        for percent in (5, 21):
+            lower.axhline(percent, color="gray", linewidth=0.8, linestyle=":")
+            lower.text(1.01, percent, f"{percent} %", transform=lower.get_yaxis_transform(), fontsize=8, va="center")
         upper.set_title(name, fontsize=9)
+        upper.set(ylabel="validation Dice (%)")
+        upper.legend(frameon=False, fontsize=8)
+        lower.set(xlabel="labelled images", ylabel="% of the pixels", ylim=(0, 103))
+        lower.legend(frameon=False, fontsize=8)
     return figure, (
-        "Above, validation Dice over the labelled images with partial annotation at tau_u = 0.25. Below, the pixels to "
-        "verify and the positive pixels among them, in per cent, query by query."
+        "Above, validation Dice over the labelled images, with full annotation and with partial annotation at tau_u = "
+        "0.25. Below, query by query, the pixels that the expert labels as lesion either way and those that partial "
+        "annotation asks to verify, in per cent; the paper's 5 and 21 % are marked."
     )
 
 
@@ -104,7 +130,8 @@ def draw_learning_curves(axes: Axes, rounds: pd.DataFrame, full: pd.Series, valu
     """
     for strategy, group in rounds.groupby("strategy"):
         colour, marker, line = ARM_STYLES.get(strategy, ("gray", "x", "solid"))
-        _draw_dice(axes, group, colour, value, marker=marker, linestyle=line, label=_spelled(strategy))
+        dice = 100 * group.set_index("n_labelled")[value]
+        _draw_means(axes, dice, colour=colour, marker=marker, linestyle=line, label=_spelled(strategy))
     if len(full):
         axes.axhline(100 * full.mean(), color="gray", linewidth=1, label="full data (mean)")
         axes.axhspan(100 * full.min(), 100 * full.max(), color="gray", alpha=0.12, linewidth=0)
@@ -146,26 +173,6 @@ def draw_differences(axes: Axes, rounds: pd.DataFrame, baseline: str = "random",
     axes.set(xlabel="labelled images", ylabel=f"minus {_spelled(baseline)}\n(Dice points)")
 
 
-def draw_annotation_curves(upper: Axes, lower: Axes, rounds: pd.DataFrame, annotations: pd.DataFrame) -> None:
-    """Fig. 5: validation Dice over labelled images, and below it the share of pixels annotated in each query.
-
-    Args:
-        upper, lower: for the Dice and for the pixels.
-        rounds: ``round``, ``n_labelled`` and ``val_dice`` (0 to 1) of the runs of one annotation mode, all seeds.
-        annotations: ``round``, ``verify_percent`` and ``positive_percent`` of each image of the same runs.
-    """
-    _draw_dice(upper, rounds, BLUE, band=0.15, marker="o")
-    upper.set(ylabel="validation Dice (%)")
-    labelled = rounds.groupby("round")["n_labelled"].mean()
-    queries = annotations[annotations["round"] > 0].groupby("round")[["verify_percent", "positive_percent"]].mean()
-    queries = queries.set_index(queries.index.map(labelled))
-    lower.plot(queries["verify_percent"], "s-", color=BLACK, markersize=4, label="to verify")
-    lower.plot(queries["positive_percent"], "^--", color=ORANGE, markersize=4, label="positive (annotated)")
-    lower.axhline(5, color="gray", linewidth=0.8, linestyle=":", label="5 %")
-    lower.set(xlabel="labelled images", ylabel="% of the pixels", ylim=(0, 103))
-    lower.legend(frameon=False, fontsize=8)
-
-
 def _draw_costs(axes: Axes, spent: pd.DataFrame, currency: str) -> None:
     for k, (arm, group) in enumerate(spent.groupby("arm", sort=False)):
         means = group.groupby("round")[[currency, "test_dice"]].mean()
@@ -175,12 +182,11 @@ def _draw_costs(axes: Axes, spent: pd.DataFrame, currency: str) -> None:
     axes.set(xlabel=currency, ylabel="test Dice (%)")
 
 
-def _draw_dice(
-    axes: Axes, rounds: pd.DataFrame, colour: str, value: str = "val_dice", *, band: float = 0.12, **line: str
-) -> None:
-    dice = 100 * rounds.groupby("n_labelled")[value].agg(["mean", "min", "max"])
-    axes.plot(dice.index, dice["mean"], color=colour, markersize=4, **line)
-    axes.fill_between(dice.index, dice["min"], dice["max"], color=colour, alpha=band, linewidth=0)
+def _draw_means(axes: Axes, values: pd.Series, *, colour: str, band: float = 0.12, **line: str) -> None:
+    """The mean of the ``values`` at each place of their index, and a band from the lowest to the highest."""
+    found = values.groupby(level=0).agg(["mean", "min", "max"])
+    axes.plot(found.index, found["mean"], color=colour, markersize=4, **line)
+    axes.fill_between(found.index, found["min"], found["max"], color=colour, alpha=band, linewidth=0)
 
 
 def _spelled(arm: str) -> str:

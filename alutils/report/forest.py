@@ -31,7 +31,7 @@ def draw_forest(table: pd.DataFrame) -> Figure:
     heights = [len(part) + part.index.nunique() for part in parts]
     order = {claim: k for k, claim in enumerate(table.index.unique())}
     figure, axes = plt.subplots(
-        len(parts), figsize=(10, 1 + 0.21 * sum(heights) + 0.5 * len(parts)), squeeze=False, layout="constrained",
+        len(parts), figsize=(10, 1 + 0.24 * sum(heights) + 0.5 * len(parts)), squeeze=False, layout="constrained",
         height_ratios=heights,
     )  # fmt: skip
     for place, part in zip(axes.flat, parts, strict=True):
@@ -40,13 +40,13 @@ def draw_forest(table: pd.DataFrame) -> Figure:
         regions = [Region.of(text) for text in rows["claimed"]]
         labels = rows["difference"].map(_spelled) + rows["by"].map({"area": ", area"}).fillna("")
         draw_intervals(place, rows.assign(label=labels), [_STYLES[kind] for kind in kinds], regions)
-        place.set_xlabel(unit[table["by"] == rows["by"].iloc[0]].iloc[0], fontsize=8)
+        place.set_xlabel(unit[table["by"] == rows["by"].iloc[0]].iloc[0], fontsize=9)
     keys = [
         *(Line2D([], [], color=colour, marker=marker, label=kind) for kind, (colour, marker) in _STYLES.items()),
         Line2D([], [], color=BLACK, marker="D", markerfacecolor="none", linestyle="none", label="the paper's number"),
         Patch(color=ORANGE, alpha=0.25, label="where the claim says that it lies"),
     ]
-    figure.legend(handles=keys, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.legend(handles=keys, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     return figure
 
 
@@ -55,7 +55,7 @@ def draw_readings(readings: pd.DataFrame) -> tuple[Figure, str]:
     figure, axes = plt.subplots(figsize=(9, 0.9 + 0.3 * len(readings)), layout="constrained")
     axes.axvspan(-1, 1, color="gray", alpha=0.12, linewidth=0)
     draw_intervals(axes, readings, [(BLUE, "o")] * len(readings))
-    axes.set_xlabel("difference, Dice points (95 % interval; grey: within one point)", fontsize=8)
+    axes.set_xlabel("difference, Dice points (95 % interval; grey: within one point)", fontsize=9)
     rows = "; ".join(f"{row.label}: {row.effect:.1f} [{row.low:.1f}, {row.high:.1f}]" for row in readings.itertuples())
     return figure, f"One line per reading, the difference with its interval. {rows}"
 
@@ -79,7 +79,7 @@ def draw_intervals(
     for k, row in enumerate(columns.itertuples()):
         y, (colour, marker) = places[k], styles[k]
         if headings.iloc[k]:
-            axes.text(-0.01, y - 1, row.claim, transform=axes.get_yaxis_transform(), fontsize=8, weight="bold",
+            axes.text(-0.01, y - 1, row.claim, transform=axes.get_yaxis_transform(), fontsize=9, weight="bold",
                       ha="right", va="center")  # fmt: skip
         if regions is not None:
             low, high = np.clip(regions[k], *limits)
@@ -91,10 +91,10 @@ def draw_intervals(
         axes.plot(np.clip(row.effect, *limits), y, marker=marker, color=colour, markersize=7, markeredgewidth=2)
         axes.plot(row.paper, y, marker="D", color=BLACK, markerfacecolor="none", markersize=8)
         shown = f"{row.effect:.1f} [{row.low:.1f}, {row.high:.1f}]" if math.isfinite(row.low) else f"{row.effect:.1f}"
-        axes.text(1.02, y, f"{shown}, {row.seeds} seeds", transform=axes.get_yaxis_transform(), fontsize=8, va="center")
+        axes.text(1.02, y, f"{shown}, {row.seeds} seeds", transform=axes.get_yaxis_transform(), fontsize=9, va="center")
     axes.axvline(0, color=BLACK, linewidth=0.8)
     axes.set(xlim=limits, ylim=(places.max() + 0.6, -0.6))
-    axes.set_yticks(places, columns["label"], fontsize=8)
+    axes.set_yticks(places, columns["label"], fontsize=9)
     axes.tick_params(axis="y", length=0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
