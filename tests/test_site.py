@@ -9,7 +9,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pandas as pd
 import pytest
+import yaml
 
 import alutils
 
@@ -236,3 +238,44 @@ def test_links_to_a_repository_follow_the_one_address(site, pages):
     urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
     linked = [link for link in pages[site / "website" / "start.html"].links if "github.com" in link]
     assert bool(linked) == bool(urls) and all(link.startswith(tuple(urls.values())) for link in linked)
+
+
+def in_words(value) -> str:
+    """A setting as the table of settings writes it."""
+    if isinstance(value, tuple):
+        return ", ".join(map(in_words, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "random" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def settings_of(profile: str) -> dict[str, str]:
+    """What the table of settings is to say of a profile: its settings by name, and what follows from them by label."""
+    experiment = alutils.Experiment.from_profile(profile)
+    sizes, seeds = experiment.n_synthetic, "none"
+    if profile == "study":
+        run = pd.read_csv(ROOT / "results" / profile / "runs.csv.gz").iloc[0]
+        sizes = tuple(int(run[f"data.{part}.images"]) for part in ("train", "val", "test"))
+    if profile != "paper":
+        plan = yaml.safe_load((ROOT / "workflow" / "records.yaml").read_text())["folders"]
+        first, last = map(int, plan[profile]["seeds"].split("-"))
+        seeds = last - first + 1
+    derived = {
+        "images to train on, for validation, for the test": sizes,
+        "images labelled at the end": experiment.labelled_per_round[-1],
+        "in % of the training images": round(100 * experiment.labelled_per_round[-1] / sizes[0]),
+        "steps in all rounds": experiment.n_training_steps,
+        "optimizer": "new in each round",
+        "seeds of each arm that are to be recorded": seeds,
+    }
+    return {name: in_words(value) for name, value in (dict(experiment) | derived).items()}
+
+
+def test_the_table_of_settings_has_the_values_of_the_profiles():
+    lines = (ROOT / "website" / "words.md").read_text(encoding="utf-8").splitlines()
+    head, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    names = [re.sub(r".*\(`(\w+)`\)", r"\1", row[0]) for row in rows]
+    assert head[2:] == ["paper", "quick", "study"] and len(rows) > 15
+    for column, profile in enumerate(head[2:], start=2):
+        values = settings_of(profile)
+        assert {name: row[column] for name, row in zip(names, rows, strict=True)} == {n: values[n] for n in names}
