@@ -124,7 +124,8 @@ def label_legend(figure: Figure, *, outline: bool = False) -> None:
     if outline:
         edge = [withStroke(linewidth=3, foreground=BLACK)]
         handles.append(Line2D([], [], color=TRUTH, label="true outline", path_effects=edge))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
+    n_columns = len(handles) if figure.get_figwidth() > 6 else 2  # in one row they are wider than a small figure
+    figure.legend(handles=handles, loc="outside lower center", ncols=n_columns, fontsize=8, frameon=False)
 
 
 def contact_sheet(
