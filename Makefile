@@ -1,7 +1,7 @@
 # make help        this list; make alone shows it too
 # make reproduce   set up, then run the batch on the CPU with the quick profile; writes runs/quick/ and figures/quick/
 # make plan        what make reproduce would run, and how many seeds would decide the claims
-# make test        set up, then run all tests
+# make test        set up, then run all tests, and the cells of all notebooks with brief trainings
 # make test-faults inject all faults and all bad input: 20 minutes, 20 GB in TMPDIR; writes results/faults.json
 # make audit       ask pip-audit for known vulnerabilities of the installed packages; needs the internet
 # make lab         set up, then open the notebooks in JupyterLab, as copies in lab/; a copy that exists is kept
@@ -61,8 +61,9 @@ test: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal
-	ALUTILS_RUNS=$$(mktemp -d) ALUTILS_FIGURES=$$(mktemp -d) OMP_NUM_THREADS=1 \
-	  $(BIN)/python -m pytest -n $(CORES) --dist loadfile --nbval-lax --nbval-current-env $(NOTEBOOKS)
+	copies=$$(mktemp -d) && $(BIN)/python tests/brief.py "$$copies" $(NOTEBOOKS) && cd "$$copies" && \
+	  ALUTILS_RUNS="$$copies" ALUTILS_FIGURES="$$copies" OMP_NUM_THREADS=1 \
+	  "$(CURDIR)/$(BIN)/python" -m pytest -n $(CORES) --dist loadfile --nbval-lax --nbval-current-env .
 
 # The longest test comes first: one core is busy with it nearly to the end
 test-faults: .venv/installed

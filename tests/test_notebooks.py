@@ -129,7 +129,7 @@ def write_isic_folder(root):
 
 @by_name_of_those_that_train
 def test_papermill_runs_it_with_other_parameters_on_a_folder_of_isic_2018(path, tmp_path, monkeypatch):
-    """On synthetic images ``make test`` runs every notebook anyhow, at its default parameters."""
+    """On synthetic images ``make test`` runs every notebook anyhow (tests/brief.py)."""
     monkeypatch.setenv("ALUTILS_CACHE", str(tmp_path / "cache"))
     write_isic_folder(tmp_path / "isic")
     notebook = run(path, tmp_path, data_root=str(tmp_path / "isic"), seed=3, device="cpu", overrides=TINY)
