@@ -42,7 +42,8 @@ class AnnotationsNeeded(RuntimeError):
 class Oracle:
     """The simulated expert of section IV-E: shows the true labels that it is asked for, and counts them.
 
-    Nothing else in the loop reads the masks of the pool. ``alutils.HumanOracle`` is a person in its place.
+    Nothing else in the loop reads the masks of the pool, except a positive control (``sees_masks``).
+    :class:`alutils.HumanOracle` puts a person in the oracle's place.
 
     Args:
         masks: uint8 (N, 1, H, W), 0 and 1, the truth.
@@ -72,11 +73,11 @@ class Oracle:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What else a run's record says about the oracle."""
+        """The oracle's settings, by name, as a run's record keeps them; the simulated one has none."""
         return {}
 
     def annotate_cold_start(self, indices: torch.Tensor) -> torch.Tensor:
-        """All labels of the images with which a run starts."""
+        """All labels of the images with which a run starts, uint8 (n, 1, H, W)."""
         return self.annotate(indices)
 
     def annotate(
@@ -105,13 +106,13 @@ class Oracle:
     def correct(
         self, indices: torch.Tensor, proposals: torch.Tensor, regions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The model's masks after the oracle corrected them, and the pixels that it labelled, see :func:`correct`."""
+        """The corrected masks and the pixels that the oracle labelled, see :func:`alutils.regions.correct`."""
         masks, clicked = correct(self._labels(indices), proposals, regions)
         self._count(masks * clicked, clicked)
         return masks, clicked
 
     def _labels(self, indices: torch.Tensor) -> torch.Tensor:
-        """What the oracle would label whole images."""
+        """The oracle's labels of all pixels of these images."""
         return self.truth(indices)
 
     def truth(self, indices: torch.Tensor) -> torch.Tensor:
@@ -150,16 +151,16 @@ def merge_annotations(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Section III-B, step 2: the human's label where the model is unsure, the binarized prediction elsewhere.
 
-    A pixel is the human's where ``|0.5 - p| <= tau_u`` (eq. 1); elsewhere it is lesion where ``p >= tau_b``. Only the
-    human's pixels of the truth are used. With tau_u = 0.5 the result is the truth; with tau_u = 0 the human has only
+    A pixel is the human's where ``|0.5 - p| <= tau_u`` (eq. 1); elsewhere it is lesion where ``p >= tau_b``. Of the
+    truth, only the human's pixels are used. With tau_u = 0.5 the result is the truth; with tau_u = 0 the human has only
     the pixels with p = 0.5. All values of tau_b from ``0.5 - tau_u`` to ``0.5 + tau_u`` give the same result, because
     the human labels every pixel with such a p.
 
     Args:
         truth: uint8 (N, 1, H, W), 0 and 1.
         probabilities: of the lesion, float, 0 to 1, the same shape.
-        tau_u: certainty up to which a pixel is uncertain, 0 to 0.5.
-        tau_b: probability from which a certain pixel is lesion, above 0 and below 1.
+        tau_u: largest distance of p from 0.5 at which a pixel is uncertain, 0 to 0.5.
+        tau_b: probability from which the model labels a pixel lesion, above 0 and below 1.
 
     Returns:
         The training mask, uint8 (N, 1, H, W), and which of its pixels came from the human, bool (N, 1, H, W).
@@ -194,15 +195,18 @@ def human_pixels(
 ) -> torch.Tensor:
     """Which pixels of queried images the human labels: bool, the shape of ``probabilities``.
 
-    ``labelling.annotation`` decides: all ("full"), none ("model-only"), those with ``|0.5 - p| <= tau_u`` ("partial",
-    "partial-refreshed", "human-only"), or the same number of pixels per image, but those nearest to the predicted
-    contour ("contour-band": the control that tells *uncertain* from *near the border*), or the most uncertain
-    ``regions`` ("superpixels"). In mode "correction" the person decides later, so there are none yet.
+    ``labelling.annotation`` decides:
+
+    - "full": all; "model-only": none; "correction": none yet, because the person decides later;
+    - "partial", "partial-refreshed", "human-only": those with ``|0.5 - p| <= tau_u``;
+    - "contour-band": as many per image, but those nearest to the predicted contour (the control that tells *uncertain*
+      from *near the border*);
+    - "superpixels": the most uncertain ``regions``.
 
     Args:
         probabilities: float (N, 1, H, W), 0 to 1, predicted for the queried images.
         labelling: ``annotation`` and ``tau_u``.
-        generator: of the CPU; the control draws which of equally near pixels it takes.
+        generator: of the CPU; in mode "contour-band" it decides between equally near pixels.
         regions: int64, the shape of ``probabilities``: the superpixels, for mode "superpixels".
 
     >>> p = torch.tensor([0.1, 0.4, 0.9]).view(1, 1, 1, 3)
@@ -230,14 +234,14 @@ def audit_annotations(
         truth: uint8 (N, 1, H, W), 0 and 1; the other tensors have its shape.
         masks: the training masks, uint8.
         human: which of their pixels came from the human, 0 and 1 or bool.
-        probabilities: predicted by the present model, float.
+        probabilities: predicted by the present model, float, 0 to 1.
         tau_b: probability from which it would write lesion.
 
     Returns:
-        One row per image: ``model_pixels``, written by a model; ``wrong_pixels``, those that are not the truth;
-        ``missed_pixels``, wrong ones that are lesion; ``repeated_pixels``, wrong ones that the present model would
-        write wrong again; ``mask_dice`` and ``model_dice``, eq. 4 of the training mask and of the present prediction
-        (p >= 0.5), 0 to 1.
+        One row per image: ``model_pixels``, pixels whose label a model wrote; ``wrong_pixels``, those that differ from
+        the truth; ``missed_pixels``, wrong ones that are lesion in truth; ``repeated_pixels``, wrong ones that the
+        present model would write wrong again; ``mask_dice`` and ``model_dice``, eq. 4 of the training mask and of the
+        present prediction (p >= 0.5), 0 to 1.
     """
     by_model = human == 0
     wrong = by_model & (masks != truth)
@@ -270,7 +274,7 @@ def _nearest_to_contour(predicted: torch.Tensor, counts: torch.Tensor, generator
         if mask.any() and not mask.all():
             to_other_side = ndimage.distance_transform_edt(mask) + ndimage.distance_transform_edt(~mask)
             distance = torch.from_numpy(to_other_side).flatten()
-        # Different distances within a picture of 2048 pixels differ by more than 1e-4
+        # Unequal distances in a picture of 2048 x 2048 pixels differ by more than 1e-4
         lot = 1e-4 * torch.rand(mask.size, generator=generator, dtype=torch.float64)
         place[(distance + lot).topk(count, largest=False).indices] = True
     return chosen.to(predicted.device)

@@ -34,9 +34,9 @@ class AugmentParameters(NamedTuple):
 
 
 def draw_parameters(n: int, augmentation: Augmentation, generator: torch.Generator) -> AugmentParameters:
-    """Draw the parameters of ``n`` images, uniformly in the ranges of section IV-D.
+    """Draw the parameters of ``n`` images: flips by their probability, all else uniformly in its range (section IV-D).
 
-    The generator is one of the CPU, so that a seed gives the same augmentation on every device.
+    The generator belongs to the CPU, so that a seed gives the same augmentation on every device.
 
     >>> parameters = draw_parameters(4, Augmentation(), torch.Generator().manual_seed(0))
     >>> bool(parameters.angle.abs().max() <= 30), parameters.brightness.shape
@@ -70,7 +70,7 @@ def apply_parameters(
 
     Returns:
         The images, float32, 0 to 1, and the masks, uint8, still 0 and 1 (rotated by nearest neighbour). Pixels that a
-        rotation brings in from outside the picture are black, and background.
+        rotation brings in from outside the picture are background, and black before they are recoloured.
 
     >>> images, masks = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.ones(2, 1, 8, 8, dtype=torch.uint8)
     >>> parameters = draw_parameters(2, Augmentation(), torch.Generator().manual_seed(0))
@@ -138,7 +138,7 @@ def _grey(images: torch.Tensor) -> torch.Tensor:
 
 
 def _blend(images: torch.Tensor, others: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """``others`` at factor 0, ``images`` at factor 1; a larger factor goes on in the same direction."""
+    """``others`` at factor 0, ``images`` at factor 1; a larger factor goes further in the same direction."""
     return torch.lerp(others, images, factor).clamp(0, 1)
 
 

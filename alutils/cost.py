@@ -1,4 +1,4 @@
-"""What an annotation costs the expert, in six currencies. Table II reports the first two."""
+"""What an annotation costs the expert, by six measures. Table II reports the first two."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from skimage.measure import approximate_polygon, find_contours
 from alutils.system.tensors import check_mask, check_planes, is_number
 
 CURRENCIES = ("verify_percent", "positive_percent", "boundary_px", "regions", "vertices", "clicks")
-"""The columns of :func:`annotation_cost`."""
+"""The columns of :func:`annotation_cost`: six measures of cost."""
 
 _DRAWN = {"boundary_px": "float64", "regions": "int64", "vertices": "int64", "clicks": "int64"}
 
@@ -23,17 +23,18 @@ def annotation_cost(
 
     - ``verify_percent``: the human's pixels, % of the image; Table II's "% of pixels to verify/annotate";
     - ``positive_percent``: the lesion pixels among them, % of the image; Table II's "% of annotated pixels";
-    - ``boundary_px``: length of the lesion's outline where the pixels on both its sides are the human's, pixels;
-    - ``regions``: places to look at, the parts of the human's pixels that are connected edge to edge;
+    - ``boundary_px``: length, in pixels, of the lesion's outline where the pixels on both sides of it are the human's;
+    - ``regions``: places to look at: parts of the human's pixels, each connected edge to edge;
     - ``vertices``: corners of the lines that draw this outline, simplified to ``tolerance`` (Douglas-Peucker);
     - ``clicks``: one per vertex, one to end each line, and one per region without an outline, to say whether it is
       lesion or background.
 
     Args:
-        truth: uint8 (N, 1, H, W), 0 and 1. Only its values at the human's pixels matter.
+        truth: uint8 (N, 1, H, W), 0 and 1. Only its values at the human's pixels matter, and where ``smallest_part``
+            is above 1, the size of its parts.
         human: the pixels that the expert labels, bool or 0 and 1, the same shape.
         tolerance: how far a drawn line may be from the true outline, pixels.
-        smallest_part: parts of the lesion with fewer pixels are taken for specks, which nobody draws.
+        smallest_part: parts of the lesion with fewer pixels are taken for specks that nobody draws.
 
     Raises:
         ValueError: if an argument is not as above, or ``tolerance`` is not above 0.
@@ -60,7 +61,7 @@ def annotation_cost(
 
 
 def without_specks(masks: torch.Tensor, smallest_part: int) -> torch.Tensor:
-    """The masks, uint8 (N, 1, H, W), without the parts, connected edge to edge, of fewer than so many pixels."""
+    """The masks, uint8 (N, 1, H, W), without their edge-connected parts of fewer than ``smallest_part`` pixels."""
     kept = masks.cpu().numpy().copy()
     for mask in kept[:, 0]:
         parts, _ = ndimage.label(mask)
@@ -69,7 +70,7 @@ def without_specks(masks: torch.Tensor, smallest_part: int) -> torch.Tensor:
 
 
 def clicked_cost(costs: pd.DataFrame, clicks: torch.Tensor) -> pd.DataFrame:
-    """The costs of labelling superpixels by a click each, where nothing is drawn.
+    """The costs of labelling superpixels by one click each, where nothing is drawn.
 
     Args:
         costs: from :func:`annotation_cost`, of the pixels that were labelled.
@@ -87,7 +88,7 @@ def average_cost(annotations: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Three rows: "cold start", "queries (without cold start)", which is how Table II is read here, and "labelled set
-        (with cold start)". The columns are ``images``, the mean of each currency, and ``total_clicks``.
+        (with cold start)". The columns are ``images``, the mean of each measure, and ``total_clicks``.
 
     >>> table = pd.DataFrame({"round": [0, 1, 1], **{name: [9.0, 1.0, 3.0] for name in CURRENCIES}})
     >>> average_cost(table)[["images", "clicks", "total_clicks"]].to_numpy().tolist()
@@ -142,7 +143,7 @@ def _outlines(truth: np.ndarray, human: np.ndarray) -> list[np.ndarray]:
         if inside.all():
             lines.append(points)
             continue
-        if np.array_equal(points[0], points[-1]):  # a closed outline begins where it is not the human's
+        if np.array_equal(points[0], points[-1]):  # let a closed outline begin where it is not the human's
             start = int(inside.argmin())
             points, inside = np.roll(points[:-1], -start, axis=0), np.roll(inside[:-1], -start)
         cuts = np.flatnonzero(np.diff(inside)) + 1

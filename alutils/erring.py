@@ -1,4 +1,4 @@
-"""An oracle that errs: experts draw the same lesion differently (section VI doubts the simulated, perfect one)."""
+"""An oracle that errs: experts draw the same lesion differently (section VI asks for tests with real ones)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from alutils.annotation import Oracle
 from alutils.experiment import Experiment
 from alutils.system.seeding import make_generator
 
-_ERRORS = 5  # what a generator's numbers are for, beside those of alutils.rounds
+_ERRORS = 5  # what a generator's numbers are for, as in alutils.rounds, whose CONTROL is 5 too
 
 
 def simulated_oracle(masks: torch.Tensor, experiment: Experiment) -> Oracle:
@@ -21,14 +21,14 @@ def simulated_oracle(masks: torch.Tensor, experiment: Experiment) -> Oracle:
 class ErringOracle(Oracle):
     """The simulated oracle, but with the borders that another expert might have drawn.
 
-    Its labels come from :func:`erring_mask`; the truth, which the audit and Dice compare with, stays what it was. What
-    it says of an image does not depend on when it is asked.
+    Its labels come from :func:`erring_mask`; the truth, which the audit and Dice compare with, stays what it was. Its
+    labels of an image do not depend on when it is asked.
 
     Args:
         masks: uint8 (N, 1, H, W), 0 and 1, the truth.
         noise: area labelled differently, as a share of the lesion's area, above 0. Dermatologists who drew 77 lesions
             disagreed on 15 % of the lesion's area on average (Fortina et al., Skin Research and Technology 18, 2012).
-        seed: whose errors.
+        seed: of the errors: another seed is another expert.
     """
 
     def __init__(self, masks: torch.Tensor, noise: float, seed: int) -> None:
@@ -45,10 +45,11 @@ class ErringOracle(Oracle):
 
 
 def erring_mask(mask: np.ndarray, noise: float, generator: torch.Generator) -> np.ndarray:
-    """A mask whose border a smooth random field has shifted, so that ``noise`` times the lesion's area is different.
+    """The mask, uint8 (H, W), as another expert may draw it: ``noise`` times the lesion's area is labelled differently.
 
-    The field varies over half the lesion's equivalent radius. Parts of a lesion beside its largest are missed with
-    probability ``noise``; what they cost counts too.
+    Each part of the lesion except the largest is missed with probability ``noise``. Then a smooth random field shifts
+    the border until the difference, missed parts included, is large enough. The field varies over lengths of half the
+    radius of a disc of the lesion's area. A mask without lesion, or all lesion, stays as it is.
 
     Args:
         mask: uint8 (H, W), 0 and 1.

@@ -14,9 +14,9 @@ from alutils.system.settings import parse_settings
 
 _PACKAGE = Path(__file__).resolve().parent
 PROFILES_DIR = _PACKAGE.parent / "profiles" if (_PACKAGE.parent / "profiles").is_dir() else _PACKAGE / "profiles"
-"""In the project beside the package, in an installed wheel inside it."""
+"""The folder of the profiles: beside the package in the project, inside the package in an installed wheel."""
 
-_MOST = 1_000_000  # images, rounds or epochs: more is a slip of the pen, and would fill the memory with numbers
+_MOST = 1_000_000  # images, queries, epochs, ...: a larger number is a typing error, and would fill the memory
 _from_list = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)  # YAML has no tuples
 _Count = Annotated[int, Field(ge=1, le=_MOST)]
 _Counts = Annotated[tuple[_Count, _Count, _Count], _from_list]
@@ -57,7 +57,7 @@ class Pictures(_Settings):
 class Acquisition(_Settings):
     """Which images are queried, and how many (section IV-D).
 
-    The default is 36 queries, because 10 epochs x the sum of 4 to 40 batches = 8140 steps (footnote 6).
+    The default is 36 queries, because 10 epochs x (4 + 5 + ... + 40) batches = 8140 steps (footnote 6).
     """
 
     cold_start: _Count = Field(128, description="images that are fully annotated before the first round")
@@ -113,7 +113,7 @@ class Labelling(_Settings):
 
 
 class Control(_Settings):
-    """A second network after each round, trained from the start on the labelled set; the run does not depend on it."""
+    """A second network after each round, trained from the initial weights on the labelled set; the run ignores it."""
 
     control: Literal["none", "equal_steps", "belief"] = Field(
         "none", description="equal_steps: on all labels; belief: on the human's alone, beside labels that a model wrote"
@@ -163,7 +163,7 @@ class Augmentation(_Settings):
     contrast: _Share = Field(0.2, description="largest relative change")
     saturation: _Share = Field(0.2, description="largest relative change")
     blur_kernel: int = Field(5, ge=1, le=31, description="side of the Gaussian kernel, pixels, odd")
-    blur_sigma_min: float = Field(0.01, ge=1e-6, description="pixels")  # float32 would make 0 of much less
+    blur_sigma_min: float = Field(0.01, ge=1e-6, description="pixels")  # much less would be 0 in float32
     blur_sigma_max: float = Field(0.2, gt=0, description="pixels")
 
     @model_validator(mode="after")
@@ -203,10 +203,9 @@ class Training(Augmentation, Computing):
 class Experiment(Training, Network, Control, Labelling, Acquisition, Pictures):
     """Every setting of a run; the defaults are the values of section IV-D and of the readings of the paper.
 
-    An experiment is each group of settings at once, so that a function that takes a group takes an experiment too. A
-    group alone is ``experiment.pictures``, ``.acquisition``, ``.labelling``, ``.controls``, ``.network``,
-    ``.computing``, ``.augmentation`` or ``.training`` (which includes the two before it). ``profiles/paper.yaml`` lists
-    all settings.
+    An experiment has the settings of all groups, so a function that takes a group takes an experiment too. A group
+    alone is ``experiment.pictures``, ``.acquisition``, ``.labelling``, ``.controls``, ``.network``, ``.computing``,
+    ``.augmentation`` or ``.training`` (which includes the two before it). ``profiles/paper.yaml`` lists all settings.
 
     Raises:
         ConfigError: for an unknown name (the nearest valid one is suggested), a wrong type or a value out of range.
@@ -273,7 +272,7 @@ TAU_U, TAU_B = (0.125, 0.25, 0.375), (0.25, 0.5, 0.75)
 
 
 def same_run(tau_u: float, tau_b: float) -> tuple[float, float]:
-    """The thresholds that represent all pairs that write the same masks in mode partial.
+    """The pair of thresholds that stands for all pairs with the same masks in mode "partial".
 
     The human labels the pixels with p from ``0.5 - tau_u`` to ``0.5 + tau_u``. A tau_b in that range decides about no
     pixel, and 0.5 stands for all of them.

@@ -82,7 +82,8 @@ def run_active_learning(
     """Active learning as in Fig. 1, simulated as in section IV-E, one round at a time.
 
     All arms of one seed share the cold start, which is annotated in full, and the initial weights. Of the pool's masks
-    only those of queried images are read, and the model learns no more of them than ``experiment.annotation`` says.
+    only those of queried images are read (a positive control such as "lowest_dice" reads all), and the model learns no
+    more of them than ``experiment.annotation`` says.
 
     Everything is checked when the function is called; the work is done as the rounds are asked for. Each round is on
     disk before it is yielded. A stopped run goes on when it is called again with the same arguments: the rounds on disk
@@ -100,7 +101,8 @@ def run_active_learning(
         network: a function of your own in place of :func:`alutils.unet_for`; it draws its initial weights from the
             global random state, which is the seed's, and is recorded by its name and code too.
         oracle: who annotates ``splits.train``: by default the simulated oracle; a person (:class:`alutils.HumanOracle`)
-            draws the queried images and not the cold start. One of your own is recorded by its code and masks.
+            draws the queried images, and with ``draws_cold_start`` the cold start. One of your own is recorded by its
+            code and masks.
         device: where to compute: "auto", "cpu", "cuda", "cuda:1", ...; the pictures are moved there if they fit.
         progress: show a progress bar.
 
@@ -112,7 +114,7 @@ def run_active_learning(
             run (the error lists the settings that differ).
         RecordsError: if the files of a stopped run cannot be read, or another process is at work in ``output_dir``.
         CannotWrite: if a file cannot be written; the rounds before are safe.
-        TrainingDiverged: if the loss or the weights stop being numbers: the run has ended and its record says so.
+        TrainingDiverged: if a loss, weight or prediction is not finite: the run has ended, and its record says so.
         OutOfMemory: if the device cannot hold a batch (the message names a batch size that fits), the masks, or the
             copy of the pool that a ``strategy`` of your own gets.
         AnnotationsNeeded: if the oracle is a person who has images to draw; draw them and make the same call again.
@@ -170,7 +172,7 @@ class _Run:
 
     @contextmanager
     def phase(self, name: str, draft: Draft) -> Iterator[None]:
-        """A context for a part of a round: it takes the time, and explains what does not fit into the memory."""
+        """A context for a part of a round: it adds up the seconds, and explains what does not fit into the memory."""
         device, remedy = next(self.initial.parameters()).device, "take a smaller query_size, batch_size or image_size"
         seconds, start = draft.line["seconds"], time.perf_counter()
         with (
@@ -204,7 +206,7 @@ def _loop(run: _Run, state: RunState) -> Iterator[Round]:
     try:
         draft = _waiting(run, state) or _evaluate(run, state, _train(run, state))
         while not run.is_last(draft):
-            if draft.asked is None:  # else it has queried, and waited for a person
+            if draft.asked is None:  # otherwise it has queried already, and waited for a person
                 view = _view(run, state, draft)
                 answer = _score_pool(run, draft, view)  # step 1
                 _query(run, draft, view, answer)  # step 2
@@ -260,7 +262,7 @@ def _score_pool(run: _Run, draft: Draft, view: View) -> Answer:
 
 
 def _query(run: _Run, draft: Draft, view: View, answer: Answer) -> None:
-    """Step 2: the images with the highest scores, and which of their pixels the human is to label."""
+    """Step 2: the images to query, and which of their pixels the human is to label."""
     with run.phase("query", draft):
         chosen = chosen_of(answer, view)
         queried = view.images.indices[chosen]
@@ -300,10 +302,10 @@ def _annotate(run: _Run, state: RunState, draft: Draft) -> None:
 
 
 def _train(run: _Run, state: RunState) -> Draft:
-    """Step 4: a new round, from the last one's weights or from scratch."""
+    """Step 4: the training of a new round, from the last one's weights or from scratch."""
     experiment, labelled = run.experiment, state.labelled
     draft = Draft.of(len(state.rounds), labelled)
-    if state.rounds and state.predicted is None:  # after a stop
+    if state.rounds and state.predicted is None:  # after a stop: they are not kept on disk
         with run.phase("evaluation", draft):
             *_, state.predicted = evaluate(state.model, run.splits.val, experiment)
     with run.phase("training", draft):
@@ -328,7 +330,7 @@ def _train(run: _Run, state: RunState) -> Draft:
 
 
 def _with_pseudo_labels(run: _Run, state: RunState) -> LabelledSet:
-    """The labelled set, and images that join one training with the labels of the model before it (CEAL [24])."""
+    """The labelled set, and the images that join this training alone, labelled by the last model (CEAL [24])."""
     train = run.splits.train
     names = state.rounds[-1].line.get("pseudo_labelled") if state.rounds else None
     if not names:
@@ -371,7 +373,7 @@ def _evaluate(run: _Run, state: RunState, draft: Draft) -> Draft:
 
 
 def _train_control(run: _Run, state: RunState, draft: Draft) -> None:
-    """A second network, trained from the start on this round's labels, and for "belief" on the human's alone."""
+    """A second network, from the initial weights, trained on this round's labels ("belief": on the human's alone)."""
     experiment, trained, line = run.experiment, state.labelled, draft.line
     belief, model = experiment.control == "belief", copy.deepcopy(run.initial)
     fit(
@@ -414,7 +416,7 @@ def _save(run: _Run, state: RunState, draft: Draft) -> Round:
 
 
 def _pixels_to_ask(run: _Run, queried: torch.Tensor, p: torch.Tensor, generator: torch.Generator) -> LabelledSet:
-    """The queried images: which pixels the human labels, and the model's labels (in those, p >= 0.5)."""
+    """The queried images: which pixels the human labels, and the model's labels (p >= 0.5 there, else >= tau_b)."""
     regions = _regions(run, queried) if run.experiment.annotation == "superpixels" else None
     human = human_pixels(p, run.experiment, generator, regions)
     return LabelledSet.of(queried, combine((p >= 0.5).to(torch.uint8), p, human, run.experiment.tau_b), human)
@@ -456,9 +458,9 @@ def _by_cohort(audits: pd.DataFrame, cohorts: np.ndarray) -> pd.DataFrame:
 
 
 def evaluate(model: nn.Module, split: Split, experiment: Experiment) -> tuple[torch.Tensor, torch.Tensor, PackedMasks]:
-    """Dice of each image of ``split`` (eq. 4), Dice as the model predicts it, and its masks (p >= 0.5), on the CPU.
+    """Dice of each image of ``split`` (eq. 4), Dice as the model predicts it, and the predicted masks, on the CPU.
 
-    Both Dice are float32 (n,), 0 to 1.
+    A mask is 1 where p >= 0.5. Both Dice are float32 (n,), 0 to 1.
 
     Raises:
         TrainingDiverged: if a prediction is not a number.

@@ -20,7 +20,7 @@ def dice_score(predicted: torch.Tensor, truth: torch.Tensor, threshold: float = 
         float32 (N,), 0 (disjoint) to 1 (equal). Where neither mask has a lesion pixel, eq. 4 is 0/0: they agree, so 1.
 
     Raises:
-        ValueError: if the shapes differ or are others, a probability is not a number from 0 to 1, or the threshold.
+        ValueError: if the shapes differ or are not (N, 1, H, W), or a probability or the threshold is not from 0 to 1.
 
     >>> import torch
     >>> truth = torch.tensor([1, 1, 0, 0]).view(1, 1, 2, 2)
@@ -54,7 +54,9 @@ def jaccard_score(dice: torch.Tensor, *, threshold: float = 0.0) -> torch.Tensor
 
 
 def mean_height(n_labelled: np.ndarray, dice: np.ndarray) -> np.ndarray:
-    """The mean height of learning curves, ``dice`` (rounds, ...) over ``n_labelled`` (rounds,); NaN for a single round.
+    """The mean height of learning curves: the area under ``dice`` over ``n_labelled``, divided by the curves' width.
+
+    ``dice`` is (rounds, ...) and ``n_labelled`` (rounds,); the result is (...), NaN for a single round.
 
     >>> mean_height(np.array([0, 1, 3]), np.array([0.0, 0.5, 1.0])).item()
     0.5833333333333334

@@ -1,6 +1,6 @@
 """The network of section IV-C: a U-Net with a ResNet-18 encoder, 1x1 convolutions, batch norm and dropout.
 
-Any other network of segmentation-models-pytorch takes its place, with the same dropout in the same place.
+Any other network of segmentation-models-pytorch can take its place, with the same dropout in the same place.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class UNet(Network, smp.Unet):
 
 
 class DPT(Network, smp.DPT):
-    """``smp.DPT``, whose vision transformer gives tokens beside the features: they stand where the images would."""
+    """``smp.DPT``: its vision transformer gives tokens beside the features; they take the place of the images."""
 
     def encode(self, images: torch.Tensor) -> list:
         """The tokens, a list, and the features, the deepest last."""

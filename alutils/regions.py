@@ -18,7 +18,7 @@ _GOOD_ENOUGH = 0.9  # intersection over union at which a proposal is accepted
 
 
 def regions_of(images: torch.Tensor) -> torch.Tensor:
-    """The superpixels of images, uint8 (N, 3, H, W), in their own size: int64 (N, 1, H, W), on the CPU."""
+    """The superpixels of images, uint8 (N, 3, H, W), at the images' size: int64 (N, 1, H, W), on the CPU."""
     regions = superpixels(images)[:, None]
     return F.interpolate(regions.double(), size=images.shape[2:], mode="nearest").long()
 
@@ -29,7 +29,7 @@ def uncertain_regions(probabilities: torch.Tensor, regions: torch.Tensor, n: int
     Args:
         probabilities: float (N, 1, H, W), 0 to 1.
         regions: int64, the same shape.
-        n: superpixels per image; [19] suggests some, ten are our choice.
+        n: superpixels per image; the default, ten, is our choice.
 
     >>> regions = torch.tensor([[[[0, 0, 1, 2]]]])
     >>> uncertain_regions(torch.tensor([[[[0.4, 0.6, 0.9, 0.5]]]]), regions, 1).tolist()
@@ -46,7 +46,7 @@ def uncertain_regions(probabilities: torch.Tensor, regions: torch.Tensor, n: int
 
 
 def dominant_labels(labels: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
-    """The label of most of each superpixel's pixels, lesion if they are as many: uint8 (N, 1, H, W).
+    """Each superpixel's majority label, lesion where both are equally frequent: uint8 (N, 1, H, W).
 
     Args:
         labels: uint8 (N, 1, H, W), 0 and 1, on any device.
@@ -62,14 +62,14 @@ def correct(
     """A person who corrects what the model proposes, simulated after [27]: at most ``n`` clicks per image.
 
     Each click goes to the deepest point of the largest connected error and gives its superpixel the true label of that
-    point. The person stops at an intersection over union of 0.9, and clicks no superpixel twice. [27] refines by a
-    network; superpixels in its place are ours.
+    point. The person stops at an intersection over union of 0.9, and clicks no superpixel twice. [27] refines with
+    a network; superpixels in its place are our choice.
 
     Args:
         truth: uint8 (N, 1, H, W), 0 and 1; the other tensors have its shape.
         proposals: the model's masks, uint8.
         regions: int64.
-        n: clicks.
+        n: most clicks per image.
 
     Returns:
         The corrected masks, uint8, and the pixels of the superpixels that were clicked, bool.

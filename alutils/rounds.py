@@ -16,20 +16,20 @@ from alutils.annotation import NO_AUDIT
 from alutils.data.packed import PackedMasks
 
 COLD_START, TRAINING, QUERY, ANNOTATION, CONTROL = 1, 2, 3, 4, 5
-"""What a generator's numbers are for: with the round, :func:`alutils.make_generator`'s purpose."""
+"""What a generator's numbers are for; with the round, the ``purpose`` of :func:`alutils.make_generator`."""
 
 KEYS = (
     "round", "n_labelled", "steps", "loss", "losses", "val_dice", "val_dice_per_image", "predicted_dice",
     "prediction_change", "test_dice", "test_jaccard", "test_thresholded_jaccard", "test_dice_per_image",
     "control_val_dice", "control_test_dice", "tied", "pseudo_labelled", "seconds", "annotations", "queries", "audit",
 )  # fmt: skip
-"""The keys of a round's line. The last three hold a table each, as lists by the column's name, and so does
-``test_dice_per_image``: in the last round with the images' ids and ``area``, the mean height of each one's curve over
-the labelled images. ``loss`` is the mean of the last epoch's steps. What a run knows without masks are
-``predicted_dice``, see :func:`alutils.metrics.predicted_dice`, and ``prediction_change``, one minus the Dice between
-the masks predicted before and after the round's training; both are means over the validation images.
-``control_val_dice`` and ``control_test_dice`` are those of the setting ``control``. ``pseudo_labelled`` are the ids of
-pool images that join the next training with the model's own labels."""
+"""The keys of a round's line. The last three hold a table each, as one list per column, and so does
+``test_dice_per_image``. In the last round, that table also has the images' ids and ``area``, the mean height of each
+image's curve of Dice over the number of labelled images. ``loss`` is the mean of the last epoch's steps. Two values
+need no masks: ``predicted_dice``, see :func:`alutils.metrics.predicted_dice`, and ``prediction_change``, one minus the
+Dice between the masks predicted before and after the round's training; both are means over the validation images.
+``control_val_dice`` and ``control_test_dice`` are those of the second network, see the setting ``control``.
+``pseudo_labelled`` are the ids of pool images that join the next training with the model's own labels."""
 
 _OF_A_ROUND = (
     "round", "n_labelled", "steps", "loss", "val_dice", "predicted_dice", "prediction_change", "test_dice",
@@ -50,13 +50,13 @@ class Round:
         labelled_ids: their ids.
         model: what was trained: the live model, which the next round goes on training (``copy.deepcopy`` keeps it as it
             is). Of the rounds that are read from the disk, only the latest has it.
-        labels: the labelled set with its masks, the queried images of this round included; absent where the model is.
+        labels: the labelled set with its masks, the queried images of this round included; None if ``model`` is None.
 
     Attributes:
         number: 0 for the training on the cold start.
         n_labelled: images trained on.
         losses: float32, the loss of each optimizer step.
-        val_dice, val_dice_per_image: eq. 4, 0 to 1, the mean over the validation images and float32 of each.
+        val_dice, val_dice_per_image: eq. 4, 0 to 1: the mean over the validation images, and each image's, float32.
         test_dice, test_dice_per_image: the same of the test images.
         tied: images of the pool that share the lowest score queried, if a lot had to choose among them; else 0.
         seconds: by phase: "training", "evaluation", "test", "audit", "control", "query" and "annotation".
@@ -64,7 +64,7 @@ class Round:
             NaN where the strategy selects without scores), ``lesion_area_percent`` (of the true mask),
             ``predicted_area_percent`` (of the model's, p >= 0.5) and ``rank`` (from 1). No rows in the last round.
         annotations: one row per image annotated for this training and for no earlier one: ``round``, ``image_id`` and
-            the currencies of :func:`alutils.annotation_cost`. Those of round 0 are the cold start.
+            the columns of :func:`alutils.annotation_cost`. Those of round 0 are the cold start.
         audit: one row per query whose labels a model wrote in part: ``round``, ``cohort`` (the round that first trained
             on them), ``images``, the sums and means of :func:`alutils.annotation.audit_annotations`, and with the
             control "belief" ``control_repeated_pixels``: those that the second network would write wrong too.
@@ -91,7 +91,7 @@ class Round:
 
     @classmethod
     def of(cls, line: Mapping[str, Any], annotated: torch.Tensor, ids: Sequence[str]) -> Round:
-        """The round of this line; of all ``annotated`` positions in the split of ``ids`` it trained on the first."""
+        """The round of this line, trained on the first ``n_labelled`` positions; ``ids`` are those of the split."""
         labelled = annotated[: line["n_labelled"]]
         return cls(line, labelled, tuple(ids[i] for i in labelled.tolist()))
 
@@ -127,7 +127,7 @@ class LabelledSet:
         )
 
     def unlabelled(self, n: int) -> torch.Tensor:
-        """The pool: the positions of the other ones of ``n`` training images, int64, ascending."""
+        """The pool: positions of all other images among ``n`` training images, int64, ascending."""
         others = torch.ones(n, dtype=torch.bool)
         others[self.indices] = False
         return others.nonzero().flatten()
@@ -169,7 +169,7 @@ class RunState:
 
     @property
     def finished(self) -> bool:
-        """Whether the last round, which names the test images, is over."""
+        """Whether the last round is over: its line alone names the test images."""
         return bool(self.rounds) and "image_id" in (self.rounds[-1].line["test_dice_per_image"] or {})
 
 
@@ -205,7 +205,7 @@ def run_tables(lines: Sequence[Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
     """All tables of a finished run: "rounds", "queries", "annotations", "audit", "test_dice" and "timing".
 
     Args:
-        lines: of all its rounds; what the first lacks (older records have no "tied", say) the tables lack too.
+        lines: of all its rounds; columns that the first line lacks (older records have no "tied") are left out.
     """
     timing = [(line["round"], phase, seconds) for line in lines for phase, seconds in line["seconds"].items()]
     test = lines[-1]["test_dice_per_image"]
@@ -224,6 +224,6 @@ def _float32(numbers: Sequence[float]) -> torch.Tensor:
 
 
 def _series(column: str, values: list[Any]) -> pd.Series:
-    """With the type that the column has even without a row."""
+    """The values in the column's type, also where there are none."""
     dtype = str if column == "image_id" else np.float64 if column in _FLOATS else np.int64
     return pd.Series(values, dtype=dtype)

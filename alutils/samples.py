@@ -1,4 +1,4 @@
-"""Several predictions of one image, by random dropout or by a mirror, and how they differ (eq. 3, section III-A)."""
+"""Several predictions of one image, by random dropout or by mirroring, and how they differ (eq. 3, section III-A)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Alph
 
 
 class SampleMaps(NamedTuple):
-    """What several predictions say of each pixel: float32 maps (N, 1, H, W), the last three large where it is unsure.
+    """What several predictions say of each pixel: float32 (N, 1, H, W), the last three large where the model is unsure.
 
     Args:
         mean: mean of the sampled probabilities, 0 to 1.
@@ -46,12 +46,12 @@ def mc_dropout_maps(
     generator: torch.Generator,
     n_samples: int | None = None,
 ) -> SampleMaps:
-    """Monte Carlo dropout on one batch: the mean, eq. 3 and two entropies over N predictions with random dropout.
+    """Monte Carlo dropout on one batch: the :class:`SampleMaps` of N predictions with random dropout.
 
-    ``std = sqrt(1/N sum_j (p_j - mean)^2)`` (eq. 3). Only dropout layers are in training mode, and afterwards the model
-    is what it was. Memory does not grow with N. A model with ``encode`` and ``decode`` encodes the batch once and
-    decodes it N times, if ``encode`` draws no random numbers; ``decode`` must leave the features as they are. Any other
-    model runs N times as a whole.
+    ``std = sqrt(1/N sum_j (p_j - mean)^2)`` (eq. 3). Only dropout layers are in training mode, and afterwards
+    every layer is in its former mode. Memory does not grow with N. A model with ``encode`` and ``decode`` encodes the
+    batch once and decodes it N times, if ``encode`` draws no random numbers; ``decode`` must leave the features as they
+    are. Any other model runs N times as a whole.
 
     Args:
         model: from normalized images to logits (N, 1, H, W), on the device where it is to run.
@@ -61,7 +61,7 @@ def mc_dropout_maps(
         n_samples: N of eq. 3, at least 2; None: ``experiment.mc_samples``.
 
     Raises:
-        ConfigError: if ``n_samples`` is below 2, or the model's device cannot be ``deterministic`` as set.
+        ConfigError: if ``n_samples`` is below 2, or torch has no ``deterministic`` algorithm for the model.
 
     >>> from alutils.model import build_unet
     >>> model = build_unet(encoder_weights=None, decoder_channels=(16, 16, 16, 16, 16))
@@ -172,7 +172,7 @@ def flip_batches(
 def draws_dropout(model: nn.Module, image: torch.Tensor, computing: Computing) -> bool:
     """Whether the model's dropout draws random numbers: without them all samples of eq. 3 agree.
 
-    It does not if the network has no dropout layer, their probability is 0, or no picture passes through them (some
+    It does not if the network has no dropout layer, the layers' probability is 0, or no image passes through them (some
     encoders keep the dropout of the classifier that was cut off).
 
     Args:
@@ -183,7 +183,7 @@ def draws_dropout(model: nn.Module, image: torch.Tensor, computing: Computing) -
     device = next(model.parameters()).device
     with _dropout_only(model), seeded(make_generator(0), device), torch.inference_mode():
         before = _random_state(device)
-        model.forward(normalize(image.to(device), computing))  # not called: that would compile for a batch of one
+        model.forward(normalize(image.to(device), computing))  # a call of the model would compile it for a batch of 1
         return not torch.equal(before, _random_state(device))
 
 

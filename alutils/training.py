@@ -32,7 +32,7 @@ from alutils.system.seeding import make_generator, seeded
 from alutils.system.tensors import check_mask
 
 _Masks = torch.Tensor | PackedMasks
-_LEAST_SCALE = 1.0  # of float16's losses: below it, gradients of their true size are too large for float16
+_LEAST_SCALE = 1.0  # of the loss in float16: below it, even unscaled gradients are too large for float16
 
 
 class TrainingDiverged(RuntimeError):
@@ -53,7 +53,7 @@ def fit(  # 9 parameters: the labelled set, how to train on it, and what is not 
 ) -> torch.Tensor:
     """Train ``model`` in place with a new SGD optimizer (section IV-D): batches of shuffled, augmented images.
 
-    A last image alone, on which some networks cannot train (:func:`needs_company`), is joined by the one before it.
+    Some networks cannot train on a last batch of one image (:func:`needs_company`); the image before then joins it.
 
     Args:
         model: from :func:`alutils.build_unet`, on the device where it is to be trained.
@@ -75,7 +75,7 @@ def fit(  # 9 parameters: the labelled set, how to train on it, and what is not 
         TrainingDiverged: if the loss (looked at after each epoch) or, at the end, a weight is not finite.
         ConfigError: if torch cannot do what is computed with ``deterministic`` algorithms, or there is one image alone,
             or a ``batch_size`` of 1, and the network cannot train on that.
-        OutOfMemory: naming a batch size that fits on the device; ``model`` is then half trained.
+        OutOfMemory: naming a batch size that fits on the device; ``model`` is then partly trained.
 
     >>> images, masks = torch.zeros(4, 3, 64, 64, dtype=torch.uint8), torch.zeros(4, 1, 64, 64, dtype=torch.uint8)
     >>> fit(nn.Conv2d(3, 1, 1), images, masks, Training(), torch.Generator(), n_steps=6, progress=False).shape
@@ -134,7 +134,7 @@ class _Trainer:
         return losses.cpu()
 
     def _step(self, index: torch.Tensor, where: str) -> torch.Tensor:
-        """Take a step on the images at ``index``; again where the scaler left it out, for a gradient beyond float16."""
+        """Take a step on the images at ``index``; again where the scaler skipped it, for a gradient beyond float16."""
         scale = math.inf
         while self.scaler.get_scale() < scale:
             scale = self.scaler.get_scale()
@@ -277,7 +277,7 @@ def predict_probabilities(
 
 
 def needs_company(model: nn.Module, n: int, batch_size: int, image_size: int) -> bool:
-    """Whether ``n`` images leave a batch of one on which ``model`` cannot train; ConfigError if it has none to join.
+    """Whether ``n`` images leave a batch of one on which ``model`` cannot train; ConfigError if no image can join it.
 
     >>> needs_company(nn.BatchNorm2d(3), 9, 4, image_size=1), needs_company(nn.BatchNorm2d(3), 9, 4, image_size=2)
     (True, False)
@@ -315,7 +315,7 @@ def _check_training_set(images: ImageView, masks: _Masks, annotated: _Masks | No
 def _shuffled_batches(
     n: int, size: int, n_steps: int, generator: torch.Generator, together: bool = False
 ) -> Iterator[torch.Tensor]:
-    """``n_steps`` batches of indices: one shuffled pass over 0..n-1 after the other; the last two ``together``."""
+    """``n_steps`` batches of indices: shuffled passes over 0..n-1; ``together``: the last two of each share a batch."""
     done = 0
     while done < n_steps:
         order = torch.randperm(n, generator=generator)

@@ -39,7 +39,7 @@ def least_confidence(probabilities: torch.Tensor) -> torch.Tensor:
 def one_sided_entropy(probabilities: torch.Tensor) -> torch.Tensor:
     """Eq. 2: ``-p log2 p``, from 0 (p = 0 or 1) to 0.5307 bits at p = 1/e = 0.368: large where the model is unsure.
 
-    It is not symmetric: 0.332 at p = 0.1 but 0.137 at p = 0.9, so a hazy background counts for more than a hazy lesion.
+    It is not symmetric: 0.332 at p = 0.1 but 0.137 at p = 0.9, so a pixel that leans to background counts for more.
     Arguments, result and errors are those of :func:`least_confidence`.
 
     >>> one_sided_entropy(torch.tensor([0.0, 0.5, 1.0])).tolist()
@@ -52,7 +52,7 @@ def one_sided_entropy(probabilities: torch.Tensor) -> torch.Tensor:
 def binary_entropy(probabilities: torch.Tensor) -> torch.Tensor:
     """``-p log2 p - (1 - p) log2(1 - p)``, from 0 (p = 0 or 1) to 1 bit at p = 0.5: large where the model is unsure.
 
-    The usual entropy of lesion or background; eq. 2 is its first half. It orders pixels as eq. 1 does, but not images.
+    The usual entropy of lesion or background; eq. 2 is its first term. It ranks pixels as eq. 1 does, but not images.
     Arguments, result and errors are those of :func:`least_confidence`.
 
     >>> binary_entropy(torch.tensor([0.0, 0.5, 1.0])).tolist()
@@ -72,7 +72,7 @@ def image_score(
     tau_u: float = 0.25,
     k: int | None = None,
 ) -> torch.Tensor:
-    """One number per image, from its pixel map (section III-A): small where the map is small at unsure pixels.
+    """One number per image, from its pixel map (section III-A): for eq. 1 small, else large where the model is unsure.
 
     So the paper queries the *smallest* sums of eq. 1 and the *largest* of eq. 2 and 3. The sum, the paper's choice,
     grows with the lesion's perimeter; the band's mean does not.
@@ -85,7 +85,7 @@ def image_score(
         small_is_unsure: True for eq. 1; "top_k" and "band_mean" need it to find the unsure pixels.
         probabilities: of the lesion, the shape of ``maps``; for "band_mean".
         tau_u: half the band's width, 0 to 0.5.
-        k: number of pixels of "top_k"; None: one in a hundred.
+        k: number of pixels of "top_k"; None: 1 % of them, at least one.
 
     Returns:
         float32 (N,); maps of any type become float32 before they are added up.
@@ -112,7 +112,7 @@ def image_score(
         return total
     if reduction == "mean":
         return total / pixels.shape[1]
-    zero = 0 * total  # but NaN where a map is not finite, which the others might pass over
+    zero = 0 * total  # but NaN where a map is not finite, which the other reductions might pass over
     if reduction == "median":
         return zero + _median(pixels)
     if reduction == "top_k":
@@ -148,7 +148,7 @@ def _band_mean(
 
 
 def _widened(probabilities: torch.Tensor) -> torch.Tensor:
-    """As float32 or float64; values are checked where that does not wait for a device."""
+    """``probabilities`` as float32 or float64; the values are checked where that does not wait for a device."""
     if not isinstance(probabilities, torch.Tensor) or not probabilities.is_floating_point():
         got = probabilities.dtype if isinstance(probabilities, torch.Tensor) else type(probabilities).__name__
         raise ValueError(f"probabilities must be a tensor of floating point, got {got}; a mask is not a probability")
