@@ -1,4 +1,4 @@
-"""CEAL [24]: certain, random and uncertain images, by the variance of dropout away from the border."""
+"""CEAL [24]: certain, random and uncertain images, by how far predictions with dropout vary, off the border."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scipy.ndimage import distance_transform_edt
 from alutils.queries.registry import strategy
 from alutils.queries.view import View
 
-_FIRST_PSEUDO, _BINS = 4, 80  # the round, counted from 0, and the histogram's bins
+_FIRST_PSEUDO, _BINS = 4, 80  # the first such round, counted from 0, and the bins of the scores' histogram
 _LARGEST = 128  # side of the maps on which distances are measured, pixels
 
 
@@ -22,8 +22,8 @@ def select_ceal(view: View) -> torch.Tensor:
     that the border counts little; [24] takes it from the last sampled prediction, we from their mean. Images without a
     predicted lesion have the score 0 and are the first among the lowest, as in [24] ("no detections").
 
-    From the fifth query on, images with the most frequent scores (of 80 bins) join the next training with the model's
-    own labels, binarized where [24] takes the probabilities: 20 for a query of 35, and 20 more each time.
+    From the fifth query on, images whose scores lie in the fullest of 80 bins join the next training with the model's
+    own labels, binarized where [24] takes the probabilities: at most 20 for a query of 35, and 20 more each time.
     """
     scores = torch.cat([_scores(maps.std, maps.mean) for _, maps in view.samples()])
     order = torch.randperm(len(view), generator=view.generator)
@@ -47,7 +47,7 @@ def quotas(n: int) -> tuple[int, int]:
 
 
 def n_pseudo(query_size: int, number: int) -> int:
-    """How many images the model labels itself after round ``number``.
+    """How many images the model labels itself, at most, after round ``number``.
 
     >>> [n_pseudo(35, number) for number in (4, 5, 6)]
     [20, 40, 60]

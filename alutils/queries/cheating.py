@@ -1,4 +1,4 @@
-"""A positive control, which no expert could follow: it queries by the masks of the pool."""
+"""A positive control, impossible in practice: it queries by the masks of the pool."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from alutils.queries.view import View
 
 @strategy("lowest_dice", sees_masks=True)
 def score_lowest_dice(view: View) -> torch.Tensor:
-    """One minus the true Dice (eq. 4) of the model's prediction: it cheats, and asks for the images it does worst on.
+    """One minus the true Dice (eq. 4) of the model's prediction: it cheats, and asks for the worst predicted images.
 
-    If this does not beat random selection, the set-up could not show that a better selection helps.
+    If this does not beat random selection, the set-up cannot show that a better selection helps.
     """
     return torch.cat([1 - dice_score(p, view.masks[chosen].to(p.device)).cpu() for chosen, p in view.probabilities()])

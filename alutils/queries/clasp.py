@@ -17,9 +17,9 @@ _LAST_BETA = 100.0
 def select_clasp(view: View) -> torch.Tensor:
     """Class-stratified power sampling of the entropy, for two classes.
 
-    A third of the query by the entropy of the lesion, ``mean(H p)``, a third by that of the skin, ``mean(H (1 - p))``,
-    and the rest by ``mean(H)``, H the binary entropy of each pixel. All scores have power noise; its beta grows
-    exponentially from 1 in the first round to 100 in the last.
+    A third of the query is chosen by the entropy of the lesion, ``mean(H p)``, a third by that of the background,
+    ``mean(H (1 - p))``, and the rest by ``mean(H)``, where H is the binary entropy of each pixel. All scores have power
+    noise; its beta grows exponentially from 1 in the first query to 100 in the last.
     """
     batches = [
         torch.stack([(h * weight).flatten(1).mean(1) for weight in (p, 1 - p, torch.ones_like(p))])

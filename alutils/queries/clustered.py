@@ -20,9 +20,9 @@ def select_kmeans(view: View) -> torch.Tensor:
 
 @strategy("typiclust")
 def select_typiclust(view: View) -> torch.Tensor:
-    """TypiClust (Hacohen et al., 2022): a typical image of each cluster that the labelled set covers least.
+    """TypiClust (Hacohen et al., 2022): a typical image from each of the clusters with the fewest labelled images.
 
-    The features are ImageNet's, where the authors learn some from the pool. See :func:`typical_of_clusters`.
+    The features are ImageNet's, where the authors learn theirs from the pool. See :func:`typical_of_clusters`.
     """
     pool, labelled = view.features(source="imagenet"), view.features("labelled", source="imagenet")
     return typical_of_clusters(pool, labelled, view.query_size, view.generator)
@@ -55,8 +55,8 @@ def typical_of_clusters(pool: torch.Tensor, labelled: torch.Tensor, n: int, gene
     """TypiClust's choice among ``pool``, features (N, d), beside the ``labelled`` ones, (m, d): positions, int64 (n,).
 
     There are ``min(m + n, 500)`` clusters of k-means. Those of 5 images or fewer are left out if enough others remain.
-    The clusters with the fewest labelled images come first, of these the largest. Of each the image is taken that has
-    the smallest mean distance from its 20 nearest neighbours in the cluster (from half of a smaller cluster).
+    The clusters with the fewest labelled images come first, of these the largest. Each gives the image with the
+    smallest mean distance from its 20 nearest neighbours in the cluster (in one of fewer than 40, from half of it).
     """
     features = torch.cat([pool, labelled]) if len(labelled) else pool
     k = min(len(labelled) + n, _MOST_CLUSTERS, len(features))

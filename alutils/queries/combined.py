@@ -17,11 +17,11 @@ _SIDE, _BINS = 32, 16  # of the thumbnails whose grey levels are compared
 
 @strategy("nath", needs_dropout=True)
 def score_nath(view: View) -> torch.Tensor:
-    """Nath's criteria [20]: an unsure committee, and little mutual information with the labelled images. Rank sum.
+    """Nath's criteria [20]: a committee's uncertainty, and little mutual information with the labelled images.
 
-    The committee is the predictions with dropout, where [20] trains several networks; unsure is the mean entropy of
-    their mean. The mutual information is that of the grey levels (16 bins) at equal places of two thumbnails of 32 x 32
-    pixels, and its mean over the labelled images counts.
+    Their ranks are added. The committee is the predictions with dropout, where [20] trains several networks; its
+    uncertainty is the mean entropy of their mean. The mutual information is that of the grey levels (16 bins) at equal
+    places of two thumbnails of 32 x 32 pixels, and its mean over the labelled images counts.
     """
     entropy = torch.cat([maps.entropy.flatten(1).mean(1).cpu() for _, maps in view.samples()])
     levels = view.once("grey levels", _grey_levels, of="all")
@@ -38,7 +38,7 @@ def score_hal_ia(view: View) -> torch.Tensor:
     """HAL-IA's three criteria [19]: entropy, regional inconsistency and diversity. The product of their ranks is ours.
 
     Entropy: the mean binary entropy. Inconsistency: the share of pixels predicted against the majority of their
-    superpixel. Diversity: one minus the largest cosine with a labelled image, between the features of the bottleneck.
+    superpixel. Diversity: one minus the largest cosine of the bottleneck's features with those of a labelled image.
     """
     regions = view.once("superpixels", superpixels, of="all")[view.images.indices]
     entropy, inconsistency = [], []
@@ -53,7 +53,7 @@ def score_hal_ia(view: View) -> torch.Tensor:
 
 
 def _ranks(values: torch.Tensor) -> torch.Tensor:
-    """From 1 / N for the smallest to 1; equal values have the rank of their mean place."""
+    """From 1 / N for the smallest to 1; equal values share their mean rank."""
     return torch.from_numpy(rankdata(values.numpy())).float() / len(values)
 
 
@@ -63,7 +63,7 @@ def _grey_levels(images: torch.Tensor) -> torch.Tensor:
 
 
 def _mutual_information(levels: torch.Tensor, one: torch.Tensor) -> torch.Tensor:
-    """Of each row of ``levels`` with ``one``, float32 (N,), in nats."""
+    """The mutual information of each row of ``levels`` with ``one``, float32 (N,), in nats."""
     joint = torch.zeros(len(levels), _BINS**2)
     joint.scatter_add_(1, levels * _BINS + one, torch.full(levels.shape, 1 / levels.shape[1]))
     joint = joint.view(-1, _BINS, _BINS)

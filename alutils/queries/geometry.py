@@ -1,4 +1,4 @@
-"""Choosing points that lie far apart, or one per cluster; distances are Euclidean."""
+"""Choosing points that lie far apart, or one per cluster; distances are Euclidean unless a function gives them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def distances_from(points: torch.Tensor) -> Callable[[int], torch.Tensor]:
 
 
 def nearest_of(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Each point's distance from the nearest of ``others``, or without any of these from the mean of the points, (N,).
+    """Each point's distance from the nearest of ``others``, or from the mean of the points if there are none, (N,).
 
     The mean makes the first choice the outermost point, whatever the points' order.
     """
@@ -44,7 +44,8 @@ def nearest_of(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
 def spread_out(points: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
     """The choice of k-means++: the point with the largest norm, then by lot, in proportion to squared distances.
 
-    Of ``points``, float (N, d), gives ``n <= N`` different positions, int64 (n,).
+    Distances are from the nearest chosen point. Returned are the positions of ``n <= N`` different ``points``, float
+    (N, d): int64 (n,).
     """
     chosen = [int(points.norm(dim=1).argmax())]
     row = distances_from(points)
@@ -60,7 +61,7 @@ def spread_out(points: torch.Tensor, n: int, generator: torch.Generator) -> torc
 
 
 def clusters(points: torch.Tensor, k: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """K-means (SciPy's), begun with the choice of k-means++ and not dependent on the order of the points, (N, d).
+    """K-means (SciPy's) of ``points``, (N, d), begun with :func:`spread_out`; their order plays no part.
 
     Returned are the cluster of each point, int64 (N,), and the centres, (k, d); a cluster can be empty.
     """

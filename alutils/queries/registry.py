@@ -41,8 +41,8 @@ def strategy(
 
     The name is written out, because it is read from the file's text; it has no hyphen. With ``needs_dropout`` the
     strategy is refused if the network's dropout draws nothing. With ``sees_masks`` it cheats: ``view.masks`` holds the
-    pool's masks. ``least`` is the lowest score that an image can have,
-    where this is below 0, for wrappers that need scores of at least 0.
+    pool's masks. ``least(view)`` is the lowest score that an image can have, where this is below 0, for wrappers that
+    need scores of at least 0.
     """
 
     def mark(function: Strategy) -> Strategy:
@@ -56,8 +56,8 @@ def strategy(
 def wrapper(name: str, /) -> Callable[[Callable[[View, Strategy], torch.Tensor]], Callable[[Strategy], Strategy]]:
     """Mark ``function(view, strategy)`` as the wrapper called ``name``: a strategy made of another one.
 
-    What is left takes a strategy, one of your own too, and returns the wrapped one. By name, a wrapper and a hyphen
-    stand before the strategy that it wraps: "power-entropy", "stratified-power-entropy".
+    The marked function takes a strategy, one of your own too, and returns the wrapped one. By name, a wrapper and a
+    hyphen stand before the strategy that it wraps: "power-entropy", "stratified-power-entropy".
     """
 
     def mark(function: Callable[[View, Strategy], torch.Tensor]) -> Callable[[Strategy], Strategy]:
@@ -79,7 +79,9 @@ def wrapper(name: str, /) -> Callable[[Callable[[View, Strategy], torch.Tensor]]
 
 def find_marked(folder: Path, mark: str) -> dict[str, tuple[Path, str]]:
     """The functions in a folder that are marked with ``@mark("name", ...)``: by name, the file and the function's name.
-    Two of one name are a ValueError.
+
+    Raises:
+        ValueError: if two have one name.
     """
     places: dict[str, tuple[Path, str]] = {}
     for path in sorted(folder.glob("*.py")):

@@ -26,10 +26,10 @@ def select_kcentre(view: View) -> torch.Tensor:
 
 @strategy("suggestive", needs_dropout=True)
 def select_suggestive(view: View) -> torch.Tensor:
-    """Suggestive annotation [5]: of the twice as many most uncertain images, those that represent the pool best.
+    """Suggestive annotation [5]: of the most uncertain images (twice the query), those that represent the pool best.
 
-    Uncertain is the score of Monte Carlo dropout (eq. 3), where [5] has four bootstrapped networks. The images s are
-    added one by one to maximize the sum over the pool of ``max_s cos(z, z_s)``, z the features.
+    Uncertainty is the score of Monte Carlo dropout (eq. 3), where [5] has four bootstrapped networks. The images s are
+    added one by one to maximize the sum over the pool of ``max_s cos(z, z_s)``, where z are the features.
     """
     short = highest_scores(score_mc_dropout(view), 2 * view.query_size, view.generator)
     z = nn.functional.normalize(view.features(), dim=1)
@@ -48,7 +48,7 @@ def select_badge(view: View) -> torch.Tensor:
     """BADGE: the choice of k-means++ among the gradients that each image would give the last layer.
 
     The gradient of a pixel, were its predicted label true, is ``(p - y) h``, with y = 1 where p >= 0.5 and h the
-    decoder's features (16 of them). Our reduction to an image is the mean of ``|p - y| h`` over the pixels: with the
+    decoder's features (16 by default). Our reduction to an image is the mean of ``|p - y| h`` over the pixels: with the
     sign, an unsure border's two sides would cancel.
     """
     if not all(hasattr(view.model, part) for part in ("encode", "decode", "segmentation_head")):

@@ -28,7 +28,7 @@ def score_bald(view: View) -> torch.Tensor:
 def score_equal(view: View) -> torch.Tensor:
     """EquAL [15], for whole images: the binary entropies of the image and of its mirror image, the largest sum first.
 
-    Mirrored back, the second map is added to the first before they are summed up.
+    The second map is mirrored back and added to the first; then the pixels are summed up.
     """
     maps = ((2 * (m.entropy - m.mutual_information), m.mean) for _, m in view.samples(how="flip"))
     return torch.cat([_reduced(view, entropies, mean) for entropies, mean in maps]).cpu()

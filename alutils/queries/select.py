@@ -57,14 +57,14 @@ def select_queries(
         experiment: the strategy's name and settings, batch size and precision.
         generator: of the CPU; random scores, the dropout and, last, the lot draw from it.
         strategy: a function of your own in place of the strategy that the experiment names.
-        indices: int64 (N,), positions of the pool if ``images`` holds more; your own strategy gets a copy of these.
+        indices: int64 (N,), positions of the pool if ``images`` holds more; a strategy of four arguments gets a copy.
 
     Returns:
         Positions in the pool, int64 (min(n, N),), the highest score first, and all scores, float32 (N,), on the CPU
         (NaN where the strategy selects images without scores).
 
     Raises:
-        ConfigError: if there is no such strategy, or it needs dropout and the model has none.
+        ConfigError: if there is no such strategy, it needs dropout and the model has none, or needs the pool's masks.
         OutOfMemory: if the device cannot hold a batch, or the pool's copy for a strategy of your own.
         ValueError: if ``n`` or ``images`` is not as above, or what the strategy returns is neither N finite scores nor
             ``n`` different positions.
@@ -187,14 +187,14 @@ def _call(strategy: Strategy, view: View, name: str) -> object:
 def _takes_a_view(strategy: Strategy) -> bool:
     try:
         parameters = inspect.signature(strategy).parameters.values()
-    except ValueError:  # some of C's functions
+    except ValueError:  # some functions that are written in C
         return False
     needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return len(needed) == 1 and not any(p.kind == p.VAR_POSITIONAL for p in parameters)
 
 
 def _checked(answer: object, view: View, name: str) -> Answer:
-    """What the strategy called ``name`` returned."""
+    """What the strategy called ``name`` returned, after a check."""
     n = len(view)
     try:
         found = torch.as_tensor(answer).detach().cpu()

@@ -16,10 +16,10 @@ _C1, _C2 = 0.01**2, 0.03**2
 
 @strategy("als")
 def select_als(view: View) -> torch.Tensor:
-    """ALS [23], by greedy k-centre (ours) with the distance ``1 - SSIM`` between grey thumbnails of 16 x 16 pixels.
+    """ALS [23], by greedy k-centre with the distance ``1 - SSIM`` between grey thumbnails of 16 x 16 pixels.
 
-    The pool's pictures do not change, so the choice needs no model. The abstract of [23] does not say how it chooses.
-    The windows of the SSIM are 7 x 7 pixels and uniform, as scikit-image's by default.
+    The choice needs no model. Greedy k-centre is ours: the abstract of [23] does not say how images are chosen. The
+    windows of the SSIM are 7 x 7 pixels and uniform, as scikit-image's by default.
     """
     everything = view.once("thumbnails", lambda images: thumbnails(images, _SIDE), of="all")
     similarity = view.once("similarity", lambda _: Similarity(everything), of="all")
@@ -57,7 +57,7 @@ class Similarity:
         self._means, self._variances = self._moments(self._pictures)
 
     def __call__(self, picture: torch.Tensor) -> torch.Tensor:
-        """float32 (N,), -1 to 1."""
+        """The similarity of ``picture``, (H, W), with each of the many: float32 (N,), -1 to 1."""
         picture = picture.flatten().double()
         mean, variance = self._moments(picture)
         covariance = _UNBIASED * ((self._pictures * picture) @ self._windows - self._means * mean)

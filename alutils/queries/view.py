@@ -40,9 +40,9 @@ class Labelled:
 
 @dataclass(eq=False)
 class View:
-    """One acquisition round as a query strategy sees it; the pool's masks are not in it, save for a positive control.
+    """One acquisition round as a query strategy sees it; the pool's masks are in it for a positive control alone.
 
-    A pass of the model over the pool is made when it is first needed. :meth:`probabilities` notes the features and the
+    A pass of the model over the pool is made when it is first needed. :meth:`probabilities` keeps the features and the
     predicted areas on its way, so ask for it first where you need both.
 
     Args:
@@ -118,10 +118,10 @@ class View:
         """The mean of the network's bottleneck over each image's pixels, float32 (N, d) or (n, d), on the CPU.
 
         Args:
-            of: of which images.
+            of: whose features: the pool's or the labelled images'.
             source: "model": the network as it is trained now. "imagenet": the encoder with the experiment's
-                ``encoder_weights``, untrained; where these are null, grey thumbnails. Or the path of an encoder's
-                weights. What does not come from the model is computed once per run.
+                ``encoder_weights``, not trained further; where these are null, grey thumbnails. Or the path of a file
+                of the encoder's weights. What does not come from the model is computed once per run.
 
         Raises:
             ConfigError: if the features of a network without ``encode`` are asked for.
@@ -148,7 +148,8 @@ class View:
     ) -> Iterator[tuple[slice, SampleMaps]]:
         """What ``n`` predictions of each pool image say, batch by batch, see :class:`alutils.samples.SampleMaps`.
 
-        They differ by dropout (None: ``mc_samples`` of them), or are two, of the image and its mirror image.
+        With "dropout" each has its own random dropout, and ``n`` is by default ``mc_samples``. With "flip" they are
+        two: of the image and of its mirror image.
         """
         if how == "flip":
             return flip_batches(self.model, self.images, self.experiment)
@@ -159,7 +160,8 @@ class View:
     ) -> Any:
         """What ``compute`` makes of all training images, uint8 (M, 3, H, W), once per run, kept under ``name``.
 
-        It gives a row per image, and those ``of`` the pool or the labelled images are returned; or anything for "all".
+        ``compute`` makes one row per image, and those of the pool or of the labelled images are returned. With
+        ``of="all"`` it may make anything, and all is returned.
         """
         if name not in self.kept:
             self.kept[name] = compute(self.images.images)
@@ -167,7 +169,7 @@ class View:
         return found if of == "all" else found[(self.images if of == "pool" else self.labelled.images).indices]
 
     def _passes(self) -> Iterator[tuple[slice, tuple[torch.Tensor, torch.Tensor | None]]]:
-        """Probabilities and features by one pass, or no features where that cannot be had."""
+        """Probabilities and features by one pass, or no features where one pass cannot give both."""
         model = self.model
         if self.experiment.compile or not (hasattr(model, "encode") and hasattr(model, "decode")):
             for chosen, p in probability_batches(model, self.images, self.experiment):

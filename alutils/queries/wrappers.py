@@ -58,7 +58,7 @@ def stratified(view: View, strategy: Strategy) -> torch.Tensor:
 
 @wrapper("diverse")
 def diverse(view: View, strategy: Strategy) -> torch.Tensor:
-    """Of the twice as many images with the highest scores, those whose features lie far apart: ours.
+    """Of the images with the highest scores (twice the query), those whose features lie far apart: our own wrapper.
 
     The image with the highest score is the first; then comes, again and again, the one furthest from those chosen.
     """
