@@ -1,4 +1,4 @@
-"""The decode cache: planes in a NumPy file that is mapped into memory, and a checksum in a JSON file beside it."""
+"""The decode cache: planes (colour channels and masks) in a memory-mapped NumPy file, with a checksum as JSON."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def cached(path: Path, shape: Shape, decode: Decode) -> Cache:
     Args:
         path: of the NumPy file, in a folder from :func:`cache_folder`.
         shape: of its planes.
-        decode: writes the planes to a file, from a position on, and returns the notes and the sums. One process at a
-            time decodes into a path; the others wait.
+        decode: writes the planes to a file, from a byte position on, and returns the notes and the sums. One process
+            at a time decodes into a path; the others wait.
 
     Raises:
         DataError: if the cache cannot be written, and whatever ``decode`` raises; then no cache is left.
@@ -64,7 +64,7 @@ def cached(path: Path, shape: Shape, decode: Decode) -> Cache:
         reason = error.reason if isinstance(error, CannotWrite) else error.strerror
         remedy = "pass another cache_dir, or set ALUTILS_CACHE"
         raise DataError(f"the decode cache {path} cannot be written ({reason}): {remedy}") from None
-    with suppress(OSError):  # a share that may only be read
+    with suppress(OSError):  # a folder that may only be read
         os.utime(path)  # by which sweep_caches sees what is in use
     return cache
 
@@ -95,7 +95,7 @@ def _open(path: Path, shape: Shape, *, warn: bool = False) -> Cache | None:
 
 
 def _record(notes: list[Any], sums: torch.Tensor) -> dict[str, Any]:
-    """What stands beside the planes. The sums notice each flipped bit, in a tenth of the time of a CRC-32."""
+    """What the JSON file holds. The sums change with each flipped bit and take a tenth of the time of a CRC-32."""
     digest = hashlib.sha256(json.dumps(notes).encode() + sums.numpy().astype("<i8").tobytes())
     return {"notes": notes, "sha256": digest.hexdigest()}
 

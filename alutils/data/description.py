@@ -14,7 +14,7 @@ from alutils.system.checks import ConfigError, DataError, did_you_mean, expanded
 from alutils.system.settings import parse_settings
 
 DESCRIPTIONS = {path.stem: path for path in sorted((Path(__file__).parent / "descriptions").glob("*.yaml"))}
-"""The shipped ones by name."""
+"""The files of the shipped descriptions by name."""
 
 OWN = "description.yaml"
 """A file of this name beside the data describes it."""
@@ -22,7 +22,7 @@ OWN = "description.yaml"
 ENDINGS = (
     ".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pcx", ".qoi", ".pbm", ".pgm", ".ppm", ".pnm",
 )  # fmt: skip
-"""Of the files that are read, in lower case."""
+"""The endings of the files that are read, in lower case."""
 
 _from_list = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)  # YAML has no tuples
 
@@ -34,8 +34,8 @@ class _Part(BaseModel):
 class Files(_Part):
     """Where the images and masks of a split lie: paths below the root, without their endings.
 
-    ``{id}`` stands for the name of an image and ``*`` for anything within one name. Where the last part of ``masks``
-    has a ``*``, an image may have several masks, which are united.
+    ``{id}`` stands for the name of an image and ``*`` for anything within one part of a path. Where the last part of
+    ``masks`` has a ``*``, an image may have several masks, which are united.
     """
 
     images: str
@@ -63,14 +63,14 @@ class Table(_Part):
 
 
 class Fractions(_Part):
-    """Seeded shares of the groups: for train, validation and test, or of the training set for train and validation."""
+    """Seeded shares of the images: for train, validation and test, or of the training set for train and validation."""
 
     fractions: Annotated[tuple[float, ...], _from_list, Field(min_length=2, max_length=3)]
     seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not (min(self.fractions) > 0 and abs(sum(self.fractions) - 1) <= 1e-6):  # so that "not a number" is refused
+        if not (min(self.fractions) > 0 and abs(sum(self.fractions) - 1) <= 1e-6):  # written so that NaN is refused
             raise ValueError(f"fractions: must be above 0 and have the sum 1, got {list(self.fractions)}")
         return self
 
@@ -103,9 +103,10 @@ class Description(_Part):
         lesion_values: grey levels that are lesion, all others are not.
         degenerate_masks: what is done with masks that show no lesion or nothing else. ``load_pairs`` and a notebook's
             ``overrides`` can say otherwise, a profile only with "error" or "keep".
-        group: images that stay together: a table, or a regular expression whose first group in the id is the name.
+        group: which images stay in one split: a table, or a regular expression whose first parentheses hold, in the id,
+            the group's name.
         split: a table with "train", "val" and "test", or fractions.
-        ignored: a pattern of files that are neither images nor masks.
+        ignored: a pattern, with ``*`` for anything, of the names of files that are neither images nor masks.
         remedy: how to get the data; ``{root}`` stands for its folder.
     """
 
@@ -199,8 +200,10 @@ def read_description(description: str | Path) -> Description:
 def find_description(root: Path) -> Description:
     """The description of the data in ``root``: its own ``description.yaml``, or the shipped one that fits its folders.
 
+    A description is returned even if only some of its folders are there: its reader says what is missing.
+
     Raises:
-        DataError: if no shipped description fits, or several do.
+        DataError: if ``root`` is a folder with no folder of any shipped description, or with all folders of several.
         ConfigError: if ``description.yaml`` cannot be used.
     """
     if (root / OWN).exists():
@@ -231,7 +234,7 @@ def _named_folders(description: Description) -> list[str]:
 
 
 def _share_of_folders(root: Path, description: Description) -> float:
-    """How many of the folders that a description names are there."""
+    """The share of a description's folders that are there, 0 to 1."""
     folders = _named_folders(description)
     return sum((root / folder).is_dir() for folder in folders) / len(folders)
 
@@ -255,7 +258,7 @@ def _lines(error: ValidationError, text: str) -> list[str]:
 
 
 def _found(text: str, place: tuple[Any, ...]) -> tuple[int, list[str]]:
-    """The line of the last name in ``place`` that stands in the file, and those names; tags of kinds do not stand."""
+    """The line of the last name in ``place`` that stands in the file, and those names; tags of kinds do not."""
     node, line, names = yaml.compose(text), 1, []
     for name in place:
         for key, value in node.value if isinstance(node, yaml.MappingNode) else ():

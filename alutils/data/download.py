@@ -53,7 +53,7 @@ BASE_URLS = (  # the second is tried where the first fails
     "https://isic-archive.s3.amazonaws.com/challenges/2018/",
     "https://isic-challenge-data.s3.amazonaws.com/2018/",
 )
-_WAITS = (0, 1, 2, 4, 8)  # seconds before each round of the addresses
+_WAITS = (0, 1, 2, 4, 8)  # seconds before each round of attempts at all addresses
 _TIMEOUTS = (10, 60)  # seconds to connect, and without a byte arriving
 _CHUNK = 1 << 16  # bytes; a chunk in which the connection breaks is lost
 
@@ -79,7 +79,7 @@ def download_isic2018(
     True
     """
     root = expanded("root", root)
-    if not _missing(root, archives):  # also where nothing may be written
+    if not _missing(root, archives):  # before anything is written: the folder may be read-only
         return root
     try:
         root.mkdir(parents=True, exist_ok=True)

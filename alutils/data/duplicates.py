@@ -12,7 +12,7 @@ _ROWS = 512  # compared with all others at a time
 
 
 def difference_hash(images: torch.Tensor) -> torch.Tensor:
-    """64 bits per image, bool (N, 64): whether each pixel of a grey thumbnail of 8 x 9 is brighter than its left one.
+    """64 bits per image, bool (N, 64): is each pixel of a grey thumbnail of 8 x 9 brighter than its left neighbour?
 
     ``images`` are uint8 (N, 3, H, W).
 
@@ -20,7 +20,7 @@ def difference_hash(images: torch.Tensor) -> torch.Tensor:
     >>> difference_hash(torch.cat([ramp, ramp.flip(3)])).sum(1).tolist()
     [64, 0]
     """
-    # sums of whole numbers are exact: what is of one colour has no brighter side by rounding
+    # Sums of whole numbers are exact: rounding makes no side of a uniform picture brighter
     grey = (part.sum(1, keepdim=True, dtype=torch.float32) for part in images.split(256))
     small = torch.cat([F.adaptive_avg_pool2d(part, (8, 9)) for part in grey])
     return (small[..., 1:] > small[..., :-1]).flatten(1)

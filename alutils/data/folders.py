@@ -52,7 +52,7 @@ class Problem(NamedTuple):
 
 @dataclass
 class Pair:
-    """The files of one id: its image, None if that is missing, and its masks, mostly one."""
+    """The files of one id: its image, None if that is missing, and its masks, usually one."""
 
     image: Path | None = None
     masks: tuple[Path, ...] = ()
@@ -186,7 +186,7 @@ def _unpaired(listing: dict[str, dict[str, Pair]], description: Description) -> 
 
 
 def _fingerprint(root: Path, files: list[Path]) -> str:
-    """A hash of what the copies of a data set share, unlike times of change."""
+    """A hash of what all copies of a data set share; the files' times are left out."""
     with ThreadPoolExecutor(_READERS) as pool:
         contents = pool.map(_size_and_ends, files)
     names = (unicodedata.normalize("NFC", path.relative_to(root).as_posix()) for path in files)

@@ -51,7 +51,7 @@ class _Decoded(NamedTuple):
     planes: np.ndarray  # uint8, (3, S, S) of an image, (1, S, S) with 0 and 1 of a mask
     native: tuple[int, int]  # width and height of the file
     turned: bool  # by EXIF data
-    problem: Problem | None = None  # with a mask's values
+    problem: Problem | None = None  # of a mask alone
 
 
 def load_pairs(
@@ -65,13 +65,13 @@ def load_pairs(
 ) -> Splits:
     """The images and masks of any data set, squashed to squares as in section IV-D.
 
-    The first call decodes every file and writes a cache, which later calls verify and map into memory. Its key is the
-    names, the sizes and the first and last 4 KiB of all files, so that a copy of the data uses the same cache. Delete
+    The first call decodes every file and writes a cache, which later calls verify and map into memory. Of the data, its
+    key holds the names, the sizes and the first and last 4 KiB of all files, so that a copy uses the same cache. Delete
     the cache (:func:`~alutils.data.cache.sweep_caches`) after a change that leaves all of these as they were.
 
-    Pixels are taken as they are stored, the first frame of several, without transparency. Each opening warns of images
-    that EXIF data turn while their masks are not turned, and of images in two splits whose pixels are all equal. JPEG
-    files hold no checksum: damage that still decodes is not noticed.
+    Pixels are taken as they are stored, without transparency; of several frames, the first. Each opening warns of
+    images that EXIF data turn while their masks are not turned, and of images in two splits whose pixels are all equal.
+    JPEG files hold no checksum: damage that still decodes is not noticed.
 
     Args:
         description: of the folders, see :class:`~alutils.data.description.Description`: a shipped name such as "ph2",
@@ -111,7 +111,7 @@ def open_pairs(
     degenerate_masks: str | None,
     n_workers: int | None,
 ) -> Splits:
-    """:func:`load_pairs`, whose warnings name the caller of its caller."""
+    """The work of :func:`load_pairs`; its warnings point to the line that called the function around it."""
     if not (is_number(image_size, whole=True) and 32 <= image_size <= 2048 and image_size % 32 == 0):
         why = "because the U-Net halves the image five times"
         raise ValueError(f"image_size must be a multiple of 32 from 32 to 2048, {why}; got {image_size!r}")
@@ -177,7 +177,7 @@ def _lesion_levels(description: Description) -> list[int] | None:
 
 
 def _sayings(notes: list[Problem], same: pd.DataFrame) -> Iterator[str]:
-    """What a user should know of sound files."""
+    """What a user should know of files that can be used."""
     for kind, (name, remedy) in _NOTES.items():
         if found := [note.text for note in notes if note.kind == kind]:
             yield f"{name} ({len(found)}): {listed(found)}; {remedy}"
@@ -217,10 +217,10 @@ def _decode_all(
         return found
 
     problems: list[Problem] = []
-    pool = ThreadPoolExecutor(n_workers)  # Pillow lets go of the interpreter's lock while it works
+    pool = ThreadPoolExecutor(n_workers)  # Pillow releases the interpreter's lock while it works
     try:
         with warnings.catch_warnings(), progress_bar(label, len(pairs), "image") as bar:
-            warnings.filterwarnings("ignore", module=r"PIL\.")  # large photographs and odd metadata cost no pixel
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # large photographs and odd metadata change no pixel
             for found in pool.map(work, range(len(pairs))):
                 problems += found
                 bar.update()
@@ -302,7 +302,7 @@ def _decode_masks(paths: Sequence[Path], image_size: int, lesion: list[int] | No
 
 
 def _turned(image: Image.Image) -> bool:
-    with suppress(Exception):  # as Pillow raises on damaged metadata, which cost no pixel
+    with suppress(Exception):  # Pillow raises on damaged metadata, which change no pixel
         return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
     return False
 

@@ -27,7 +27,7 @@ BLOOD = np.array([0.15, 1.0, 0.80])
 BLUE_GREY = np.array([1.15, 1.0, 0.70])
 INK = np.array([0.80, 1.0, 0.10])
 BLEACH = np.array([-0.4, -0.7, -0.8])  # less pigment than in the skin around it, hence lighter
-PALE_SKIN = np.array([0.95, 0.87, 0.84])  # share of the light that the palest skin gives back
+PALE_SKIN = np.array([0.95, 0.87, 0.84])  # share of the light that the palest skin reflects
 HAIR = np.array([0.16, 0.11, 0.09])
 
 _LAYERS = ("shape", "texture", "skin", "light", "freckles", "ink", "bubbles", "ruler", "hairs", "camera")
@@ -35,7 +35,7 @@ _OVERSAMPLING = 4  # drawings are made this many times larger and averaged down,
 
 
 def check_range(name: str, value: Any, low: float, high: float, *, whole: bool = False) -> None:
-    """Refuse, with ValueError, what is no number from ``low`` to ``high``, or no whole one."""
+    """ValueError if ``value`` is no number from ``low`` to ``high``, or with ``whole`` no whole one."""
     if not is_number(value, whole=whole) or not low <= value <= high:
         what = "a whole number" if whole else "a number"
         raise ValueError(f"{name} must be {what} from {low} to {high}, got {value!r}")
@@ -58,7 +58,7 @@ class LesionFactors:
         difficulty: what the other factors were drawn from, 0 easy to 1 hard; it does not change the picture itself.
         area: share of lesion pixels, exact up to the rounding to whole pixels.
         centre_x, centre_y: centre of the lesion (of its main part), in picture widths from the upper left corner.
-        elongation, irregularity: 0 for a round lesion, and for a border that does not run in and out.
+        elongation, irregularity: 0 for a round lesion, and for a smooth border.
         n_parts: number of parts: the main one and its satellites, which may touch it.
         contrast: typical optical density of the lesion in green; 0.7 halves the light, 0 makes it invisible.
         softness: width of the border, as a share of the lesion's radius.
@@ -69,7 +69,7 @@ class LesionFactors:
         shading, vignette: difference of the light between two sides of the picture, and darkness of its corners.
         n_freckles, n_ink, n_bubbles, n_hairs: number of brown spots, pen strokes, gel bubbles and hairs.
         ruler: 1 for a ruler, 0 for none.
-        shot: 0, or another picture of the same lesion with camera noise of its own.
+        shot: 0, or the number of another picture of the same lesion, which has its own camera noise.
 
     A factor outside its range is a ValueError that names it.
 

@@ -49,7 +49,7 @@ def picture_sums(pictures: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ImageView:
-    """Those of ``images`` (N, C, H, W) at ``indices`` (int64), without a copy: what is asked for is gathered then."""
+    """The ``images`` (N, C, H, W) at ``indices`` (int64), without a copy: what is indexed is gathered then."""
 
     images: torch.Tensor
     indices: torch.Tensor
@@ -104,7 +104,7 @@ class Split:
         factors: what is known about how each image was made, one row per image (empty for photographs).
 
     Raises:
-        ValueError: if shapes, types or lengths do not fit together, a mask holds anything but 0 and 1, or an id stands
+        ValueError: if shapes, types or lengths do not fit together, a mask holds anything but 0 and 1, or an id occurs
             twice or is no text.
 
     >>> images, masks = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
@@ -186,7 +186,7 @@ class Splits:
         n_ignored: pictures in its folders that are neither an image nor a mask.
 
     Raises:
-        ValueError: if an id stands in two of them (a leak from training into evaluation).
+        ValueError: if an id is in two of them (a leak from training into evaluation).
     """
 
     train: Split
@@ -210,10 +210,10 @@ class Splits:
         return replace(self, **{name: split.to(device) for name, split in self.named.items()})
 
     def placed(self, device: torch.device, *, free_bytes: int | None = None) -> Splits:
-        """All three splits on ``device`` where they fit, else the images in the CPU's memory and the masks on it.
+        """All three splits on ``device`` if they fit, else only their masks; the images then stay where they are.
 
         Training and prediction copy images that lie elsewhere batch by batch. ``free_bytes`` is what the pictures may
-        take; None: of a GPU the half of what is free, of other devices all.
+        take; None: half of a GPU's free memory, and no limit on other devices.
         """
         if free_bytes is None and device.type == "cuda":
             free_bytes = torch.cuda.mem_get_info(device)[0] // 2

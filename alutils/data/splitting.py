@@ -48,7 +48,7 @@ def divide(
 
 
 def _groups(root: Path, group: Table | str | None, ids: list[str], problems: list[Problem]) -> dict[str, str]:
-    """The group of each id; an id of its own where there are none."""
+    """The group of each id; where there are no groups, each id is its own."""
     if isinstance(group, Table):
         return _column(root, group, ids, problems)
     if group is None:
@@ -92,7 +92,7 @@ def _drawn(description: Description, ids: list[str], groups: dict[str, str]) -> 
     ends = [share * len(ids) for share in accumulate(split.fractions)]
     place, n = {}, 0
     for group in order:
-        middle = n + sizes[group] / 2  # a group goes where the most of it lies
+        middle = n + sizes[group] / 2  # a group goes where its middle lies
         place[group] = next((name for name, end in zip(names, ends, strict=True) if middle <= end), names[-1])
         n += sizes[group]
     return {name: place[groups[name]] for name in ids if name in groups}

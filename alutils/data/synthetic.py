@@ -32,7 +32,7 @@ def _draw_factors(
     artefacts: float,
     skin_tones: tuple[float, float],
 ) -> LesionFactors:
-    """Draw the factors of one picture; the knobs are those of :func:`make_synthetic`."""
+    """Draw the factors of one picture; the arguments are those of :func:`make_synthetic`."""
     seed = int(rng.integers(2**32))
     is_rare = rng.random() < rare
     n_kinds = 5 if artefacts else 3  # the last two kinds are artefacts
@@ -103,7 +103,7 @@ def _make_split(
     return Split(images, masks, tuple(f"synthetic_{name}_{i:04d}" for i in range(n)), pd.DataFrame(rows))
 
 
-def make_synthetic(  # eleven parameters, because each is one property of the data set that a reader may turn
+def make_synthetic(  # eleven parameters, because each is one property of the data set that a reader may change
     n_train: int = 400,
     n_val: int = 50,
     n_test: int = 100,
@@ -121,7 +121,8 @@ def make_synthetic(  # eleven parameters, because each is one property of the da
 
     Most pictures are easy and alike. A minority is hard or of a rare kind (lighter than the skin, reddish, in several
     parts, under hairs, amid ink), so that it can pay to choose which ones to annotate. Each picture depends only on
-    the knobs, ``seed``, its split and its number in it. Other processors may round isolated pixels differently.
+    the arguments from ``image_size`` on, its split and its number in it. Other processors may round isolated pixels
+    differently.
 
     Args:
         n_train, n_val, n_test: number of pictures, at least 1 each.

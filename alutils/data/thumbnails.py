@@ -10,7 +10,7 @@ LUMA = (0.2989, 0.587, 0.114)
 
 
 def thumbnails(images: torch.Tensor, side: int) -> torch.Tensor:
-    """Grey images of ``side`` x ``side`` pixels, each the mean over its part of the image.
+    """Grey images of ``side`` x ``side`` pixels, each pixel the mean over its part of the image.
 
     Args:
         images: uint8 (N, 3, H, W).
