@@ -46,11 +46,12 @@ class Pictures(_Settings):
 
     image_size: int = Field(512, ge=32, le=2048, multiple_of=32, description="side of the square images, pixels")
     n_synthetic: _Counts = Field(
-        (2594, 100, 1000), description="images in train, validation and test where they are synthetic; as many as real"
+        (2594, 100, 1000),
+        description="images in train, validation and test where they are synthetic; by default ISIC 2018's",
     )
     degenerate_masks: DegenerateMasks = Field(
         "warn",
-        description="masks of photographs that show no lesion or nothing else: load them, named or not, or refuse",
+        description="masks of photographs with no lesion, or all lesion: load and name them, load them, or refuse",
     )
 
 
@@ -68,9 +69,10 @@ class Acquisition(_Settings):
     n_queries: int = Field(36, ge=0, le=_MOST, description="queries after the cold start (Table I: 36; Table II: 20)")
     strategy: str = Field("least_confidence", min_length=1, description="how images are queried, see alutils.queries")
     reduction: Literal["sum", "mean", "median", "top_k", "band_mean"] = Field(
-        "sum", description="from the pixels' uncertainty to the image's score; the band of band_mean is tau_u's"
+        "sum",
+        description="how pixels' uncertainty becomes the image's score; band_mean takes those with |0.5 - p| <= tau_u",
     )
-    power_beta: float = Field(1.0, gt=0, description="of power noise: the larger, the more the highest scores win")
+    power_beta: float = Field(1.0, gt=0, description="exponent of power-: the larger, the surer the highest scores win")
     mc_samples: int = Field(20, ge=2, le=_MOST, description="N of eq. 3, Monte Carlo dropout samples; [24] takes 20")
 
     @property
@@ -103,7 +105,8 @@ class Labelling(_Settings):
         "correction",
     ] = Field("full", description="who labels the pixels of queried images, see alutils.annotation")
     oracle_noise: _Share = Field(
-        0.0, description="area that the simulated oracle labels wrongly, of the lesion's area; experts differ by 0.15"
+        0.0,
+        description="area that the simulated oracle labels wrongly, as a share of the lesion; experts differ by 0.15",
     )
     tau_u: float = Field(0.25, ge=0, le=0.5, description="a pixel is uncertain where |0.5 - p| <= tau_u, see III-B")
     tau_b: float = Field(0.25, gt=0, lt=1, description="the model labels a pixel lesion where p >= tau_b, see III-B")
@@ -116,7 +119,8 @@ class Control(_Settings):
     """A second network after each round, trained from the initial weights on the labelled set; the run ignores it."""
 
     control: Literal["none", "equal_steps", "belief"] = Field(
-        "none", description="equal_steps: on all labels; belief: on the human's alone, beside labels that a model wrote"
+        "none",
+        description="what it is trained on; equal_steps: all labels; belief: the human's, where a model wrote the rest",
     )
     control_steps: _Count = Field(1000, description="optimizer steps of the second network, the same in each round")
 
@@ -137,19 +141,20 @@ class Network(_Settings):
 class Computing(_Settings):
     """What every pass of images through the network depends on (the normalization: section IV-D)."""
 
-    batch_size: _Count = 32
+    batch_size: _Count = Field(32, description="images per step and per pass")
     precision: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="auto: bfloat16 autocast where the device has instructions for it, float16 on other GPUs"
+        "auto",
+        description="auto: bfloat16 where the device has instructions for it, float16 on other new GPUs, else float32",
     )
     deterministic: bool = Field(
         False, description="on a GPU, only algorithms that repeat themselves to the bit; on a CPU all do"
     )
-    compile: bool = Field(False, description="torch.compile the network: a minute's start, so for long runs on a GPU")
+    compile: bool = Field(False, description="torch.compile the network: takes a minute, so for long runs on a GPU")
     normalize_mean: Annotated[tuple[float, float, float], _from_list] = Field(
-        (0.485, 0.456, 0.406), description="red, green, blue, of values in 0..1"
+        (0.485, 0.456, 0.406), description="means of red, green and blue, whose values are 0 to 1"
     )
     normalize_std: Annotated[tuple[_Positive, _Positive, _Positive], _from_list] = Field(
-        (0.229, 0.224, 0.225), description="red, green, blue, of values in 0..1"
+        (0.229, 0.224, 0.225), description="their standard deviations"
     )
 
 
@@ -181,9 +186,9 @@ class Training(Augmentation, Computing):
     """One training on the labelled set (section IV-D)."""
 
     epochs: _Count = Field(10, description="passes over the labelled set in each round")
-    learning_rate: float = Field(0.01, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(0.0001, ge=0)
+    learning_rate: float = Field(0.01, gt=0, description="of SGD")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(0.0001, ge=0, description="of SGD")
     schedule: Literal["constant", "cosine"] = Field("constant", description="of the learning rate within one training")
     loss: Literal["bce", "dice", "bce+dice"] = Field("bce", description="binary cross-entropy with logits, soft Dice")
     consistency: float = Field(
@@ -222,7 +227,10 @@ class Experiment(Training, Network, Control, Labelling, Acquisition, Pictures):
     """
 
     seed: int = Field(
-        0, ge=0, lt=2**32, description="seed of the cold start, the initial weights, the batches and the dropout"
+        0,
+        ge=0,
+        lt=2**32,
+        description="seed of all that is drawn: cold start, initial weights, batches, augmentation, dropout",
     )
 
     pictures = property(lambda self: self._group(Pictures))

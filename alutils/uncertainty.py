@@ -151,7 +151,7 @@ def _widened(probabilities: torch.Tensor) -> torch.Tensor:
     """``probabilities`` as float32 or float64; the values are checked where that does not wait for a device."""
     if not isinstance(probabilities, torch.Tensor) or not probabilities.is_floating_point():
         got = probabilities.dtype if isinstance(probabilities, torch.Tensor) else type(probabilities).__name__
-        raise ValueError(f"probabilities must be a tensor of floating point, got {got}; a mask is not a probability")
+        raise ValueError(f"probabilities must be a floating-point tensor, got {got}; a mask is not a probability")
     if _looking_is_free(probabilities):
         check_probabilities(probabilities)
     return probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))

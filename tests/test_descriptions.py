@@ -187,7 +187,7 @@ def test_groups_of_a_table_never_straddle_the_splits(tmp_path, rows):
     ("rows", "message"),
     [
         ("a1,p\nb1,\nc1,q\n", r"not in the table \(1\)[^\n]*\n  b1: no patient in groups.csv"),
-        ("a1,p\nb1,q\nc1,r\na1,q\n", "groups.csv: a1 stands there with several values of patient; keep one"),
+        ("a1,p\nb1,q\nc1,r\na1,q\n", "groups.csv: a1: several values of patient; keep one"),
     ],
 )
 def test_a_table_must_give_each_image_one_group(tmp_path, rows, message):
@@ -325,8 +325,8 @@ GOOD = "name: x\nall: {images: 'x/{id}', masks: 'y/{id}'}\nsplit: {fractions: [0
         (GOOD + "tresholt: 3\n", "line 4: tresholt: there is no such entry; did you mean 'threshold'?"),
         (GOOD + "threshold: 300\n", "line 4: threshold: Input should be less than or equal to 255, got 300"),
         (GOOD + "threshold: 3\nlesion_values: [1]\n", "line 4: threshold, lesion_values: give one of them"),
-        (GOOD + "id: '('\n", "line 4: id: '\\(' is no regular expression"),
-        (GOOD + "id: '(?P<id>x)'\n", "line 4: id: .* is no regular expression"),
+        (GOOD + "id: '('\n", "line 4: id: '\\(' is not a regular expression"),
+        (GOOD + "id: '(?P<id>x)'\n", "line 4: id: .* is not a regular expression"),
         (GOOD + "lesion_values: [300]\n", "line 4: lesion_values: Input should be less than or equal to 255, got 300"),
         (GOOD + "group: 'x'\n", "line 4: group: 'x' has no group in parentheses"),
         (
@@ -350,7 +350,7 @@ GOOD = "name: x\nall: {images: 'x/{id}', masks: 'y/{id}'}\nsplit: {fractions: [0
         (GOOD.replace("x/{id}", "../{id}"), "images: must be a path below"),
         (GOOD.replace("x/{id}", "x/{id}.JPG"), "line 2: images: must have no ending, and / between names"),
         (GOOD.replace("y/{id}", "y\\{id}"), "line 2: masks: must have no ending, and / between names"),
-        (GOOD.replace("y/{id}", "x/{id}"), "line 2: masks: must tell masks from images"),
+        (GOOD.replace("y/{id}", "x/{id}"), "line 2: masks: must be another path than images"),
         (GOOD.replace("0.5,", ".nan,"), "line 3: fractions: must be above 0"),
         (GOOD.rpartition("split")[0], "all: goes with a split"),
         ("name: x\ntrain: {images: 'x/{id}', masks: 'y/{id}'}\n", "train, val, test: give all three"),

@@ -220,7 +220,7 @@ def test_a_lot_decides_among_equal_scores_and_a_small_pool_is_taken_whole():
     assert again[0] == again[1]
     chosen, scores = select_queries(model, pool[:0], 5, experiment, generator())
     assert len(chosen) == len(scores) == 0
-    with pytest.raises(ValueError, match="n must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="n must be a whole number of images, at least 0, got -1"):
         select_queries(model, pool, -1, experiment, generator())
 
 

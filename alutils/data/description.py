@@ -50,7 +50,7 @@ class Files(_Part):
             if pattern.lower().endswith(ENDINGS) or "\\" in pattern:
                 raise ValueError(f"{name}: must have no ending, and / between names, got {pattern!r}")
         if self.images == self.masks:
-            raise ValueError(f"masks: must tell masks from images, got {self.masks!r} for both")
+            raise ValueError(f"masks: must be another path than images, got {self.masks!r} for both")
         return self
 
 
@@ -135,7 +135,7 @@ class Description(_Part):
                 found = re.compile(pattern)
                 self.matcher("{id}")
             except re.error as error:
-                raise ValueError(f"{name}: {pattern!r} is no regular expression ({error})") from None
+                raise ValueError(f"{name}: {pattern!r} is not a regular expression ({error})") from None
             if name == "group" and not found.groups:
                 raise ValueError(f"group: {pattern!r} has no group in parentheses, which names what stays together")
         if self.threshold is not None and self.lesion_values is not None:
@@ -222,9 +222,9 @@ def find_description(root: Path) -> Description:
         return found[nearest if share[nearest] else "isic2018"]
     looked_for = "\n".join(f"  {name}: {', '.join(_named_folders(found[name]))}" for name in found)
     raise DataError(
-        f"{root} holds none of the known data sets. Looked for were the folders\n{looked_for}\nand {OWN}; found there: "
-        f"{listed(sorted(path.name for path in root.iterdir())) or 'nothing'}. Remedy: pass the folder in which such "
-        f'folders lie, or write {OWN} there, see "Your own images" in the README'
+        f"{root} holds none of the known data sets. It was searched for the folders\n{looked_for}\nand {OWN}; "
+        f"found there: {listed(sorted(path.name for path in root.iterdir())) or 'nothing'}. Remedy: pass the folder in "
+        f'which such folders lie, or write {OWN} there, see "Your own images" in the README'
     )
 
 

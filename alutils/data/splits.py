@@ -134,7 +134,7 @@ class Split:
         if len(self.factors) not in (0, n):
             raise ValueError(f"factors has {len(self.factors)} rows but there are {n} ids")
         if twice := sorted(name for name, count in Counter(self.ids).items() if count > 1):
-            raise ValueError(f"each id must be unique; these stand more than once: {listed(twice)}")
+            raise ValueError(f"each id must be unique; these occur more than once: {listed(twice)}")
         check_mask("masks", self.masks)
 
     @classmethod

@@ -74,7 +74,7 @@ def _column(
         raise DataError(f"{path} cannot be read as a CSV file in UTF-8: {error}") from None
     values = {name: value for name, value in pairs if value}
     if twice := sorted({name for name, value in pairs if value and values[name] != value}):
-        raise DataError(f"{path}: {listed(twice)} stands there with several values of {table.by}; keep one")
+        raise DataError(f"{path}: {listed(twice)}: several values of {table.by}; keep one")
     if wrong := sorted({value for value in values.values() if allowed and value not in allowed}):
         raise DataError(f"{path}, column {table.by}: must be one of {', '.join(allowed)}, got {listed(wrong)}")
     missing = [name for name in ids if name.casefold() not in values]

@@ -76,7 +76,7 @@ def select_queries(
     [1, 2]
     """
     if not is_number(n, whole=True) or n < 0:
-        raise ValueError(f"n must be at least 0, got {n!r}; it is a number of images")
+        raise ValueError(f"n must be a whole number of images, at least 0, got {n!r}")
     if not isinstance(images, torch.Tensor) or images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
         raise ValueError(f"images must be a uint8 tensor of shape (N, 3, H, W), got {got}; Split.images is one")
@@ -107,7 +107,7 @@ def scores_of(view: View, strategy: Strategy) -> torch.Tensor:
     name = function_name(strategy)
     answer = _checked(_call(strategy, view, name), view, name)
     if answer.selection is not None:
-        raise ValueError(f"strategy '{name}' selects images and gives no scores, so that no wrapper can go around it")
+        raise ValueError(f"strategy '{name}' selects images and gives no scores, so no wrapper can be put around it")
     return answer.scores
 
 

@@ -135,7 +135,7 @@ class View:
             return self._features
         if not hasattr(self.model, "encode"):
             raise ConfigError(
-                f"strategy: it needs features, which a {type(self.model).__name__} does not give; give the network the "
+                f"strategy: it needs features, and a {type(self.model).__name__} gives none; give the network the "
                 "methods encode and decode as alutils.model.Network has them, or take another strategy"
             )
         if len(images) == 0:

@@ -80,7 +80,7 @@ def check_oracle(oracle: Oracle, experiment: Experiment, strategy: Strategy | No
         )
     if oracle.name != Oracle.name and _is_baseline(experiment, strategy):
         raise ConfigError(
-            f"oracle: strategy '{experiment.strategy}' queries no images, so that a person has nothing to draw; take "
+            f"oracle: strategy '{experiment.strategy}' queries no images, so a person has nothing to draw; take "
             "another strategy, or leave the oracle out"
         )
 
