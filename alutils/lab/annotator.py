@@ -28,7 +28,7 @@ from alutils.system.checks import DataError, expanded
 
 
 class Annotator:
-    """Draw the images asked for, one after the other; as the last value of a cell it is shown.
+    """Draw the images asked for, one after the other; the tool is shown as the last value of a cell.
 
     It skips images saved before; "back" opens them again, with their strokes or the imported mask. Where nobody can
     draw (papermill, nbconvert), a picture with alternative text and a line that says so take its place, and no widget
@@ -118,7 +118,7 @@ class Annotator:
         )
 
     def news(self) -> str:
-        """What to do about what has been done: save it, or go on."""
+        """What to do next: run the next cell, or save what has changed; empty where there is nothing to say."""
         if all(drawing.saved for drawing in self.drawings):
             return "done: run the next cell"
         return "● unsaved changes" if self.drawing.has_changes else ""
@@ -182,11 +182,11 @@ class Annotator:
 
 
 class Panel(anywidget.AnyWidget):
-    """The widget of an :class:`Annotator`: ``canvas.js`` draws and sends what the person did, this answers."""
+    """The widget of an :class:`Annotator`: ``canvas.js`` draws and sends what the person did; this class answers."""
 
     _esm, _css = Path(__file__).with_name("canvas.js"), Path(__file__).with_name("canvas.css")
     picture = traitlets.Bytes().tag(sync=True)
-    where = traitlets.Bytes().tag(sync=True)  # packed, as the next one
+    where = traitlets.Bytes().tag(sync=True)  # one bit per pixel, as in ``lesion``
     lesion = traitlets.Bytes().tag(sync=True)
     view = traitlets.Dict().tag(sync=True)  # what the browser needs to know beside the pixels
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_SIZES = (3, 4, 8, 16)  # bits of a run's length; each run says by two bits which of the four it takes
+_SIZES = (3, 4, 8, 16)  # widths, in bits, of a run's length; two bits of each run say which of the four it has
 
 
 def encode_brush(mask: np.ndarray) -> list[int]:
@@ -30,7 +30,7 @@ def encode_brush(mask: np.ndarray) -> list[int]:
 
 
 def decode_brush(code: Sequence[int], height: int, width: int) -> np.ndarray:
-    """The mask, bool (H, W): alpha of at least 128, as the brush smooths its edge. ValueError for a damaged code.
+    """The mask, bool (H, W): True where alpha is at least 128 (a brush has soft edges). ValueError for a damaged code.
 
     >>> decode_brush([0, 0, 0, 8, 57, 27, 252, 96, 17, 255, 128], 1, 2)
     array([[False,  True]])

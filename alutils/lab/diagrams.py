@@ -20,7 +20,7 @@ from alutils.uncertainty import binary_entropy, least_confidence, one_sided_entr
 
 
 def draw_loop() -> Figure:
-    """Draw Fig. 1: the five steps of active learning, between pool, oracle, labelled set and model, and the repeat."""
+    """Draw Fig. 1: the five steps of active learning between pool, oracle, labelled set and model, and the way back."""
     figure, ax = plt.subplots(figsize=(8, 3.6), layout="constrained")
     width, height = 1.4, 0.36
     places = {

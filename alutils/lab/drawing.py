@@ -29,7 +29,7 @@ from alutils.system.files import replacing, write_text
 Corners = Sequence[tuple[float, float]] | np.ndarray
 
 LONGEST_PAUSE = 30.0
-"""Seconds: of a longer time without a stroke, a button or a movement of the mouse, only these count as work."""
+"""Seconds: a longer time without a stroke, a button or a movement of the mouse counts as this much work."""
 
 
 class _Record(BaseModel):
@@ -39,8 +39,8 @@ class _Record(BaseModel):
 class Stroke(_Record):
     """A lasso or, with a radius, a brush: its corners (x, y) in pixels, and whether it erases.
 
-    (0, 0) is the centre of the upper left pixel. The brush's radius is half its width and half its height, because a
-    disc on a photograph is an ellipse after squashing.
+    (0, 0) is the centre of the upper left pixel. The radius of a brush is two numbers, half its width and half its
+    height, because a disc on a photograph is an ellipse after squashing.
     """
 
     corners: tuple[tuple[float, float], ...]
@@ -49,10 +49,10 @@ class Stroke(_Record):
 
 
 class DrawingRecord(_Record):
-    """The JSON file of a drawing. ``where``, ``start`` and ``mask`` are checksums, ``start`` that of the first mask.
+    """The JSON file of a drawing. ``where``, ``start`` (the mask before the first stroke) and ``mask`` are checksums.
 
-    ``imported`` names the file of a mask from another tool, whose strokes and time are not known. Where it was drawn on
-    afterwards, it is the first mask of the ``strokes``, which are those since it was last opened.
+    ``imported`` names the file of a mask from another tool, whose strokes and time are not known. If somebody drew on
+    it afterwards, ``start`` is the mask that was last opened, and ``strokes`` are those drawn since then.
     """
 
     id: str
@@ -142,12 +142,12 @@ def make_requests(
 class Drawing:
     """One image that is being annotated.
 
-    ``clock`` tells seconds, from any beginning. ``saved``: what :func:`find_drawing` found of it, to go on with. A mask
-    that was imported is then the mask before the first stroke.
+    ``clock`` returns seconds since any moment. ``saved`` is what :func:`find_drawing` found, to go on from. An imported
+    mask is then the mask before the first stroke.
 
     Attributes:
         mask: bool (1, H, W), as it stands. Outside of ``request.where`` it is ``request.start``, whatever is drawn.
-        n_strokes, pixels_changed: they count strokes that were taken back too, each once.
+        n_strokes, pixels_changed: strokes that were taken back count too, each once.
         seconds: of work, from one :meth:`touch` to the next, each at most :data:`LONGEST_PAUSE`.
 
     >>> blank = torch.zeros(3, 8, 8, dtype=torch.uint8)
@@ -176,7 +176,7 @@ class Drawing:
 
     @property
     def strokes(self) -> list[Stroke]:
-        """Those not taken back."""
+        """The strokes that were not taken back."""
         return self._drawn[: self._n]
 
     @property
@@ -223,9 +223,9 @@ class Drawing:
         return self._draw(corners, erase, None)
 
     def brush(self, corners: Corners, radius: float | tuple[float, float], *, erase: bool = False) -> int:
-        """Mark the pixels whose centres a brush touches on its way along ``corners``; returns how many changed.
+        """Mark the pixels whose centres a brush touches on its path along ``corners``; returns how many changed.
 
-        ``radius``: in pixels, or half the width and half the height. A click is a way of one corner.
+        ``radius``: in pixels, or half the width and half the height. A click is a path of one corner.
 
         Raises:
             ValueError: if a corner is not two finite numbers, or the radius is not finite and greater than 0.
@@ -331,11 +331,11 @@ def read_drawing(folder: str | Path, id: str) -> Saved:
 
 
 def drawing_table(folder: str | Path, split: Split | None = None) -> pd.DataFrame:
-    """What the drawings of a folder took, and how good they are; ``.groupby("mode").mean()`` compares the two ways.
+    """What the drawings of a folder took, and how good they are.
 
     One row per image: ``image_id``, ``mode`` ("band" or "full"), ``seconds`` and ``strokes`` (not a number for imported
     masks), ``pixels_changed``, ``pixels_decided``, and ``dice``, eq. 4 of the whole mask (not a number where ``split``
-    has no truth).
+    has no truth). ``.groupby("mode").mean(numeric_only=True)`` compares the two ways.
 
     Raises:
         DataError: if a drawing cannot be read.
@@ -354,7 +354,7 @@ def drawing_table(folder: str | Path, split: Split | None = None) -> pd.DataFram
 
 
 def file_stem(id: str) -> str:
-    """The name for the files of the image ``id``: one for each id, from which ``urllib.parse.unquote`` makes it again.
+    """The name of the files of the image ``id``, without ending; ``urllib.parse.unquote`` turns it back into the id.
 
     Raises:
         ValueError: if the id is empty, not valid Unicode, or too long for a file's name.
@@ -369,7 +369,7 @@ def file_stem(id: str) -> str:
 
 
 def checksum(mask: np.ndarray) -> str:
-    """A name for what a mask shows, of 16 letters and digits."""
+    """16 hexadecimal digits that stand for the shape and the pixels of a mask."""
     return hashlib.sha256(f"{mask.shape}".encode() + np.packbits(mask).tobytes()).hexdigest()[:16]
 
 
@@ -385,7 +385,7 @@ def _apply(mask: np.ndarray, stroke: Stroke, where: np.ndarray) -> np.ndarray:
 
 
 def _brushed(points: np.ndarray, radius: tuple[float, float], shape: tuple[int, int]) -> np.ndarray:
-    """Pixels within one radius of the way, piece by piece, looking only around each piece."""
+    """Pixels within one radius of the path, piece by piece, looking only around each piece."""
     covered, sides = np.zeros(shape, bool), np.array(shape)[::-1]
     for a, b in zip(points, [*points[1:], points[-1]], strict=True):
         first = np.clip(np.floor(np.minimum(a, b) - radius), 0, sides).astype(int)

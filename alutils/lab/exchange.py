@@ -36,8 +36,8 @@ def export_queries(run: HumanOracle, folder: str | Path, format: str = "png") ->
     In the band too the mask is the model's, to be corrected. The pictures are in ``images``, at the run's size and
     named by :func:`~alutils.lab.drawing.file_stem`. "png" adds ``masks`` and ``bands`` (0 and 255), "coco"
     ``annotations.json`` (run-length codes, which keep holes), "label-studio" ``tasks.json`` with the masks as
-    predictions, whose pictures are found where ``LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT`` is the folder around
-    ``folder``.
+    predictions. Label Studio finds the pictures if its ``LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT`` is the folder that
+    holds ``folder``.
 
     Args:
         run: the oracle of the run that waits.
@@ -82,7 +82,7 @@ def import_annotations(run: HumanOracle, source: str | Path) -> list[DrawingReco
     Args:
         run: the oracle of the run that waits.
         source: a file, or a folder with files: COCO's JSON, Label Studio's JSON, or PNGs of 0 and 255 called after the
-            ids, of the size exported. What they have of images asked for earlier is ignored.
+            ids, of the size exported. What they say of images asked for earlier is ignored.
 
     Returns:
         The record of each mask that was taken.
@@ -119,7 +119,7 @@ def _asked(run: HumanOracle) -> list[Request]:
 
 
 def _planes(request: Request) -> Iterator[tuple[str, np.ndarray]]:
-    """By the label, if there is a pixel; the lesion last, and so above the band."""
+    """Label and pixels of the band and of the lesion, where there are any; the lesion comes last, above the band."""
     return ((label, mask[0]) for label, mask in ((BAND, request.where), (LESION, request.start)) if mask.any())
 
 
@@ -162,7 +162,7 @@ _Found = Iterator[tuple[str, list[tuple[str, np.ndarray]]]]
 
 
 def _read(source: Path, requests: Sequence[Request], ids: Sequence[str]) -> dict[str, tuple[Path, np.ndarray]]:
-    """The file and the mask, bool (H, W), of each image requested that is there."""
+    """The file and the mask, bool (H, W), of each requested image that is there."""
     if not source.exists():
         raise DataError(f"source: there is no {source}; give a file or a folder with corrected masks")
     shapes, known = {request.id: request.where.shape[1:] for request in requests}, set(ids)

@@ -58,11 +58,11 @@ def explore_curves(
         images: uint8 (n, 3, H, W).
         probabilities: of the lesion, (n, 1, H, W), 0 to 1.
         mc_std: eq. 3 of the same pixels, (n, 1, H, W), see :func:`alutils.mc_dropout_std`.
-        names: of the images, which are numbered otherwise.
+        names: of the images; by default they are numbered.
         p: where the slider stands at first, 0 to 1.
 
     Raises:
-        ValueError: if there is no image, or a shape or ``p`` cannot be.
+        ValueError: if there is no image, or a shape or ``p`` does not fit.
 
     >>> images, maps = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.full((2, 1, 8, 8), 0.3)
     >>> print(explore_curves(images, maps, maps).text)
@@ -141,7 +141,7 @@ def explore_thresholds(
         images: uint8 (n, 3, H, W).
         truths: their masks, uint8 (n, 1, H, W), 0 and 1.
         probabilities: of the lesion, (n, 1, H, W), 0 to 1.
-        names: of the images, which are numbered otherwise.
+        names: of the images; by default they are numbered.
         tau_u, tau_b: where the sliders stand at first, 0 to 0.5 and 0.05 to 0.95.
 
     Raises:

@@ -109,8 +109,8 @@ def draw_labels(axes: Axes, image: torch.Tensor, mask: torch.Tensor, human: torc
 def label_colours(image: torch.Tensor, mask: torch.Tensor, human: torch.Tensor) -> np.ndarray:
     """The picture in grey, the human's labels over it in colour, the model's in black and white.
 
-    ``image`` is uint8 (3, H, W). Of ``mask``, (1, H, W), 0 and 1, the labels where ``human`` is 1 are the human's. The
-    colours are float32 (H, W, 3), 0 to 1.
+    ``image`` is uint8 (3, H, W). ``mask`` and ``human`` are (1, H, W), 0 and 1; where ``human`` is 1, the label is the
+    human's. The colours are float32 (H, W, 3), 0 to 1.
     """
     grey = image.detach().cpu().float().mean(0, keepdim=True).permute(1, 2, 0).numpy() / 255
     whose = (2 * human.detach().cpu().int() + mask.detach().cpu().int()).squeeze(0).numpy()

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from alutils.lab.figures import DPI
 
 MOST = 8
-"""Frames of one slider: each is part of the notebook's file."""
+"""The most frames of one slider: each is stored in the notebook's file."""
 
 _PAGE = """<div class="frames" style="max-width: {width}px">
 <img src="{src}" alt="{alt}" style="max-width: 100%">
@@ -37,7 +37,7 @@ def show_frames(
 
     Args:
         draw: takes a value and returns a figure, the text below it, and what else there is to see in it for those who
-            cannot see it. All figures need one size.
+            cannot see it. All figures must have the same size.
         name: of what changes, beside the slider.
         values: 2 to 8 of them, in the slider's order.
         start: the value shown first; by default the first.

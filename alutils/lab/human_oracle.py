@@ -20,20 +20,20 @@ from alutils.system.files import replacing
 
 
 class HumanOracle(Oracle):
-    """A person who draws the pixels asked for; takes the place of the simulated :class:`alutils.Oracle` in a run.
+    """A person who draws the pixels asked for, in place of the simulated :class:`alutils.Oracle` of a run.
 
     Where a drawing is missing, or was drawn for other pixels, the oracle writes the requests into ``folder``, and
     :class:`AnnotationsNeeded` ends the run. Called again, the run asks for the same pixels, finds the drawings and goes
     on. ``incoming`` takes masks corrected in another tool (:func:`alutils.export_queries`): once those of the whole
     query are there, the run imports them. For images that nobody has annotated yet, pass masks of zeros and
-    ``draws_cold_start=True``; the audit and Dice, which compare with the split's masks, then say nothing.
+    ``draws_cold_start=True``; the audit and Dice, which compare with the split's masks, then mean nothing.
 
     Args:
         split: the pool: images, true masks, ids.
         folder: of this run and this person: their drawings and ``requests.npz``.
         tau_u: recorded with the drawings.
-        draws_cold_start: whether the person draws the cold start too, which the simulated oracle shows otherwise.
-        incoming: the folder of corrected masks, see :func:`alutils.import_annotations`; it may fill from outside.
+        draws_cold_start: whether the person draws the cold start too; otherwise it has the split's masks.
+        incoming: the folder of corrected masks, see :func:`alutils.import_annotations`; another program may fill it.
 
     Raises:
         ValueError: if an id cannot name a file.

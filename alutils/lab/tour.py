@@ -74,7 +74,7 @@ class Tour:
         return figure, text, "Left, orange and blue where the expert labels, black and white where the model does."
 
     def draw_side_by_side(self, titles: Mapping[int, str], *, uncertainty: bool = False) -> Figure:
-        """The images of these numbers, or their uncertainty after the last round with the true outlines."""
+        """The images with these numbers, or their uncertainty after the last round, with the true outlines."""
         figure, axes = plt.subplots(1, len(titles), figsize=(2.25 * len(titles), 2.6), layout="constrained")
         for (k, title), place in zip(titles.items(), axes, strict=True):
             p = self.probabilities[-1, k]

@@ -71,7 +71,7 @@ def expected_calibration_error(probabilities: torch.Tensor, masks: torch.Tensor,
     The sum runs over the ranges b of :func:`reliability`; range b holds n_b of all n pixels. Most pixels are easy
     background and keep the error small, so compare models on the same images and read the table too.
 
-    Arguments and errors are those of :func:`reliability`. 0 is calibrated, 1 is always sure and always wrong.
+    Arguments and errors are those of :func:`reliability`. 0 means calibrated, 1 means always sure and always wrong.
 
     >>> round(expected_calibration_error(torch.tensor([0.1, 0.1, 0.9, 0.9]), torch.tensor([0, 1, 1, 1]), n_bins=2), 3)
     0.25

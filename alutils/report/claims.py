@@ -18,7 +18,7 @@ COLUMNS = (
     "claim", "where", "by", "difference", "paper", "effect", "low", "high", "p_holm", "seeds", "detectable",
     "seeds_wanted", "claimed", "verdict",
 )  # fmt: skip
-"""Of :func:`judge`."""
+"""The columns of :func:`judge`."""
 
 
 class Region(NamedTuple):
@@ -59,7 +59,7 @@ def judge(results: Results) -> pd.DataFrame:
         results: from :func:`alutils.runs.collect.load_results`.
 
     Returns:
-        Indexed by ``claim``, in Dice points or the endpoint's unit; without the claims that there are no runs for:
+        Indexed by ``claim``, in Dice points or the endpoint's unit; claims without runs are left out. The columns:
         ``where`` in the paper, ``by`` (an endpoint), ``difference`` (the arms), ``paper`` (its own number), ``effect``,
         ``low`` and ``high`` (95 %, or 90 % where ``claimed`` has two ends), ``p_holm`` (against the region, over the
         claim's differences), ``seeds``, ``detectable`` (see :class:`~alutils.report.statistics.Difference`),
@@ -94,7 +94,7 @@ def in_words(table: pd.DataFrame) -> str:
 
 
 def _outlook(row: pd.Series) -> str:
-    """What would decide an undecided difference; nothing where one seed says nothing of the spread."""
+    """What would decide an undecided difference; empty for a single seed, which says nothing about the spread."""
     aim = f"an interval of ±{PLAN['aim'][row['by']]:g}"
     if row["verdict"] in (SUPPORTED, NOT_SUPPORTED) or math.isnan(row["low"]):
         return ""
@@ -119,7 +119,7 @@ def _judged(claim: dict[str, Any], by: str, arms: ByArm) -> pd.DataFrame:
             {
                 **{"claim": claim["claim"], "where": claim["where"], "by": by},
                 "difference": " - ".join([pair["one"], *([pair["other"]] if "other" in pair else [])]),
-                "paper": pair.get("paper", math.nan) if by != "area" else math.nan,  # it has no test curve
+                "paper": pair.get("paper", math.nan) if by != "area" else math.nan,  # the paper has no test curve
                 **{"effect": effect.mean, "low": max(low, effect.low), "high": min(high, effect.high)},
                 "p_holm": region.p_outside(its),
                 **{"seeds": effect.n_seeds, "detectable": effect.detectable},

@@ -29,7 +29,7 @@ _COST_STYLES = [
     *((colour, marker, "solid") for colour, marker in zip((BLACK, BLUE, VERMILION, GREEN), "so^D", strict=True)),
     *((colour, marker, "dashed") for colour, marker in zip((ORANGE, PURPLE, BLUE, BLACK), "vPXd", strict=True)),
 ]
-_IN_PART = {  # the last one verifies in part
+_IN_PART = {  # the last one also gives the verified pixels
     "least_confidence": ("full annotation", BLACK, "s", "dashed"),
     "partial-0.25-0.5": ("partial annotation", BLUE, "o", "solid"),
 }
@@ -40,8 +40,8 @@ def draw_with_differences(results: Results, title: str = "") -> tuple[Figure, st
     """Fig. 4 for recorded runs, limited to where the curves lie close together, with :func:`draw_differences` below.
 
     Args:
-        results: from :func:`alutils.runs.collect.load_results`; of the test images, or of the validation images where
-            runs were tested in the last round alone.
+        results: from :func:`alutils.runs.collect.load_results`. The curves are of the test images, or of the validation
+            images where runs were tested in the last round alone.
         title: of the figure.
 
     Returns:
@@ -81,7 +81,7 @@ def draw_dice_over_costs(results: Results, arms: Sequence[str], title: str = "")
 
 
 def draw_rounds_in_part(many: Mapping[str, Results]) -> tuple[Figure, str]:
-    """Fig. 5 of several results by their name, and alternative text.
+    """Fig. 5 for several results, given by name, and its alternative text.
 
     Above, the validation Dice with partial annotation (tau_u = 0.25) and with full annotation, both of the images that
     least confidence asks for. Below, the pixels that the expert verifies and labels as lesion, query by query, and the

@@ -35,14 +35,14 @@ def arm_names(runs: pd.DataFrame) -> pd.Series:
 
 
 def by_arm(results: Results, endpoint: str) -> ByArm:
-    """One of :data:`ENDPOINTS` of every arm.
+    """One endpoint (:data:`ENDPOINTS`) of every arm.
 
     Returns:
-        By the name of :func:`arm_names`: a table (seeds, test images) in Dice points for "dice" (of the last round) and
-        "area" (mean height of the test image's Dice over the labelled images); else a number per seed: "dice at 30 %"
-        (mean test Dice of the round nearest to 30 % of the images; none where a run ends with fewer than 28 %),
-        and of the queries of the second half "positive" (% of the pixels that the expert labels as lesion), "share"
-        (the same in % of the lesions' pixels) and "clicks" (per queried image). Arms without it are left out.
+        By the name of :func:`arm_names`. "dice" (of the last round) and "area" (mean height of the test image's Dice
+        over the labelled images) are tables (seeds, test images) in Dice points. The others have one number per seed:
+        "dice at 30 %" (mean test Dice of the round nearest to 30 % of the images; none where a run ends with fewer than
+        28 %) and, over the queries of the second half, "positive" (% of the pixels that the expert labels as lesion),
+        "share" (the same in % of the lesions' pixels) and "clicks" (per queried image). Arms without it are left out.
     """
     runs = results["runs"].assign(arm=arm_names(results["runs"]))
     if endpoint in _PER_IMAGE:
@@ -85,7 +85,7 @@ def _late(results: Results, cost: str) -> pd.Series:
 
 
 def _share(results: Results) -> pd.Series:
-    """What is positive of the lesions, %; the images queried after a round are annotated for the next."""
+    """Lesion pixels that the expert labels, % of all lesion pixels; what a round queries is annotated for the next."""
     queried = results["rounds"][["run", "round", "lesion_area_percent"]]
     queried = queried.assign(round=queried["round"] + 1)
     annotations = results["annotations"].merge(queried, on=["run", "round"])

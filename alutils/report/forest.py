@@ -51,7 +51,7 @@ def draw_forest(table: pd.DataFrame) -> Figure:
 
 
 def draw_readings(readings: pd.DataFrame) -> tuple[Figure, str]:
-    """The table of :func:`alutils.report.readings.compare_readings`, one line each, and alternative text."""
+    """The table of :func:`alutils.report.readings.compare_readings`, one line per reading, and alternative text."""
     figure, axes = plt.subplots(figsize=(9, 0.9 + 0.3 * len(readings)), layout="constrained")
     axes.axvspan(-1, 1, color="gray", alpha=0.12, linewidth=0)
     draw_intervals(axes, readings, [(BLUE, "o")] * len(readings))
@@ -63,7 +63,7 @@ def draw_readings(readings: pd.DataFrame) -> tuple[Figure, str]:
 def draw_intervals(
     axes: Axes, rows: pd.DataFrame, styles: list[tuple[str, str]], regions: list[Region] | None = None
 ) -> None:
-    """One line per row, from above: an interval with its mean, which ends in an arrow where it leaves the axis.
+    """One line per row, from the top: an interval with its mean. The line ends in an arrow where it leaves the axis.
 
     Args:
         axes: to draw on.

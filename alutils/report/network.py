@@ -34,7 +34,7 @@ def feature_shapes(model: UNet, image_size: int) -> pd.DataFrame:
 
 
 def model_costs(model: Network, image_size: int) -> pd.DataFrame:
-    """``parameters`` of the network's parts, and their ``GFLOP`` for one square image of ``image_size`` pixels a side.
+    """``parameters`` of the network's parts, and their ``GFLOP`` for one image, ``image_size`` pixels high and wide.
 
     A multiplication and an addition are two operations.
 

@@ -1,4 +1,4 @@
-"""One claim under many readings of the paper: does the answer turn on what the paper leaves open?"""
+"""One claim under many readings of the paper: does the answer depend on what the paper leaves open?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def compare_readings(
 
     Args:
         readings: the results of each reading by its name, the default first. Where a reading has no run of ``other``,
-            because nothing about it changes, the default's runs stand for it. Readings without ``one`` are left out.
+            because it does not change that arm, the default's runs stand for it. Readings without ``one`` are left out.
         one, other: arms, see :func:`alutils.report.endpoints.arm_names`.
         by: "dice" or "area".
 

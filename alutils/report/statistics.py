@@ -1,4 +1,4 @@
-"""What runs over several seeds allow to say: intervals over seeds and test images, and how many seeds it takes."""
+"""What may be said after runs over several seeds: intervals over seeds and test images, and how many seeds it takes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Difference(NamedTuple):
 
     ``detectable`` is the smallest true difference that as many seeds with the same spread would tell from 0 in four of
     five repetitions (power 80 %). Interval, p and ``detectable`` are NaN for a single seed, and where all seeds have
-    the same difference, which says nothing about chance; differences that are all 0 come from the same runs: p = 1.
+    the same difference: that says nothing about chance. If all differences are 0, the runs are the same, and p = 1.
     """
 
     mean: float
@@ -48,7 +48,7 @@ class Spread:
 
     mean: float
     seed_variance: float  # of one seed's difference, with all that changes from run to run
-    image_variance: float  # of the mean over the test images at hand, if others were drawn
+    image_variance: float  # of the mean difference, if other test images were drawn
     n_seeds: int
 
     def difference(self, level: float = 0.95) -> Difference:
@@ -91,7 +91,7 @@ class Spread:
 
 
 def spread_over_seeds(differences: pd.Series) -> Spread:
-    """The spread of a quantity that no test image has a part in, such as clicks: one difference per seed."""
+    """The spread of one difference per seed over the seeds alone, as for clicks."""
     n, mean = len(differences), float(differences.mean())
     rounding = 1e-12 * max(1.0, differences.abs().max()) if n else 0.0
     if n < 2 or np.ptp(differences) <= rounding:
@@ -100,11 +100,12 @@ def spread_over_seeds(differences: pd.Series) -> Spread:
 
 
 def spread_over_seeds_and_images(differences: pd.DataFrame) -> Spread:
-    """The spread of a mean over seeds and test images, either of which might have been others.
+    """The spread of a mean over seeds and test images, if both are samples.
 
-    The seeds are as readers and the images as cases (Dorfman, Berbaum and Metz 1992; Hillis 2007): the difference is
-    ``D[s, i] = mean + S[s] + I[i] + E[s, i]``, with the mean squares of a two-way table. ``max(MS_S, MS_E)`` stands for
-    Hillis' MS_S, without which few seeds give intervals that are too short: two of them cover 87 % in place of 95 %.
+    The seeds play the part of readers and the images that of cases (Dorfman, Berbaum and Metz 1992; Hillis 2007): the
+    difference is ``D[s, i] = mean + S[s] + I[i] + E[s, i]``, with the mean squares of a two-way table. Hillis' MS_S
+    gives intervals that are too short for few seeds (with two they cover 87 % in place of 95 %), so ``max(MS_S, MS_E)``
+    takes its place.
 
     Args:
         differences: (seeds, images) without a gap; Dice points, say.
@@ -125,7 +126,7 @@ def spread_over_seeds_and_images(differences: pd.DataFrame) -> Spread:
 
 
 def spread(differences: pd.Series | pd.DataFrame) -> Spread:
-    """Of one number per seed, over seeds; of a table (seeds, images), over both."""
+    """The spread of one number per seed over the seeds, or of a table (seeds, images) over both."""
     over = spread_over_seeds_and_images if isinstance(differences, pd.DataFrame) else spread_over_seeds
     return over(differences)
 
@@ -155,7 +156,7 @@ def paired_difference(one: pd.Series, other: pd.Series) -> Difference:
 
 
 def holm(p: pd.Series) -> pd.Series:
-    """The p values corrected for their number; NaN stays NaN and does not count.
+    """The p values corrected for their number by Holm's method; NaN stays NaN and does not count.
 
     >>> holm(pd.Series([0.01, 0.04, np.nan])).tolist()
     [0.02, 0.04, nan]
@@ -175,8 +176,8 @@ def compare_arms(values: Mapping[str, pd.Series | pd.DataFrame], baseline: str) 
         baseline: an arm.
 
     Returns:
-        One row per arm: the fields of :class:`Difference`, ``p_holm``, and ``ahead``: in which share of the numbers (of
-        seeds, or of images and seeds) the arm is ahead of the baseline; ties count half.
+        One row per arm: the fields of :class:`Difference`, ``p_holm``, and ``ahead``: the share of the numbers (of
+        seeds, or of images and seeds) in which the arm is ahead of the baseline; ties count half.
 
     Raises:
         ValueError: if there is no run of the baseline, or several runs of an arm have the same seed.

@@ -1,4 +1,4 @@
-"""When to stop asking: a rule on what a run knows without any mask."""
+"""When to stop asking: a rule that needs no true mask."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ PAPER_TABLE_1 = pd.DataFrame(
     index=["val", "test"],
     dtype="Int64",
 ).T.rename_axis("arm")
-"""Table I: Dice in %. By its abstract [22] measures classification; its number stands there as a Dice score."""
+"""Table I: Dice in %. By its abstract, [22] measures classification; Table I lists its number as a Dice score."""
 
 PAPER_TABLE_2 = pd.DataFrame(
     {
@@ -45,9 +45,10 @@ def table_1(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         results: from :func:`alutils.runs.collect.load_results`.
 
     Returns:
-        One row per arm; Dice in %. ``sd`` is of ``test`` between seeds, ``low`` and ``high`` are its 95 % bootstrap
-        interval over the test images, ``images`` are labelled at the end, ``area`` is that under the validation curve,
-        ``to_95`` and ``to_100`` are labelled images at which the mean curve reaches as much % of the Dice of ``full``.
+        One row per arm; Dice in %. ``sd`` is the standard deviation of ``test`` between seeds, ``low`` and ``high`` its
+        95 % bootstrap interval over the test images. ``images`` is the number labelled at the end, ``area`` the mean
+        height of the validation curve. At ``to_95`` and ``to_100`` labelled images the mean curve reaches 95 and 100 %
+        of the validation Dice of ``full``.
     """
     runs, rounds, test_dice = in_full(results["runs"]), results["rounds"], results["test_dice"]
     full = runs.loc[runs["strategy"] == "full", "val_dice"].mean()
@@ -156,8 +157,9 @@ def costs(results: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> pd.DataFr
 def table_audit(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """What the model wrote, audited after the last round: by annotation mode and tau_u, in %.
 
-    ``wrong`` of the pixels that it labelled; the Dice of the masks that it was trained on (``mask_dice``; of the worst
-    cohort ``worst``) and of its own prediction of the same images at the end (``model_dice``).
+    ``wrong``: how many of the pixels that the model labelled are wrong. ``mask_dice``: the Dice of the masks that it
+    was trained on; ``worst``: that of the worst query of any run. ``model_dice``: the Dice of its own prediction of the
+    same images at the end.
     """
     audit = results["audit"].merge(results["runs"][["run", "annotation", "tau_u"]], on="run")
     last = audit[audit["round"] == audit.groupby("run")["round"].transform("max")]
@@ -189,7 +191,7 @@ def ledger(runs: pd.DataFrame) -> pd.DataFrame:
         name: ", ".join(str(value) for value in column.drop_duplicates().sort_values(key=lambda s: s.astype(str)))
         for name, column in runs.astype(object).where(runs.notna(), "none").items()
     }
-    settings.setdefault("network", "unet_for")  # what runs had before they could have another
+    settings.setdefault("network", "unet_for")  # the network of runs from before there was a choice
     if settings.get("architecture", "unet") != "unet":
         settings["network"] += f", architecture {settings['architecture']}"
     rows = [(detail, paper, ours.format_map(settings)) for detail, paper, ours in READINGS]

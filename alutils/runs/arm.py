@@ -1,4 +1,4 @@
-"""What a run is to be, checked before any work: its trainings, its network, and what makes it another run."""
+"""The plan of a run, checked before any work: its trainings, its network, and what tells it from other runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from alutils.training import needs_company
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The trainings of a run: positions of the first images, the images of each, and optimizer steps (None: epochs)."""
+    """The trainings of a run: the first images, how many images each has, and its steps (None: as the epochs take)."""
 
     experiment: Experiment
     first: torch.Tensor
@@ -139,7 +139,7 @@ def run_identity(
         data[name] = {"images": len(split), "height": height, "width": width, "checksum": split.checksum}
     if splits.source:
         data["name"] = splits.source
-    if oracle is not None and oracle.name != Oracle.name:  # the records of simulated runs do not say
+    if oracle is not None and oracle.name != Oracle.name:  # records of simulated runs have no such entry
         data["oracle"] = oracle.name
     if experiment.cold_start_by != "random":
         data["cold_start_features"] = "encoder" if experiment.encoder_weights else "thumbnails"

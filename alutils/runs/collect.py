@@ -33,7 +33,7 @@ def load_results(
 
     Args:
         folder: collected results, as :func:`write_results` leaves them, or folders of runs.
-        others: more of them; each run must be in one.
+        others: more of them; each run must be in only one.
         only: settings by name, as a mapping or as YAML text: runs with other values are left out.
 
     Raises:
@@ -49,7 +49,7 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
 
     Args:
         folder: collected results, or a folder that is searched with its subfolders for ``run.json`` files. Runs with a
-            person as the oracle are left out, except one whose own folder it is.
+            person as the oracle are left out, unless ``folder`` is the run's own.
 
     Returns:
         ``run`` (its folder below ``folder``), every setting, ``network`` (the function's name), ``n_train``,
@@ -74,7 +74,7 @@ def load_table(folder: str | Path, name: str) -> pd.DataFrame:
 def load_diverged(folder: str | Path, *, only: str | Mapping[str, Any] = "") -> pd.DataFrame:
     """The runs below ``folder`` whose training diverged, and which therefore have no result: one row per run.
 
-    Arguments and errors are those of :func:`load_results`. ``round`` is the one whose training it was.
+    ``only`` is that of :func:`load_results`. ``round`` is the round whose training diverged.
 
     >>> load_diverged("nowhere").empty
     True
@@ -104,7 +104,7 @@ def write_results(folder: str | Path, *sources: str | Path, only: Collection[str
     """Collect finished runs into a few small files, which :func:`load_results` reads too.
 
     The same runs give the same bytes. Numbers of runs and rounds are rounded to 6 decimals, those of single images and
-    the audit's to 4; of the starts of a run that was stopped the last one is kept.
+    the audit's to 4. Of a run that was stopped and started again, only the last start is kept.
 
     Args:
         folder: to write to; it may be one of the sources, which are read before.
@@ -176,7 +176,7 @@ def _tables(found: Recorded) -> dict[str, pd.DataFrame]:
 
 
 def _summary(record: Record) -> Record:
-    # Lists do not group: as tuples they do
+    # pandas cannot group by lists
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in record["experiment"].items()}
     final = record["final"]
     return {
@@ -207,7 +207,7 @@ def _pooled(folders: Sequence[Path], only: str | Mapping[str, Any] = "") -> Reco
 
 
 def _settings(records: Mapping[str, Record]) -> pd.DataFrame:
-    """What makes each run the one it is, as text: one row per run, one column per setting, "data.test.checksum" too."""
+    """What makes each run the one it is, as text: one row per run, columns such as "seed" and "data.test.checksum"."""
     bookkeeping = {"status", "seconds", "provenance", "rounds", "diverged", "experiment", "final"}
     rows = {}
     for run, record in records.items():
@@ -235,7 +235,7 @@ def _chosen(settings: pd.DataFrame, only: str | Mapping[str, Any]) -> pd.DataFra
 def _refuse_mixture(where: str | Path, settings: pd.DataFrame) -> None:
     """Refuse runs that differ where they are pooled, or that stand for the same arm and seed."""
     in_full, arms = settings["annotation"] == "full", settings.apply(_arm, axis="columns")
-    # Without the band's mean, runs that are annotated in full have no use for tau_u
+    # Runs that are annotated in full use tau_u only for the mean inside the band
     with_band = settings[in_full & (settings.get("reduction") == "band_mean")]
     lines, alone = [], {}
     for name in settings.columns.difference(["strategy", "annotation", "tau_b", "seed"], sort=False):

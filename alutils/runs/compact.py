@@ -79,7 +79,7 @@ class Recorded:
         return cls(records, joined)
 
     def only(self, runs: Collection[str]) -> Recorded:
-        """These runs, in their order."""
+        """These runs, in the order given."""
         if list(runs) == list(self.records):
             return self
         order = pd.Series(range(len(runs)), list(runs))
@@ -192,7 +192,7 @@ def _nested(row: Mapping[str, str]) -> Record:
 
 
 def _text(value: Any) -> str:
-    """A value as JSON, except that a text which is nothing else stands as it is; a missing number is null."""
+    """A value as JSON. A text that JSON cannot take for anything else stands as it is; a missing number is null."""
     if isinstance(value, float) and value != value:
         return "null"
     if isinstance(value, str) and value and _value(value) == value:

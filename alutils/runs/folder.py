@@ -1,6 +1,6 @@
 """A run's folder: what the run is (``run.json``), one line per round (``rounds.jsonl``), and a state to go on from.
 
-Each file is there whole or not at all, its numbers read back exactly equal, and a flipped bit is noticed.
+What a stop leaves half-written does not count, numbers read back exactly equal, and a flipped bit is noticed.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class RunFolder:
 
     When a round is over, its line is appended to ``rounds.jsonl`` and synced. Then ``state.pt`` is replaced: the model,
     the labelled set, and the length and SHA-256 of ``rounds.jsonl`` up to there. What lies beyond is cut off when the
-    run goes on, so that a stop anywhere leaves a consistent state. ``state.previous.pt``, the one before, is for a disk
-    that damages the last one. A round that waits for a person leaves its model and what it asks for in ``waiting.pt``:
-    trained or predicted again, on another machine or with other threads, it would ask for other pixels.
+    run goes on, so that a stop anywhere leaves a consistent state. ``state.previous.pt``, the one before, is there
+    in case the last one is damaged. A round that waits for a person leaves its model and what it asks for in
+    ``waiting.pt``: trained or predicted again, on another machine or with other threads, it could ask for other pixels.
 
     An unfinished run belongs to one process: the first that asks, as long as it lives and holds this object. A folder
     with another ``identity`` (:func:`alutils.runs.arm.run_identity`) is refused by ConfigError.
@@ -87,7 +87,7 @@ class RunFolder:
         """Note that the run is under way, and cut off what a stop left behind."""
         if self.record["status"] == "finished":
             if state.finished:
-                self._drop_previous()  # a kill came before it
+                self._drop_previous()  # the process was killed before this
                 return
             self._take()  # its last state was damaged, and is made again
             del self.record["rounds"]
@@ -119,7 +119,7 @@ class RunFolder:
             return None
         try:
             content = _read_tensors(self._waiting)
-            if content["line"]["round"] != number:  # a kill came before this file was deleted
+            if content["line"]["round"] != number:  # the process was killed before it deleted this file
                 return None
             model.load_state_dict(content["model"])
             return Draft(content["line"], *(_unpacked(content[name], train) for name in ("labelled", "asked")))

@@ -1,4 +1,4 @@
-"""A checksum of a function of one's own, of its source and of the values that it uses, which shows any change."""
+"""A checksum of a function of one's own: of its source and of the values that it uses."""
 
 from __future__ import annotations
 

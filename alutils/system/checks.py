@@ -30,7 +30,7 @@ def did_you_mean(name: str, valid: list[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` with line breaks and bytes that are no text as Python escapes them, for messages on one line."""
+    """``text`` on one line, for messages: line breaks and bytes that are no text become Python's escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -62,7 +62,7 @@ def function_name(function: Any) -> str:
 
 
 def check_text(**parameters: object) -> None:
-    """Refuse what is no text by a ConfigError, above all what papermill and YAML made a number of."""
+    """Refuse by a ConfigError what is no text, above all digits that papermill or YAML turned into a number."""
     for name, value in parameters.items():
         if not isinstance(value, str | os.PathLike):
             raise ConfigError(

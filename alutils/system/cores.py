@@ -1,4 +1,4 @@
-"""How many cores this process may use. The Makefile runs it before anything is installed: it needs Python alone."""
+"""How many cores this process may use. The Makefile runs it before anything is installed, so it needs only Python."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def working_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
 
 
 def resolve_device(name: str = "auto", *, deterministic: bool = False) -> torch.device:
-    """The device called ``name``: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
+    """The device called ``name``: "auto" (a CUDA GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
 
     Raises:
         ConfigError: if there is no such device here, or CUDA has already started without what ``deterministic`` needs.
@@ -210,7 +210,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Refuse by a ConfigError what torch itself finds out at a network's first pass: that it cannot compile here."""
+    """ConfigError if torch cannot compile here, which torch itself finds out only at a network's first pass."""
     options = {"fx_graph_cache": False}  # a result from the cache would need no compiler
     try:
         torch.compile(lambda x: x + 1, options=options)(torch.zeros(2, device=device))

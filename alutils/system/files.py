@@ -53,7 +53,7 @@ def replacing(path: str | Path, *, keep: Path | None = None) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Delete what killed processes left of files called ``name`` in ``folder``, to which no other process may write."""
+    """Delete what killed processes left of files called ``name`` in ``folder``; no other process may write there."""
     for leftover in folder.glob(f".{name}.*.tmp"):
         leftover.unlink(missing_ok=True)
 

@@ -17,7 +17,7 @@ from alutils.system.checks import listed
 
 
 class WeightsError(RuntimeError):
-    """The encoder's weights are missing or unusable; the message says what to do, also without a network."""
+    """The encoder's weights are missing or unusable; the message says what to do, also without the internet."""
 
 
 def weight_names(encoder: str) -> set[str]:
