@@ -5,7 +5,7 @@
 # make test-faults inject all faults and all bad input: 20 minutes, 20 GB in TMPDIR; writes results/faults.json
 # make audit       ask pip-audit for known vulnerabilities of the installed packages; needs the internet
 # make lab         set up, then open the notebooks in JupyterLab, as copies in lab/; a copy that exists is kept
-# make bench       run all benchmarks, for half an hour on a quiet machine; writes results/bench/; DATA= as well
+# make bench       run all benchmarks, for half an hour on a quiet machine; writes results/bench/; with DATA= on photographs too
 # make notebooks   run the committed notebooks in place, at default parameters, and the exercises with their solutions
 # make recorded    after runs were recorded: collect them in results/ and run the notebooks that show them; writes figures/recorded/
 # make exercises   the exercises with gaps, for students; writes runs/exercises/release/
@@ -17,7 +17,7 @@
 # Variables: PYTHON (to set up with; python3), PROFILE (quick), DATA (none: synthetic images), SEEDS (0 1 2 3 4 5), CORES (all)
 # All other settings: snakemake, see the first lines of the Snakefile
 
-# What begins a line with "# " above is what "make help" prints.
+# "make help" prints the lines above, up to the first without "#".
 VARIABLES := PYTHON PROFILE DATA SEEDS CORES
 PYTHON ?= python3
 PROFILE ?= quick

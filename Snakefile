@@ -7,8 +7,8 @@
         strategies="random entropy" overrides="{epochs: 2}"         # every setting: workflow/batch.py
     snakemake --profile workflow/slurm --config profile=paper data=/data/isic2018       # one Slurm job per run
 
-A job is run again when its parameters, its code (workflow/code_hash.py) or the description.yaml beside its data did
-change, not when prose did. The executed notebooks are logs, so that a failed one stays; the outputs are small marks, so
+A job is run again when its parameters, its code (workflow/code_hash.py) or the description.yaml beside its data
+change, not when prose does. The executed notebooks are logs, so that a failed one stays; the outputs are small marks, so
 that a job that was stopped finds its files and goes on.
 """
 
@@ -41,7 +41,7 @@ DONE = f"{batch.runs}/{{}}/done.json"
 
 
 def job_of(notebook):
-    """A function, as Snakemake would look for wildcards in a text."""
+    """A function, because Snakemake would look for wildcards in a text."""
     return lambda wildcards: batch.job("/".join([notebook, *wildcards]))
 
 

@@ -1,4 +1,4 @@
-"""Splits: what they refuse at the edge, and that what is made of them is not looked at again."""
+"""Splits: what they refuse at the edge, and that what is made of them is not checked again."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A slider over frames: each has its picture, text and description, and it moves in a page that nobody computes."""
+"""A slider over frames: each has its picture, text and description, and it moves in a page without a kernel."""
 
 import base64
 import io

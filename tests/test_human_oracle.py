@@ -1,4 +1,4 @@
-"""A person as the oracle: asked, answered, and in a run what the simulated one would be if they drew the truth."""
+"""A person as the oracle: what is asked and answered; whoever draws the truth gets the simulated oracle's run."""
 
 import contextlib
 import json

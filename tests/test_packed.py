@@ -1,4 +1,4 @@
-"""Masks of a bit a pixel against NumPy's packing, and against the masks themselves."""
+"""Masks of one bit per pixel against NumPy's packing, and against the masks themselves."""
 
 import numpy as np
 import pytest

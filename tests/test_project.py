@@ -1,4 +1,4 @@
-"""The files around the code say the same as each other."""
+"""The files around the code agree with each other."""
 
 import json
 import os

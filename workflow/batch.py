@@ -277,7 +277,7 @@ def _typed(value: Any) -> Any:
 
 
 def _listed(value: Any) -> list[Any]:
-    """The value as a list; it may be one, a text such as "0 1 2" or "0,1,2", or a single item."""
+    """The value as a list; it may be a list, a text such as "0 1 2" or "0,1,2", or a single item."""
     if isinstance(value, str):
         return [_typed(item) for item in re.split(r"[\s,]+", value.strip())]
     return list(value) if isinstance(value, list | tuple) else [value]
@@ -340,7 +340,7 @@ def _shipped(name: str) -> Path:
 
 
 def _folder(key: str, value: str) -> str:
-    """A folder that Snakemake reads as it was written: to it braces are wildcards, and it cuts spaces at the ends."""
+    """A folder that Snakemake reads as it was written: it takes braces for wildcards and cuts spaces at the ends."""
     if set(value) & set("{}"):
         raise ConfigError(f"{key}: must not contain braces, got {value}")
     if value != value.strip() or not value.rstrip("/"):

@@ -41,7 +41,7 @@ def code_of_run(root: Path, arm: str, settings: str) -> str:
 
 @functools.cache
 def code_of_commit(root: Path, commit: str, arm: str) -> str:
-    """:func:`code_of_run` as it was at a commit; the commit itself where this checkout does not hold it."""
+    """:func:`code_of_run` as it was at a commit; the commit's name where this checkout does not hold it."""
     found = subprocess.run(["git", "-C", str(root), "archive", commit, "alutils"], capture_output=True)
     if found.returncode:
         return commit
@@ -76,11 +76,11 @@ def run_modules(root: Path, arm: str) -> dict[str, Path]:
 def significant(source: str, *, cell: bool = False) -> str:
     """Python code without comments, docstrings, other bare texts, blank lines and spaces at the ends of lines.
 
-    It is cut out of the text: neither tokens nor syntax trees are the same in every version of Python.
+    What does not count is cut out of the text, since tokens and syntax trees differ between versions of Python.
 
     Args:
-        source: the text of a module.
-        cell: it is a notebook's, where a bare text at the end is shown.
+        source: the text of a module or a cell.
+        cell: whether it is a notebook's cell, where a bare text at the end is shown.
 
     >>> print(significant('def f(x):  # as in eq. 1\\n    \"\"\"Twice.\"\"\"\\n\\n    return "#" + 2 * x  \\n'))
     def f(x):

@@ -18,12 +18,12 @@ POLL_SECONDS = 0.5
 
 
 def visible_devices() -> list[str]:
-    """The GPUs that may be used: those of ``CUDA_VISIBLE_DEVICES`` that there are, else all.
+    """The GPUs that may be used: those that ``CUDA_VISIBLE_DEVICES`` names and that exist; without the variable all.
 
     Empty where there are none. The list is read as CUDA reads it. It holds either numbers or identifiers ("GPU-...",
     "MIG-..."), and the first entry decides which. It ends at the first entry that names no device: "-1", "NoDevFiles"
-    or a number too large hide what follows. If a device stands in it twice, there is none. Without nvidia-smi, which
-    says what devices there are, each entry of the right form counts.
+    or a number too large hide what follows. If it names a device twice, none may be used. Without nvidia-smi,
+    which says what devices there are, each entry of the right form counts.
     """
     there, listed = _devices_there(), os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is None or there == []:

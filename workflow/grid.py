@@ -22,13 +22,13 @@ def check_arms(names: list[str]) -> list[str]:
 
 
 PAPER_ARMS = ("random", "least_confidence", "entropy", "mc_dropout", "full")
-"""Table I's."""
+"""The arms of the paper's Table I."""
 
 QUICK_ARMS = ("random", "least_confidence", "full")
-"""What minutes on two cores allow, with seeds enough for a verdict."""
+"""What minutes on two cores allow, with enough seeds for a verdict."""
 
 CONTROL_ARMS = ("full_cosine", "random_at_once")
-"""Baselines that tell selection from curriculum."""
+"""Baselines that tell what the choice of images does from what the training schedule does."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ GRID = [Cell("partial", tau_u, tau_b) for tau_u, tau_b in product(TAU_U, TAU_B)]
 """The paper's Table II."""
 
 QUICK_CELLS = [Cell("partial", 0.25, 0.25)]
-"""Beside :data:`QUICK_ARMS`."""
+"""What runs beside :data:`QUICK_ARMS`."""
 
 CLICK_CELLS = [Cell(mode, 0.25, 0.25) for mode in ("superpixels", "correction")]
 """Annotation by clicks on superpixels."""

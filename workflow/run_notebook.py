@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KERNEL_START = "import atexit, gc; gc.set_threshold(100_000, 100); atexit.register(gc.freeze); del atexit, gc"
 """What a kernel does before the first cell.
 
-Python looks for garbage among all that the libraries are made of, which stays to the end: many times while they are
+Python looks for garbage among all objects of the libraries, though these stay to the end: many times while they are
 imported, and once more when the process ends. That takes a second or more (benchmarks/startup.py).
 """
 
@@ -65,9 +65,9 @@ def execute(job: dict[str, Any], folder: Path) -> str:
     Returns:
         "finished", or "diverged" where that is what the run's record says.
     """
-    # jsonschema would import it for a check that notebooks have no use for; to build its grammar takes a second
+    # jsonschema would import it for a check that notebooks have no use for; building its grammar takes a second
     sys.modules["rfc3987_syntax"] = None
-    import papermill  # takes half a second: after the waiting
+    import papermill  # here, after the waiting, because it takes half a second
 
     notebook, executed = ROOT / "notebooks" / f"{job['notebook']}.ipynb", f"{folder}.ipynb"
     parameters = {"output_dir": str(folder), **job["parameters"]}

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python workflow/tour.py
 
 takes a minute. The run is the quick profile's with least confidence; the images are, after its last round, the most
-and the least uncertain of the test images that show a lesion, and two in between.
+and the least uncertain of the test images whose lesion covers more than 2 % of the picture, and two in between.
 """
 
 from __future__ import annotations

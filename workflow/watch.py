@@ -1,4 +1,4 @@
-"""What the batch says on the terminal: each round as it ends, how far all is, and that a stopped batch goes on."""
+"""What the batch says on the terminal: each round as it ends, how much is done, and that a stopped batch goes on."""
 
 from __future__ import annotations
 

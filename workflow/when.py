@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python workflow/when.py results/when
 
-Both pools have the quick profile's size, and the same validation and test images. Of the redundant one four in five
-training pictures repeat a common lesion, so that the rare kinds are rare there and not in the test. Fixed before the
-runs: the last round's test Dice and the mean height of the test curve, of all test images and of those of a rare kind,
-each strategy against random selection.
+Both pools have the quick profile's size, and the same validation and test images. In the redundant one about four in
+five training pictures repeat a common lesion, so that the rare kinds are rarer in training than in the test. Fixed
+before the runs: the last round's test Dice and the mean height of the test curve, of all test images and of those of a
+rare kind; each strategy is compared with random selection.
 
 Finished runs are not run again and a stopped run continues, so the same command can be given until all is done. Parts
 of it (``--seeds``) can run side by side. The tables hold all finished runs.
@@ -85,7 +85,7 @@ def per_round(rounds: list[Round], splits: Splits) -> pd.DataFrame:
 
 
 def per_image(rounds: list[Round], splits: Splits) -> pd.DataFrame:
-    """Dice of each test image after the last round, and the area: the mean height of its curve over the labelled."""
+    """Dice of each test image after the last round, and the area: its curve's mean height over the labelled images."""
     curves = torch.stack([round_.test_dice_per_image for round_ in rounds]).double().numpy()
     sizes = np.array([round_.n_labelled for round_ in rounds])
     kinds = splits.test.factors["subtype"]
