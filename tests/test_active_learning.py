@@ -574,7 +574,7 @@ def test_a_strategy_of_ones_own_is_known_by_its_code(tmp_path, no_training, monk
     assert_same_rounds(run(tmp_path, strategy=make_strategy(1)), rounds)
     with pytest.raises(ConfigError, match=r"differ in\n  strategy_code: \w{16} there, \w{16} here$"):
         run(tmp_path, strategy=make_strategy(-1))
-    with pytest.raises(ConfigError, match="strategy: the source of 'max' cannot be had"):
+    with pytest.raises(ConfigError, match="strategy: the source of 'max' cannot be found"):
         run(tmp_path / "max", strategy=max)
     own = make_strategy(-1)
     own.__name__ = "entropy"

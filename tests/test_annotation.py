@@ -114,7 +114,7 @@ def test_thresholds_out_of_range_are_refused(tau_u, tau_b, named):
     [
         (torch.zeros(2, 4, 4, dtype=torch.uint8), HALVES, r"\(2, 4, 4\) .* \(2, 1, 4, 4\)"),
         (torch.zeros(2, 1, 4, 4, dtype=torch.bool), HALVES, "truth must be uint8, got torch.bool"),
-        (torch.full((2, 1, 4, 4), 255, dtype=torch.uint8), HALVES, "truth must be of 0 and 1, got 255"),
+        (torch.full((2, 1, 4, 4), 255, dtype=torch.uint8), HALVES, "truth must hold 0 and 1 only, got 255"),
         (NOTHING, HALVES * math.nan, "probabilities must be from 0 to 1"),
         (NOTHING, NOTHING, "probabilities must be .* floating point"),
     ],

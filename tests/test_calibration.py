@@ -83,5 +83,5 @@ def test_bad_input_is_named():
         reliability(p, masks[:, 0])
     with pytest.raises(ValueError, match="at least one pixel"):
         expected_calibration_error(p[:0], masks[:0])
-    with pytest.raises(ValueError, match="masks must be of 0 and 1, got 255"):
+    with pytest.raises(ValueError, match="masks must hold 0 and 1 only, got 255"):
         reliability(p, 255 * (masks + 1))

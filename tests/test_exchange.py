@@ -373,7 +373,7 @@ def test_an_exported_file_that_nobody_corrected_is_not_taken_for_corrections(ask
     export_queries(asked, tmp_path / "out", "label-studio")
     with pytest.raises(DataError, match=r"tasks.json cannot be used: it lacks 'annotations'"):
         import_annotations(asked, tmp_path / "out")
-    with pytest.raises(ConfigError, match="new out is not empty, or is to hold the corrections"):
+    with pytest.raises(ConfigError, match="new out is not empty, or is the folder for the corrections"):
         export_queries(
             HumanOracle(asked._split, asked.folder, incoming=tmp_path / "new out" / "masks"), tmp_path / "new out"
         )

@@ -152,7 +152,7 @@ def test_the_packages_own_functions_need_no_checksum():
 
 @pytest.mark.parametrize("function", [max, eval("lambda *a: 1")])
 def test_what_has_no_source_is_refused(function):
-    with pytest.raises(ConfigError, match="mine: the source of '.*' cannot be had, .*; write it with def"):
+    with pytest.raises(ConfigError, match="mine: the source of '.*' cannot be found, .*; write it with def"):
         code_checksum("mine", function)
 
 
@@ -160,7 +160,7 @@ def test_a_file_that_was_edited_after_it_was_loaded_is_no_source(load, tmp_path)
     module = load(FIRST)
     for text in (FIRST.replace("x * FACTOR", "x * 7"), "\n" + FIRST, "def ("):
         (tmp_path / "own_strategies.py").write_text(text)
-        with pytest.raises(ConfigError, match="the source of '.*' cannot be had, or its file was edited"):
+        with pytest.raises(ConfigError, match="the source of '.*' cannot be found, or its file was edited"):
             code_checksum("strategy", module.mine)
 
 

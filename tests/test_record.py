@@ -102,7 +102,10 @@ def test_two_seeds_of_everything_come_before_the_next_two(tmp_path):
         ("folders: {a: {seed: 1}}", "a: there is no entry 'seed'; did you mean 'seeds'"),
         ("folders: {a: {seeds: 10}}", "a: seeds must be the first and the last, such as 0-9, got 10"),
         ("folders: {a: {seeds: 0-1, arms: [entorpy]}}", "a: .*there is no 'entorpy'; did you mean 'entropy'"),
-        ("folders: {a: {seeds: 0-1, cells: [partial]}}", "a: cells: must be such as partial-0.25-0.5, got 'partial'"),
+        (
+            "folders: {a: {seeds: 0-1, cells: [partial]}}",
+            "a: cells: each must look like partial-0.25-0.5, got 'partial'",
+        ),
         ("folders: {a: {seeds: 0-1, arms: [full], overrides: {epoch: 1}}}", "(?s)a: .*did you mean 'epochs'"),
         ("same_code: [abc]", "same_code must be a list of lists"),
     ],

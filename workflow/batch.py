@@ -45,7 +45,7 @@ RUNS_README = """\
 |---|---|
 | executed notebooks | `NOTEBOOK.ipynb`, or `NOTEBOOK/RUN.ipynb` where one notebook makes many runs; a failed one ends with its traceback |
 | what a notebook wrote | the folder of the same name without `.ipynb` |
-| a run's record | in it, below a folder with the run's name: `run.json` (settings, data, versions) and `rounds.jsonl` (a line per round) |
+| a run's record | in it, below a folder with the run's name: `run.json` (settings, data, versions) and `rounds.jsonl` (one line per round) |
 | a run's last state | beside the record: weights and labels, from which a stopped run goes on |
 | the batch's marks | `job.json` (what was asked for) and `done.json` (that it is done); without the second, the job is run again |
 
@@ -324,7 +324,9 @@ def _text(key: str, value: Any) -> str:
         )
     text = str(value)
     if not text.isprintable():
-        raise ConfigError(f"{key}: must not contain line breaks or other characters without a picture, got {text!r}")
+        raise ConfigError(
+            f"{key}: must not contain line breaks or other characters that cannot be printed, got {text!r}"
+        )
     return str(expanded(key, text)) if text.startswith("~") else text
 
 

@@ -118,4 +118,4 @@ def _cell(text: Any) -> Cell:
         annotation, tau_u, tau_b = str(text).rsplit("-", 2)
         return Cell(annotation, float(tau_u), float(tau_b))
     except ValueError:
-        raise ConfigError(f"cells: must be such as partial-0.25-0.5, got {shown(text)}") from None
+        raise ConfigError(f"cells: each must look like partial-0.25-0.5, got {shown(text)}") from None

@@ -53,7 +53,7 @@ def export_queries(run: HumanOracle, folder: str | Path, format: str = "png") ->
     requests, folder = _asked(run), expanded("folder", folder).absolute()
     if any(folder.glob("*")) or (run.incoming and run.incoming.resolve().is_relative_to(folder.resolve())):
         raise ConfigError(
-            f"folder: {folder} is not empty, or is to hold the corrections; give a new one for each query"
+            f"folder: {folder} is not empty, or is the folder for the corrections; give a new one for each query"
         )
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:

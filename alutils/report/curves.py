@@ -58,7 +58,7 @@ def draw_with_differences(results: Results, title: str = "") -> tuple[Figure, st
         draw_differences(lower, rounds, "random", value)
     ends = 100 * rounds[rounds["round"] == rounds["round"].max()].groupby("strategy")[value].mean()
     alt = (
-        f"{_WHOSE[value].capitalize()} Dice over the labelled images, a line for each strategy; below, the difference "
+        f"{_WHOSE[value].capitalize()} Dice over the labelled images, one line per strategy; below, the difference "
         "of each from random selection, with its interval over seeds. At the end: "
     )
     return figure, alt + ", ".join(f"{_spelled(arm)} {dice:.1f} %" for arm, dice in ends.items())
@@ -74,7 +74,7 @@ def draw_dice_over_costs(results: Results, arms: Sequence[str], title: str = "")
     axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=9)
     ends = spent[spent["round"] == spent["round"].max()].groupby("arm", observed=True)[["clicks", "test_dice"]].mean()
-    alt = "Test Dice over the labelled images, the pixels verified and the clicks, a line for each way to annotate. "
+    alt = "Test Dice over the labelled images, the pixels verified and the clicks, one line per way to annotate. "
     return figure, f"{alt}At the end: " + "; ".join(
         f"{_spelled(arm)} {row.clicks:.0f} clicks, {100 * row.test_dice:.1f} %" for arm, row in ends.iterrows()
     )

@@ -212,7 +212,8 @@ READINGS = (
     (
         "rounds",
         '"40 iterations", 8140 steps; Table II "20 iterations"',
-        "n_queries = {n_queries} after a cold start of {cold_start}, {query_size} images each; {epochs} epochs a round",
+        "n_queries = {n_queries} after a cold start of {cold_start}, {query_size} images each; "
+        "{epochs} epochs per round",
     ),
     ("least confidence", "eq. 1, summed", "smallest sum first: eq. 1 is small where the model is unsure"),
     ("entropy", "eq. 2", "entropy: eq. 2 as printed, one-sided; binary_entropy: the usual one"),

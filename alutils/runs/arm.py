@@ -126,7 +126,7 @@ def run_identity(
     model: nn.Module,
     oracle: Oracle | None,
 ) -> dict[str, Any]:
-    """Plain values that tell this run from others; ConfigError if the source of a function cannot be had."""
+    """Plain values that tell this run from others; ConfigError if the source of a function cannot be found."""
     score = strategy_function(experiment, strategy)
     while hasattr(score, "inner"):  # a wrapper is in the strategy's name
         score = score.inner

@@ -181,7 +181,7 @@ def _open_record(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     if not (folder / "run.json").exists():
         if any(folder.glob("state*.pt")):
             raise ConfigError(
-                f"output_dir: {folder} has a state.pt but no run.json that tells of which run; delete it or give "
+                f"output_dir: {folder} has a state.pt but no run.json that says which run it is of; delete it or give "
                 "another folder"
             )
         return {"status": "new", **identity, "seconds": 0.0, "provenance": []}

@@ -47,7 +47,7 @@ def code_checksum(setting: str, *objects: object) -> str | None:
         objects: functions, classes or callable objects.
 
     Raises:
-        ConfigError: if the source of a function cannot be had, or is not what runs.
+        ConfigError: if the source of a function cannot be found, or is not what runs.
 
     >>> def brightest(model, images, experiment, generator):
     ...     return images.float().mean((1, 2, 3))
@@ -127,7 +127,7 @@ class _Reader:
 
     def _no_source(self, thing: object) -> ConfigError:
         return ConfigError(
-            f"{self.setting}: the source of '{function_name(thing)}' cannot be had, or its file was edited since it "
+            f"{self.setting}: the source of '{function_name(thing)}' cannot be found, or its file was edited since it "
             "was loaded; write it with def in a file or a notebook's cell and restart the kernel after an edit, so "
             "that a run's record can tell what ran"
         )
