@@ -33,7 +33,7 @@ def check_mask(name: str, mask: torch.Tensor) -> None:
 
     >>> check_mask("truth", torch.tensor([0, 255]))
     Traceback (most recent call last):
-    ValueError: truth must hold 0 and 1 only, got 255: (truth > 127).to(torch.uint8) turns a mask of 0 and 255 into one of 0 and 1
+    ValueError: truth must hold 0 and 1 only, got 255: (truth > 127).to(torch.uint8) turns 0 and 255 into 0 and 1
     """
     if not mask.numel() or mask.dtype == torch.bool:
         return
@@ -42,7 +42,7 @@ def check_mask(name: str, mask: torch.Tensor) -> None:
     other = sorted({value for part in mask.flatten().split(1 << 20) for value in part.unique().tolist()} - {0, 1})
     raise ValueError(
         f"{name} must hold 0 and 1 only, got {listed(f'{value:g}' for value in other)}: "
-        f"({name} > 127).to(torch.uint8) turns a mask of 0 and 255 into one of 0 and 1"
+        f"({name} > 127).to(torch.uint8) turns 0 and 255 into 0 and 1"
     )
 
 
