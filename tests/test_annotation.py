@@ -116,7 +116,7 @@ def test_thresholds_out_of_range_are_refused(tau_u, tau_b, named):
         (torch.zeros(2, 1, 4, 4, dtype=torch.bool), HALVES, "truth must be uint8, got torch.bool"),
         (torch.full((2, 1, 4, 4), 255, dtype=torch.uint8), HALVES, "truth must hold 0 and 1 only, got 255"),
         (NOTHING, HALVES * math.nan, "probabilities must be from 0 to 1"),
-        (NOTHING, NOTHING, "probabilities must be .* floating point"),
+        (NOTHING, NOTHING, "probabilities must be .* floating-point"),
     ],
 )
 def test_what_is_no_truth_and_no_probability_is_refused(truth, p, message):

@@ -104,7 +104,7 @@ def test_what_is_no_probability_is_refused_and_no_pixels_are_fine(function):
     for value in (math.nan, -0.01, 1.01):
         with pytest.raises(ValueError, match="from 0 to 1"):
             function(torch.tensor([0.5, value, 0.5]))
-    with pytest.raises(ValueError, match=r"floating point, got torch\.uint8"):
+    with pytest.raises(ValueError, match=r"floating-point tensor, got torch\.uint8"):
         function(torch.ones(2, 1, 4, 4, dtype=torch.uint8))
     assert function(torch.zeros(0, 1, 4, 4)).shape == (0, 1, 4, 4)
 
