@@ -128,7 +128,7 @@ def test_features_of_a_network_without_an_encoder_are_refused():
         def forward(self, images):
             return self.layer(images)
 
-    with pytest.raises(ConfigError, match="needs features, which a Plain does not give"):
+    with pytest.raises(ConfigError, match="needs features, and a Plain gives none"):
         query("kcentre", make_view(random_pool(5), 2, model=Plain()))
 
 
