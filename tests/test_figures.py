@@ -120,3 +120,8 @@ def test_rounds_in_part_stand_beside_full_annotation_and_leave_the_cold_start_ou
     assert found["labelled as lesion, partial annotation"] == [[16, 6]]
     assert found["verified, partial annotation"] == [[16, 40]] and "5 and 21 %" in alt
     plt.close(figure)
+
+    other_cell = results | {"runs": runs.assign(tau_u=0.375)}  # what full annotation verifies is not shown in its place
+    figure, _ = curves.draw_rounds_in_part({"these runs": other_cell})
+    assert not any("partial" in str(line.get_label()) for axes in figure.axes for line in axes.lines)
+    plt.close(figure)

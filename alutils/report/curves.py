@@ -29,10 +29,7 @@ _COST_STYLES = [
     *((colour, marker, "solid") for colour, marker in zip((BLACK, BLUE, VERMILION, GREEN), "so^D", strict=True)),
     *((colour, marker, "dashed") for colour, marker in zip((ORANGE, PURPLE, BLUE, BLACK), "vPXd", strict=True)),
 ]
-_IN_PART = {  # the last one also gives the verified pixels
-    "least_confidence": ("full annotation", BLACK, "s", "dashed"),
-    "partial-0.25-0.5": ("partial annotation", BLUE, "o", "solid"),
-}
+_IN_FULL, _IN_PART = "least_confidence", "partial-0.25-0.5"
 _WHOSE = {"val_dice": "validation", "test_dice": "test"}
 
 
@@ -93,17 +90,21 @@ def draw_rounds_in_part(many: Mapping[str, Results]) -> tuple[Figure, str]:
         arms = arm_names(results["runs"]).set_axis(results["runs"]["run"])
         labelled = results["rounds"].set_index(["run", "round"])["n_labelled"]
         queries = results["annotations"].query("round > 0").join(labelled, on=["run", "round"])
-        for arm, (kind, colour, marker, line) in _IN_PART.items():
-            if arm not in set(arms):
+        for arm, kind, colour, marker, line in (
+            (_IN_FULL, "full annotation", BLACK, "s", "dashed"),
+            (_IN_PART, "partial annotation", BLUE, "o", "solid"),
+        ):
+            rounds, asked = (
+                table[table["run"].map(arms) == arm].set_index("n_labelled") for table in (results["rounds"], queries)
+            )
+            if rounds.empty:
                 continue
-            rounds, asked = (table[table["run"].map(arms) == arm] for table in (results["rounds"], queries))
             style = {"colour": colour, "marker": marker, "linestyle": line}
-            _draw_means(upper, 100 * rounds.set_index("n_labelled")["val_dice"], label=kind, **style)
-            asked = asked.set_index("n_labelled")
+            _draw_means(upper, 100 * rounds["val_dice"], label=kind, **style)
             _draw_means(lower, asked["positive_percent"], label=f"labelled as lesion, {kind}", **style)
-        _draw_means(
-            lower, asked["verify_percent"], colour=VERMILION, marker="^", linestyle="dashdot", label=f"verified, {kind}"
-        )
+            if arm == _IN_PART:
+                style = {"colour": VERMILION, "marker": "^", "linestyle": "dashdot"}
+                _draw_means(lower, asked["verify_percent"], label=f"verified, {kind}", **style)
         for percent in (5, 21):
             lower.axhline(percent, color="gray", linewidth=0.8, linestyle=":")
             lower.text(1.01, percent, f"{percent} %", transform=lower.get_yaxis_transform(), fontsize=8, va="center")
