@@ -4,6 +4,7 @@ import inspect
 import json
 import pkgutil
 import re
+import sys
 import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,11 +12,14 @@ from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 import pytest
-import yaml
 
 import alutils
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "workflow"))
+
+from recordings import read_plan  # noqa: E402
+
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("0*.ipynb"))
 
 
@@ -257,9 +261,7 @@ def settings_of(profile: str) -> dict[str, str]:
         run = pd.read_csv(ROOT / "results" / profile / "runs.csv.gz").iloc[0]
         sizes = tuple(int(run[f"data.{part}.images"]) for part in ("train", "val", "test"))
     if profile != "paper":
-        plan = yaml.safe_load((ROOT / "workflow" / "records.yaml").read_text())["folders"]
-        first, last = map(int, plan[profile]["seeds"].split("-"))
-        seeds = last - first + 1
+        seeds = len(read_plan().recordings[profile].seeds)
     derived = {
         "images to train on, for validation, for the test": sizes,
         "images labelled at the end": experiment.labelled_per_round[-1],
