@@ -8,9 +8,8 @@ from scipy import ndimage
 
 from alutils.annotation import Oracle
 from alutils.experiment import Experiment
+from alutils.rounds import ERRORS
 from alutils.system.seeding import make_generator
-
-_ERRORS = 5  # what a generator's numbers are for, as in alutils.rounds, whose CONTROL is 5 too
 
 
 def simulated_oracle(masks: torch.Tensor, experiment: Experiment) -> Oracle:
@@ -37,7 +36,7 @@ class ErringOracle(Oracle):
 
     def _labels(self, indices: torch.Tensor) -> torch.Tensor:
         drawn = [
-            erring_mask(mask[0].cpu().numpy(), self._noise, make_generator(self._seed, _ERRORS, i))
+            erring_mask(mask[0].cpu().numpy(), self._noise, make_generator(self._seed, ERRORS, i))
             for i, mask in zip(indices.tolist(), self.truth(indices), strict=True)
         ]
         masks = np.stack(drawn)[:, None] if drawn else np.zeros((0, *self.shape[1:]), np.uint8)

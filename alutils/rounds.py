@@ -15,8 +15,8 @@ from torch import nn
 from alutils.annotation import NO_AUDIT
 from alutils.data.packed import PackedMasks
 
-COLD_START, TRAINING, QUERY, ANNOTATION, CONTROL = 1, 2, 3, 4, 5
-"""What a generator's numbers are for; with the round, the ``purpose`` of :func:`alutils.make_generator`."""
+COLD_START, TRAINING, QUERY, ANNOTATION, CONTROL, ERRORS = 1, 2, 3, 4, 5, 6
+"""What a generator's numbers are for; with round or image, the ``purpose`` of :func:`alutils.make_generator`."""
 
 KEYS = (
     "round", "n_labelled", "steps", "loss", "losses", "val_dice", "val_dice_per_image", "predicted_dice",

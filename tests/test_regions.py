@@ -11,6 +11,7 @@ from alutils.annotation import Oracle
 from alutils.erring import ErringOracle, erring_mask
 from alutils.lab.human_oracle import HumanOracle
 from alutils.regions import correct, dominant_labels, n_clicks, regions_of, uncertain_regions
+from alutils.rounds import ANNOTATION, COLD_START, CONTROL, QUERY, TRAINING
 from alutils.system.checks import ConfigError
 from alutils.system.seeding import make_generator
 
@@ -129,6 +130,16 @@ def test_the_errors_are_an_images_own_whenever_it_is_asked_and_the_truth_stays()
     assert torch.equal(oracle.annotate(torch.tensor([4]))[0], together[1])
     assert not torch.equal(together, masks[[1, 4]]) and torch.equal(oracle.truth(torch.tensor([1, 4])), masks[[1, 4]])
     assert not torch.equal(ErringOracle(masks, 0.15, seed=4).annotate(torch.tensor([4]))[0], together[1])
+
+
+def test_the_errors_of_an_image_have_random_numbers_that_nothing_else_in_a_run_draws():
+    mask = lesion((24, 30, 12))
+    drawn = ErringOracle(torch.from_numpy(mask[None, None]).repeat(3, 1, 1, 1), 0.15, seed=3).annotate(
+        torch.tensor([2])
+    )
+    for purpose in (COLD_START, TRAINING, QUERY, ANNOTATION, CONTROL):
+        other = erring_mask(mask, 0.15, make_generator(3, purpose, 2))
+        assert not np.array_equal(drawn[0, 0].numpy(), other), purpose
 
 
 def test_a_run_with_an_erring_oracle_learns_its_labels_and_measures_with_the_truth(tmp_path):
