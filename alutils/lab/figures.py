@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
 from alutils.system.files import replacing
@@ -160,7 +160,7 @@ def contact_sheet(
 
 
 def draw_pictures(axes: Axes, pictures: Mapping[str, np.ndarray], n_columns: int) -> None:
-    """Draw titled pictures of one size, (H, W, 3), on one axes: much faster than one axes per picture."""
+    """Draw titled, framed pictures of one size, (H, W, 3), on one axes: much faster than one axes per picture."""
     height, width = next(iter(pictures.values())).shape[:2]
     gap, head = 0.04 * width, 0.13 * height
     axes.set_axis_off()
@@ -168,6 +168,7 @@ def draw_pictures(axes: Axes, pictures: Mapping[str, np.ndarray], n_columns: int
         left, top = (i % n_columns) * (width + gap), (i // n_columns) * (height + head)
         extent = (left, left + width, top + height, top)
         axes.imshow(picture, extent=extent, interpolation=_interpolation(picture))
+        axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor="gray", linewidth=0.5))
         axes.text(left + width / 2, top - 0.03 * height, title, fontsize=9, ha="center", va="bottom")
     n_rows = -(-len(pictures) // n_columns)
     axes.set(xlim=(0, n_columns * (width + gap) - gap), ylim=(n_rows * (height + head) - head, -head))
