@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -93,8 +94,10 @@ def test_no_influence_needs_two_one_sided_tests_not_a_missing_difference():
 
 def test_few_seeds_give_no_verdict_but_the_number_that_would():
     few = judge(make_results(3))
-    assert few["verdict"].str.fullmatch(r"too few seeds: 3 of at least \d+").all()
-    assert few["verdict"].str.split().str[-1].astype(int).min() == PLAN["fewest_seeds"]
+    assert (few["verdict"] == f"too few seeds: 3 of {PLAN['fewest_seeds']}").all()
+    assert re.search(
+        r"best strategy.*For intervals of ±1: \d+ seeds\.$", in_words(judge(make_results(3, noise=0.02))), re.MULTILINE
+    )
 
 
 def test_claims_without_runs_are_left_out_and_nothing_leaves_what_is_possible():
@@ -165,6 +168,17 @@ def test_the_words_on_what_is_undecided_say_how_many_seeds_it_takes():
     assert all("seeds." not in line for line in lines.values() if UNDECIDED not in line)
     few_images = table.loc[[undecided]].assign(seeds_wanted=pd.NA)
     assert "No number of seeds is enough for an interval of ±1: the test images are too few." in in_words(few_images)
+    reached = table.loc[[undecided]].assign(seeds_wanted=8)
+    assert in_words(reached).splitlines()[0].endswith("The planned ±1 is reached.")
+
+
+def test_a_claim_about_several_differences_takes_as_many_seeds_as_the_widest_of_them():
+    table = judge(make_results(3)).loc[["tau_b has no significant influence."]].assign(seeds_wanted=[4, 9, 7])
+    assert in_words(table).endswith("For intervals of ±1: 9 seeds.")
+    one_without_end = table.assign(seeds_wanted=pd.array([4, pd.NA, 7], dtype="Int64"))
+    assert in_words(one_without_end).endswith(
+        "No number of seeds is enough for intervals of ±1: the test images are too few."
+    )
 
 
 def test_the_forest_shows_each_interval_and_where_it_is_claimed_to_lie():

@@ -88,19 +88,22 @@ def in_words(table: pd.DataFrame) -> str:
         measure = "" if by == "dice" else f" (by {by})"
         lines.append(
             f"- **{row['verdict']}**{measure}: {claim} {row['difference'].replace('_', ' ')}: "
-            f"{row['effect']:.1f} [{row['low']:.1f}, {row['high']:.1f}]{paper}.{_outlook(row)}"
+            f"{row['effect']:.1f} [{row['low']:.1f}, {row['high']:.1f}]{paper}.{_outlook(rows)}"
         )
     return "\n".join(lines)
 
 
-def _outlook(row: pd.Series) -> str:
-    """What would decide an undecided difference; empty for a single seed, which says nothing about the spread."""
-    aim = f"an interval of ±{PLAN['aim'][row['by']]:g}"
-    if row["verdict"] in (SUPPORTED, NOT_SUPPORTED) or math.isnan(row["low"]):
+def _outlook(rows: pd.DataFrame) -> str:
+    """What would decide an undecided claim; empty for a single seed, which says nothing about the spread."""
+    if rows["verdict"].iloc[0] in (SUPPORTED, NOT_SUPPORTED) or rows["low"].isna().any():
         return ""
-    if pd.isna(row["seeds_wanted"]):
-        return f" No number of seeds is enough for {aim}: the test images are too few."
-    return f" For {aim}: {row['seeds_wanted']} seeds." if row["verdict"] == UNDECIDED else ""
+    wanted, half_width = rows["seeds_wanted"], f"±{PLAN['aim'][rows['by'].iloc[0]]:g}"
+    intervals = f"an interval of {half_width}" if len(rows) == 1 else f"intervals of {half_width}"
+    if wanted.isna().any():
+        return f" No number of seeds is enough for {intervals}: the test images are too few."
+    if wanted.max() <= rows["seeds"].min():
+        return f" The planned {half_width} is reached."
+    return f" For {intervals}: {wanted.max()} seeds."
 
 
 def _judged(claim: dict[str, Any], by: str, arms: ByArm) -> pd.DataFrame:
@@ -134,8 +137,7 @@ def _judged(claim: dict[str, Any], by: str, arms: ByArm) -> pd.DataFrame:
 def _verdict(table: pd.DataFrame, region: Region) -> str:
     fewest = PLAN["fewest_seeds"]
     if table["seeds"].min() < fewest:
-        wanted = max(fewest, table["seeds_wanted"].fillna(fewest).max())
-        return f"{TOO_FEW}: {table['seeds'].min()} of at least {wanted}"
+        return f"{TOO_FEW}: {table['seeds'].min()} of {fewest}"
     if (table["p_holm"] < 0.05).any():
         return NOT_SUPPORTED
     inside = (table["low"] > region.low) & (table["high"] < region.high)

@@ -40,7 +40,10 @@ def draw_forest(table: pd.DataFrame) -> Figure:
         regions = [Region.of(text) for text in rows["claimed"]]
         labels = rows["difference"].map(_spelled) + rows["by"].map({"area": ", area"}).fillna("")
         draw_intervals(place, rows.assign(label=labels), [_STYLES[kind] for kind in kinds], regions)
-        place.set_xlabel(unit[table["by"] == rows["by"].iloc[0]].iloc[0], fontsize=9)
+        levels = (
+            "95 %" if not any(region.two_sided for region in regions) else "95 %, or 90 % where the shade has two ends"
+        )
+        place.set_xlabel(f"{unit[table['by'] == rows['by'].iloc[0]].iloc[0]} (intervals: {levels})", fontsize=9)
     keys = [
         *(Line2D([], [], color=colour, marker=marker, label=kind) for kind, (colour, marker) in _STYLES.items()),
         Line2D([], [], color=BLACK, marker="D", markerfacecolor="none", linestyle="none", label="the paper's number"),
