@@ -60,7 +60,7 @@ def show_frames(
         src = f"data:image/webp;base64,{base64.b64encode(_drawn(figure, 'webp', 50)).decode()}"
         frames.append({"src": src, "alt": f"{text} {description}", "value": f"{value}", "text": text})
         if i == at:
-            still, width = _drawn(figure, "jpeg", 75), int(figure.get_figwidth() * DPI)
+            still, width = _drawn(figure, "jpeg", 70), int(figure.get_figwidth() * DPI)
         plt.close(figure)
     page = {"name": name, "width": width, "last": len(values) - 1, "start": at, "frames": json.dumps(frames)}
     page = _PAGE.format_map({key: html.escape(str(shown)) for key, shown in (page | frames[at]).items()})
