@@ -24,7 +24,7 @@ def make_run(strategy="least_confidence", seed=0, test=0.8, *, annotation="full"
     numbers = {"n_train": 100, "n_labelled": labelled[-1], "val_dice": test, "test_dice": test}
     share = {"verify_percent": math.nan if once else 20.0, "positive_percent": math.nan if once else positive}
     rounds = [
-        head | {"round": k, "n_labelled": n, "val_dice": d}
+        head | {"round": k, "n_labelled": n, "val_dice": d, "lesion_area_percent": 4 * positive}
         for k, (n, d) in enumerate(zip(labelled, curve, strict=True))
     ]
     images = [
@@ -98,6 +98,7 @@ def test_table_modes_has_the_best_first_and_full_annotation_beside_them():
     table = table_modes(results)
     assert table.index.tolist() == ["partial", "full", "model-only"]
     assert table["dice"].tolist() == pytest.approx([90, 80, 30]) and table.loc["partial", "clicks"] == 7
+    assert table.loc["partial", "share"] == 25  # a quarter of the queried lesions' pixels
 
 
 def test_the_ledger_says_what_the_runs_were_made_with():

@@ -84,20 +84,28 @@ def _late(results: Results, cost: str) -> pd.Series:
     return mean_per_image(annotations[annotations["round"] > annotations["run"].map(last) / 2], cost)
 
 
-def _share(results: Results) -> pd.Series:
-    """Lesion pixels that the expert labels, % of all lesion pixels; what a round queries is annotated for the next."""
+def lesion_share(results: Results, *, late: bool = False) -> pd.Series:
+    """Lesion pixels that the expert labels, % of the queried images' lesion pixels, by run.
+
+    Args:
+        results: from :func:`alutils.runs.collect.load_results`.
+        late: only the queries of the second half, as in the endpoint "share".
+    """
+    # What a round queries is annotated for the next
     queried = results["rounds"][["run", "round", "lesion_area_percent"]]
-    queried = queried.assign(round=queried["round"] + 1)
-    annotations = results["annotations"].merge(queried, on=["run", "round"])
-    late = results | {"annotations": annotations}
-    return 100 * _late(late, "positive_percent") / _late(late, "lesion_area_percent")
+    annotations = results["annotations"].merge(queried.assign(round=queried["round"] + 1), on=["run", "round"])
+    positive, lesion = (
+        _late(results | {"annotations": annotations}, cost) if late else mean_per_image(annotations, cost)
+        for cost in ("positive_percent", "lesion_area_percent")
+    )
+    return 100 * positive / lesion
 
 
 _PER_IMAGE = {"dice": "dice", "area": "area"}
 _PER_RUN: dict[str, Callable[[Results], pd.Series]] = {
     "dice at 30 %": _dice_of_few,
     "positive": lambda results: _late(results, "positive_percent"),
-    "share": _share,
+    "share": lambda results: lesion_share(results, late=True),
     "clicks": lambda results: _late(results, "clicks"),
 }
 ENDPOINTS = (*_PER_IMAGE, *_PER_RUN)

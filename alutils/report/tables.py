@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from alutils.experiment import TAU_B, TAU_U, same_run
-from alutils.report.endpoints import arm_names, mean_per_image
+from alutils.report.endpoints import arm_names, lesion_share, mean_per_image
 from alutils.report.statistics import area_under_curve, bootstrap_interval, images_to_reach
 from alutils.system.files import write_csv, write_text
 
@@ -108,12 +108,17 @@ def table_2(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def table_modes(results: Mapping[str, pd.DataFrame], tau_u: float = 0.25, tau_b: float = 0.25) -> pd.DataFrame:
-    """The annotation modes at one tau_u and tau_b, the best first: columns of :func:`table_2` and ``clicks``."""
+    """The annotation modes at one tau_u and tau_b, the best first.
+
+    Columns of :func:`table_2`, and over all queries ``share`` (:func:`alutils.report.endpoints.lesion_share`) and
+    ``clicks`` per image.
+    """
     runs = results["runs"].query("strategy == 'least_confidence'")
     same = (cells(runs) == same_run(tau_u, tau_b)) & (runs["annotation"] == "partial")
     runs = runs[(runs["annotation"] == "full") | same | ((runs["tau_u"] == tau_u) & (runs["tau_b"] == tau_b))]
     clicks = results["annotations"].query("round > 0").pipe(mean_per_image, "clicks")
-    groups = runs.assign(clicks=runs["run"].map(clicks)).groupby("annotation")
+    shares = runs["run"].map(lesion_share(results))
+    groups = runs.assign(share=shares, clicks=runs["run"].map(clicks)).groupby("annotation")
     table = pd.DataFrame(
         {
             "dice": 100 * groups["test_dice"].mean(),
@@ -121,6 +126,7 @@ def table_modes(results: Mapping[str, pd.DataFrame], tau_u: float = 0.25, tau_b:
             "seeds": groups.size(),
             "verify": groups["verify_percent"].mean(),
             "positive": groups["positive_percent"].mean(),
+            "share": groups["share"].mean(),
             "clicks": groups["clicks"].mean(),
         }
     )
