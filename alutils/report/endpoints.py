@@ -77,35 +77,26 @@ def _dice_of_few(results: Results) -> pd.Series:
     return 100 * nearest["test_dice"].astype(float)
 
 
-def _late(results: Results, cost: str) -> pd.Series:
-    """The mean cost per image annotated after the queries of the second half, by run."""
-    annotations = results["annotations"]
-    last = results["rounds"].groupby("run")["round"].max()
-    return mean_per_image(annotations[annotations["round"] > annotations["run"].map(last) / 2], cost)
-
-
-def lesion_share(results: Results, *, late: bool = False) -> pd.Series:
-    """Lesion pixels that the expert labels, % of the queried images' lesion pixels, by run.
-
-    Args:
-        results: from :func:`alutils.runs.collect.load_results`.
-        late: only the queries of the second half, as in the endpoint "share".
-    """
+def lesion_share(results: Results) -> pd.Series:
+    """Lesion pixels that the expert labels, % of the queried images' lesion pixels, by run."""
     # What a round queries is annotated for the next
     queried = results["rounds"][["run", "round", "lesion_area_percent"]]
     annotations = results["annotations"].merge(queried.assign(round=queried["round"] + 1), on=["run", "round"])
-    positive, lesion = (
-        _late(results | {"annotations": annotations}, cost) if late else mean_per_image(annotations, cost)
-        for cost in ("positive_percent", "lesion_area_percent")
-    )
-    return 100 * positive / lesion
+    return 100 * mean_per_image(annotations, "positive_percent") / mean_per_image(annotations, "lesion_area_percent")
+
+
+def _late(results: Results) -> Results:
+    """The results with the images alone that were annotated after the queries of the second half."""
+    annotations = results["annotations"]
+    last = results["rounds"].groupby("run")["round"].max()
+    return {**results, "annotations": annotations[annotations["round"] > annotations["run"].map(last) / 2]}
 
 
 _PER_IMAGE = {"dice": "dice", "area": "area"}
 _PER_RUN: dict[str, Callable[[Results], pd.Series]] = {
     "dice at 30 %": _dice_of_few,
-    "positive": lambda results: _late(results, "positive_percent"),
-    "share": lambda results: lesion_share(results, late=True),
-    "clicks": lambda results: _late(results, "clicks"),
+    "positive": lambda results: mean_per_image(_late(results)["annotations"], "positive_percent"),
+    "share": lambda results: lesion_share(_late(results)),
+    "clicks": lambda results: mean_per_image(_late(results)["annotations"], "clicks"),
 }
 ENDPOINTS = (*_PER_IMAGE, *_PER_RUN)

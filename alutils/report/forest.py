@@ -40,9 +40,8 @@ def draw_forest(table: pd.DataFrame) -> Figure:
         regions = [Region.of(text) for text in rows["claimed"]]
         labels = rows["difference"].map(_spelled) + rows["by"].map({"area": ", area"}).fillna("")
         draw_intervals(place, rows.assign(label=labels), [_STYLES[kind] for kind in kinds], regions)
-        levels = (
-            "95 %" if not any(region.two_sided for region in regions) else "95 %, or 90 % where the shade has two ends"
-        )
+        two_ends = any(region.two_sided for region in regions)
+        levels = "95 %, or 90 % where the shade has two ends" if two_ends else "95 %"
         place.set_xlabel(f"{unit[table['by'] == rows['by'].iloc[0]].iloc[0]} (intervals: {levels})", fontsize=9)
     keys = [
         *(Line2D([], [], color=colour, marker=marker, label=kind) for kind, (colour, marker) in _STYLES.items()),
