@@ -172,10 +172,11 @@ class Annotator:
             display(self.panel)
             return
         request = self.drawing.request
+        rest = "none is grey" if request.where.all() else "the rest is grey, the lesion of the starting mask lighter"
+        marked = "What is marked as lesion is orange" if self.drawing.n_marked else "Nothing is marked as lesion"
         alt = (
             f"The drawing tool with image {request.id}. In colour, the pixels that the person decides, "
-            f"{request.n_decided} of {request.where.size}, with what is marked as lesion in orange; "
-            "the rest is grey, the lesion of the starting mask lighter."
+            f"{request.n_decided} of {request.where.size}; {rest}. {marked}."
         )
         show_figure(self.figure, alt)
         display({"text/plain": "The drawing tool, as a picture. Run this cell in JupyterLab to draw."}, raw=True)

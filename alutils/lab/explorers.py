@@ -301,4 +301,5 @@ def _outlined(picture: np.ndarray, mask: torch.Tensor) -> np.ndarray:
     """The picture, (H, W, 3), with the mask's outline, enlarged to about 256 pixels where it is smaller."""
     enlarged = np.ones((max(1, 256 // len(picture)),) * 2)
     pixels, lesion = np.kron(picture, enlarged[..., None]), np.kron(mask[0].cpu().numpy(), enlarged)
-    return mark_boundaries(pixels, lesion.astype(int), color=to_rgb(figures.TRUTH), outline_color=to_rgb(figures.BLACK))
+    line, edge = to_rgb(figures.TRUTH_AMONG_LABELS), to_rgb(figures.BLACK)
+    return mark_boundaries(pixels, lesion.astype(int), color=line, outline_color=edge)

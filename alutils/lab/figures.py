@@ -23,10 +23,11 @@ from alutils.system.files import replacing
 
 # Okabe and Ito's palette: people with any kind of colour vision can tell the colours apart. Pair it with line styles or
 # markers for print.
-BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, BLACK = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000",
+BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW, BLACK = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#000000",
 )  # fmt: skip
 TRUTH, PREDICTION = SKY, ORANGE
+TRUTH_AMONG_LABELS = YELLOW  # in figures with the colours of LABELLED_BY, one of which is blue
 DPI = 80  # of pictures in a notebook; saved ones have twice as much
 LABELLED_BY = {
     "model: background": "#303030",
@@ -123,7 +124,7 @@ def label_legend(figure: Figure, *, outline: bool = False) -> None:
     handles = [Patch(facecolor=colour, edgecolor="gray", label=name) for name, colour in LABELLED_BY.items()]
     if outline:
         edge = [withStroke(linewidth=3, foreground=BLACK)]
-        handles.append(Line2D([], [], color=TRUTH, label="true outline", path_effects=edge))
+        handles.append(Line2D([], [], color=TRUTH_AMONG_LABELS, label="true outline", path_effects=edge))
     n_columns = len(handles) if figure.get_figwidth() > 6 else 2  # in one row they are wider than a small figure
     figure.legend(handles=handles, loc="outside lower center", ncols=n_columns, fontsize=8, frameon=False)
 

@@ -58,7 +58,8 @@ def show_frames(
     for i, value in enumerate(values):
         figure, text, description = draw(value)
         src = f"data:image/webp;base64,{base64.b64encode(_drawn(figure, 'webp', 50)).decode()}"
-        frames.append({"src": src, "alt": f"{text} {description}", "value": f"{value}", "text": text})
+        alt = f"{text.removesuffix('.')}. {description}"
+        frames.append({"src": src, "alt": alt, "value": f"{value}", "text": text})
         if i == at:
             still, width = _drawn(figure, "jpeg", 70), int(figure.get_figwidth() * DPI)
         plt.close(figure)

@@ -51,13 +51,10 @@ class Tour:
         right.set_title("uncertainty: 0.5 - |0.5 - p|", fontsize=9)
         right.set_axis_off()
         figure.colorbar(drawn, ax=right, shrink=0.8)
-        unsure = (least_confidence(p) <= 0.25).float().mean()
-        text = f"{n_labelled} images: Dice {dice_score(p, truth).item():.2f}; {unsure:.0%} of the pixels are uncertain"
-        return (
-            figure,
-            text,
-            "Left both outlines on the image; right the uncertainty, bright where p is near 0.5.",
-        )
+        unsure = 100 * (least_confidence(p) <= 0.25).float().mean()
+        dice = dice_score(p, truth).item()
+        text = f"{n_labelled} images: Dice {dice:.2f}; {unsure:.0f} % of the pixels are uncertain"
+        return figure, text, "Left both outlines on the image; right the uncertainty, bright where p is near 0.5."
 
     def draw_labels(self, tau_u: float) -> tuple[Figure, str, str]:
         """Who labels which pixels of the first image, and which labels are wrong; for ``show_frames``."""
@@ -67,10 +64,10 @@ class Tour:
         figures.draw_labels(left, self.images[0], mask[0], human[0], "who labelled each pixel")
         figures.draw_image(right, 1 - (mask != truth)[0].float(), "wrong labels (black)")
         for axes in (left, right):
-            figures.draw_outline(axes, truth[0], figures.TRUTH)
-        figures.label_legend(figure)
+            figures.draw_outline(axes, truth[0], figures.TRUTH_AMONG_LABELS)
+        figures.label_legend(figure, outline=True)
         n_wrong = int((mask != truth).sum())
-        text = f"the expert checks {human.float().mean():.0%} of the pixels; {n_wrong} labels are wrong"
+        text = f"the expert checks {100 * human.float().mean():.0f} % of the pixels; {n_wrong} labels are wrong"
         return figure, text, "Left, orange and blue where the expert labels, black and white where the model does."
 
     def draw_side_by_side(self, titles: Mapping[int, str], *, uncertainty: bool = False) -> Figure:
