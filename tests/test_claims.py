@@ -159,6 +159,13 @@ def test_the_verdicts_in_words_name_the_difference_that_decides():
     assert in_words(judge({name: rows[:0] for name, rows in make_results(1).items()})) == ""
 
 
+def test_the_papers_number_has_a_sign_where_it_is_a_difference():
+    words = in_words(judge(make_results(6)))
+    assert "; the paper: +4." in words and "; the paper: -1." in words  # least confidence - full, mc dropout - random
+    assert "; the paper: 0." in words  # partial annotation - full
+    assert "; the paper: 5." in words  # % of the pixels
+
+
 def test_the_words_on_what_is_undecided_say_how_many_seeds_it_takes():
     table = judge(make_results(8, {"mc_dropout": 0.87}, noise=0.02))
     lines = {claim: in_words(rows) for claim, rows in table.groupby("claim")}

@@ -84,7 +84,8 @@ def in_words(table: pd.DataFrame) -> str:
     lines = []
     for (claim, by), rows in table.groupby(["claim", "by"], sort=False):
         row = rows.loc[rows["p_holm"] == rows["p_holm"].min()].iloc[0]
-        paper = f"; the paper: {row['paper']:+g}" if math.isfinite(row["paper"]) else ""
+        signed = "+" if " - " in row["difference"] and row["paper"] != 0 else ""
+        paper = f"; the paper: {row['paper']:{signed}g}" if math.isfinite(row["paper"]) else ""
         measure = "" if by == "dice" else f" (by {by})"
         lines.append(
             f"- **{row['verdict']}**{measure}: {claim} {row['difference'].replace('_', ' ')}: "

@@ -93,7 +93,7 @@ def draw_intervals(
         axes.plot(np.clip(row.effect, *limits), y, marker=marker, color=colour, markersize=7, markeredgewidth=2)
         axes.plot(row.paper, y, marker="D", color=BLACK, markerfacecolor="none", markersize=8)
         shown = f"{row.effect:.1f} [{row.low:.1f}, {row.high:.1f}]" if math.isfinite(row.low) else f"{row.effect:.1f}"
-        axes.text(1.02, y, f"{shown}, {row.seeds} seeds", transform=axes.get_yaxis_transform(), fontsize=9, va="center")
+        axes.text(1.035, y, f"{shown}, {row.seeds} seeds", transform=axes.get_yaxis_transform(), fontsize=9, va="center")
     axes.axvline(0, color=BLACK, linewidth=0.8)
     axes.set(xlim=limits, ylim=(places.max() + 0.6, -0.6))
     axes.set_yticks(places, columns["label"], fontsize=9)
