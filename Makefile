@@ -2,7 +2,7 @@
 # make reproduce   set up, then run the batch on the CPU with the quick profile; writes runs/quick/ and figures/quick/
 # make plan        what make reproduce would run, and how many seeds would decide the claims
 # make test        set up, then run all tests, and the cells of all notebooks with brief trainings
-# make test-faults inject all faults and all bad input: 20 minutes, 20 GB in TMPDIR; writes results/faults.json
+# make test-faults inject all faults and all bad input: 17 minutes, 20 GB in TMPDIR; writes results/faults.json
 # make audit       ask pip-audit for known vulnerabilities of the installed packages; needs the internet
 # make lab         set up, then open the notebooks in JupyterLab, as copies in lab/; a copy that exists is kept
 # make bench       run all benchmarks, for half an hour on a quiet machine; writes results/bench/; with DATA= on photographs too
