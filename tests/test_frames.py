@@ -30,10 +30,10 @@ def shown(monkeypatch):
 
 def test_each_frame_has_a_picture_of_its_own_and_a_still_one_stands_where_html_is_not_shown(shown):
     bundle, metadata = shown
-    assert metadata["image/jpeg"]["alt"] == 'the bar\'s <height> is 2 A "bar".'
+    assert metadata["image/jpeg"]["alt"] == 'the bar\'s <height> is 2. A "bar".'
     made = json.loads(unescape(re.search(r'data-frames="([^"]*)"', bundle["text/html"])[1]))
     assert [frame["value"] for frame in made] == ["1", "2", "3"]
-    assert [frame["alt"] for frame in made] == [f'the bar\'s <height> is {n} A "bar".' for n in (1, 2, 3)]
+    assert [frame["alt"] for frame in made] == [f'the bar\'s <height> is {n}. A "bar".' for n in (1, 2, 3)]
     pictures = [Image.open(io.BytesIO(base64.b64decode(frame["src"].split(",")[1]))) for frame in made]
     still = Image.open(io.BytesIO(base64.b64decode(bundle["image/jpeg"])))
     assert {picture.size for picture in [*pictures, still]} == {(240, 160)}

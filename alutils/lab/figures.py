@@ -66,7 +66,7 @@ def show_figure(
 
 
 def _picture(figure: Figure, fast: bool) -> bytes:
-    """The smaller one of a PNG of 256 colours, which suits charts, and a JPEG, which suits photographs."""
+    """The smaller one of a PNG of few colours, which suits charts, and a JPEG, which suits photographs."""
     drawn = io.BytesIO()
     if fast:  # with margins, because matplotlib draws twice to cut them off
         figure.savefig(drawn, format="jpeg", dpi=DPI, pil_kwargs={"quality": 85})
@@ -74,7 +74,9 @@ def _picture(figure: Figure, fast: bool) -> bytes:
     figure.savefig(drawn, format="png", dpi=DPI, bbox_inches="tight")
     picture = PIL.Image.open(drawn).convert("RGB")
     chart, photograph = io.BytesIO(), io.BytesIO()
-    picture.quantize(256, dither=PIL.Image.Dither.NONE).save(chart, "PNG", optimize=True)
+    colours = 256 if any(axes.images for axes in figure.axes) else 64
+    how = {"method": PIL.Image.Quantize.MAXCOVERAGE, "dither": PIL.Image.Dither.NONE}  # it keeps small marks' colours
+    picture.quantize(colours, **how).save(chart, "PNG", optimize=True)
     picture.save(photograph, "JPEG", quality=70, optimize=True)
     return min(chart.getvalue(), photograph.getvalue(), key=len)
 

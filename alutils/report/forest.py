@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.transforms import blended_transform_factory
 
 from alutils.lab.figures import BLACK, BLUE, GREEN, ORANGE, VERMILION
 from alutils.report.claims import NOT_SUPPORTED, SUPPORTED, TOO_FEW, UNDECIDED, Region
@@ -81,8 +82,10 @@ def draw_intervals(
     for k, row in enumerate(columns.itertuples()):
         y, (colour, marker) = places[k], styles[k]
         if headings.iloc[k]:
-            axes.text(-0.01, y - 1, row.claim, transform=axes.get_yaxis_transform(), fontsize=9, weight="bold",
-                      ha="right", va="center")  # fmt: skip
+            across = blended_transform_factory(axes.figure.transFigure, axes.transData)
+            heading = axes.text(0.01, y - 1, row.claim, transform=across, fontsize=9, weight="bold", va="center")
+            heading.set_in_layout(False)  # it may lie above the intervals: its row has none
+            heading.set_bbox({"color": "white", "pad": 1})
         if regions is not None:
             low, high = np.clip(regions[k], *limits)
             axes.barh(y, high - low, left=low, height=0.9, color=ORANGE, alpha=0.25, linewidth=0)
@@ -93,7 +96,9 @@ def draw_intervals(
         axes.plot(np.clip(row.effect, *limits), y, marker=marker, color=colour, markersize=7, markeredgewidth=2)
         axes.plot(row.paper, y, marker="D", color=BLACK, markerfacecolor="none", markersize=8)
         shown = f"{row.effect:.1f} [{row.low:.1f}, {row.high:.1f}]" if math.isfinite(row.low) else f"{row.effect:.1f}"
-        axes.text(1.035, y, f"{shown}, {row.seeds} seeds", transform=axes.get_yaxis_transform(), fontsize=9, va="center")
+        axes.text(
+            1.035, y, f"{shown}, {row.seeds} seeds", transform=axes.get_yaxis_transform(), fontsize=9, va="center"
+        )
     axes.axvline(0, color=BLACK, linewidth=0.8)
     axes.set(xlim=limits, ylim=(places.max() + 0.6, -0.6))
     axes.set_yticks(places, columns["label"], fontsize=9)
@@ -115,6 +120,6 @@ def _limits(rows: pd.DataFrame, regions: list[Region] | None) -> tuple[float, fl
     reach = max(1.0, np.ptp(points))
     low, high = rows["low"].fillna(rows["effect"]), rows["high"].fillna(rows["effect"])
     return (
-        float(max(min(low.min(), points.min()), points.min() - reach) - 0.05 * reach),
-        float(min(max(high.max(), points.max()), points.max() + reach) + 0.05 * reach),
+        float(max(min(low.min(), points.min()), points.min() - 3 * reach) - 0.05 * reach),
+        float(min(max(high.max(), points.max()), points.max() + 3 * reach) + 0.05 * reach),
     )
