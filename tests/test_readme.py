@@ -28,6 +28,7 @@ ARMS = {
     "mc_dropout": "Monte Carlo dropout",
     "full": "the full data set",
     "partial-0.25-0.5": "partial annotation",
+    "partial-0.375-0.5": "a wider band",
 }
 
 
