@@ -335,7 +335,7 @@ def test_a_slider_over_frames_moves_without_a_kernel_and_asks_no_other_host(brow
     page.set_content(shown[0] + shown[0])
     page.get_by_label("x").first.press("ArrowRight")
     expect(page.locator("pre")).to_have_text(['it is "2"', 'it is "1"'])
-    assert page.locator("img").first.get_attribute("alt") == 'it is "2" An empty figure.'
+    assert page.locator("img").first.get_attribute("alt") == 'it is "2". An empty figure.'
     assert page.locator("img").first.evaluate("image => image.naturalWidth") > 0
     page.close()
     assert [url for url in asked if not url.startswith("data:")] == []
