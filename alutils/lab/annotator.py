@@ -172,7 +172,7 @@ class Annotator:
             display(self.panel)
             return
         request = self.drawing.request
-        rest = "none is grey" if request.where.all() else "the rest is grey, the lesion of the starting mask lighter"
+        rest = "none is grey" if request.mode == "full" else "the rest is grey, the lesion of the starting mask lighter"
         marked = "What is marked as lesion is orange" if self.drawing.n_marked else "Nothing is marked as lesion"
         alt = (
             f"The drawing tool with image {request.id}. In colour, the pixels that the person decides, "

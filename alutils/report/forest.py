@@ -79,10 +79,10 @@ def draw_intervals(
     limits = _limits(columns, regions)
     headings = columns["claim"].notna() & (columns["claim"] != columns["claim"].shift())
     places = np.arange(len(rows)) + headings.cumsum().to_numpy()
+    across = blended_transform_factory(axes.figure.transFigure, axes.transData)  # the figure's width, the row's height
     for k, row in enumerate(columns.itertuples()):
         y, (colour, marker) = places[k], styles[k]
         if headings.iloc[k]:
-            across = blended_transform_factory(axes.figure.transFigure, axes.transData)
             heading = axes.text(0.01, y - 1, row.claim, transform=across, fontsize=9, weight="bold", va="center")
             heading.set_in_layout(False)  # it may lie above the intervals: its row has none
             heading.set_bbox({"color": "white", "pad": 1})
