@@ -423,7 +423,7 @@ def _pixels_to_ask(run: _Run, queried: torch.Tensor, p: torch.Tensor, generator:
 
 
 def _regions(run: _Run, positions: torch.Tensor) -> torch.Tensor:
-    """The superpixels of these training images; those of the latest query are kept, as three steps need them."""
+    """The superpixels of these training images; the last ones asked for are kept."""
     images, kept = run.splits.train.images, run.kept.get("regions of the query")
     if kept is None or not torch.equal(kept[0], positions):
         kept = run.kept["regions of the query"] = positions, regions_of(images[positions.to(images.device)])

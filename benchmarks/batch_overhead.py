@@ -21,8 +21,8 @@ from frame import ROOT, in_turns, median_ratio, parser, report
 
 from alutils.system.cores import usable_cores
 
-SETTINGS = ("strategies=random entropy bald full mc_dropout", "seeds=0 1 2", "cells=[[partial,0.25,0.5]]")
-N_RUNS = 20  # notebooks 01 to 03 and 06, 15 of 04, one of 05
+SETTINGS = ("strategies=random entropy bald full", "seeds=0 1 2", "table2_seeds=0 1", "cells=[[partial,0.25,0.5]]")
+N_RUNS = 20  # notebooks 01, 02, 03, 05, 06 and 07, 12 runs of 04, two of 05b
 
 
 def make_project(folder: Path) -> None:

@@ -15,18 +15,24 @@ import torch
 from frame import parser, report, seconds
 
 from alutils import STRATEGIES, Experiment, fit, make_generator, make_synthetic, select_queries, unet_for
+from alutils.data.isic2018 import OFFICIAL_COUNTS
 from alutils.queries import BASELINES
 
-N_TRAIN, N_VAL, N_TEST = 2594, 100, 1000
+N_TRAIN, N_VAL, N_TEST = OFFICIAL_COUNTS.values()
 TABLE_1 = ("random", "least_confidence", "entropy", "mc_dropout", "full", "full_cosine", "random_at_once")
 PAPER_ARMS = TABLE_1[:5]
 TABLE_2_RUNS = 5 + 4  # the distinct cells of the grid, and the modes that are neither full nor in the grid
 
 
 def scored_images(paper: Experiment, strategy: str) -> int:
-    """Images that pass the network without training: the pool at each query, validation each round, the test set."""
+    """Images that pass the network without training: the pool at each query, validation and test set each round."""
     pool = sum(N_TRAIN - n for n in paper.labelled_per_round[:-1])
-    return (0 if strategy == "random" else pool) + N_VAL * (paper.n_queries + 1) + N_TEST
+    return (0 if strategy == "random" else pool) + (N_VAL + N_TEST) * (paper.n_queries + 1)
+
+
+def audited_images(paper: Experiment) -> int:
+    """Images of earlier queries that the audit of partial annotation passes through the network, over all rounds."""
+    return sum(n - paper.cold_start for n in paper.labelled_per_round)
 
 
 def main() -> None:
@@ -62,9 +68,8 @@ def main() -> None:
         pool = scoring["mc_dropout" if strategy == "mc_dropout" else "least_confidence"]
         queries = 0 if strategy in BASELINES else scored_images(table_1, strategy)
         hours[strategy] = (table_1.n_training_steps * step + queries * pool) / 3600
-    partial = (
-        table_2.n_training_steps * step + scored_images(table_2, "least_confidence") * scoring["least_confidence"]
-    ) / 3600
+    passes = scored_images(table_2, "least_confidence") + audited_images(table_2)
+    partial = (table_2.n_training_steps * step + passes * scoring["least_confidence"]) / 3600
     row = {
         "image_size": settings.image_size,
         "batch_size": settings.batch_size,

@@ -95,9 +95,21 @@ def test_no_influence_needs_two_one_sided_tests_not_a_missing_difference():
 def test_few_seeds_give_no_verdict_but_the_number_that_would():
     few = judge(make_results(3))
     assert (few["verdict"] == f"too few seeds: 3 of {PLAN['fewest_seeds']}").all()
-    assert re.search(
-        r"best strategy.*For intervals of ±1: \d+ seeds\.$", in_words(judge(make_results(3, noise=0.02))), re.MULTILINE
-    )
+    words = in_words(judge(make_results(3, noise=0.02)))
+    assert re.search(r"best strategy.*For ±1 on all 3 differences: \d+ seeds\.$", words, re.MULTILINE)
+
+
+def test_one_seed_has_no_interval_wherever_its_mean_lies():
+    table = judge(make_results(1, {"least_confidence": 0.7}))
+    assert table["low"].isna().all() and table["high"].isna().all()
+    assert "[" not in in_words(table) and "least confidence - random: -" in in_words(table)
+    assert len(draw_forest(table).axes[0].get_yticklabels()) == len(table)
+
+
+def test_an_end_of_an_interval_near_the_edge_of_the_claim_is_written_with_two_decimals():
+    table = judge(make_results(8)).iloc[[0]]
+    for high, written in ((0.04, "[-1.42, 0.04]"), (-0.04, "[-1.42, -0.04]"), (0.06, "[-1.4, 0.1]")):
+        assert written in in_words(table.assign(low=-1.42, high=high))
 
 
 def test_claims_without_runs_are_left_out_and_nothing_leaves_what_is_possible():
@@ -181,10 +193,10 @@ def test_the_words_on_what_is_undecided_say_how_many_seeds_it_takes():
 
 def test_a_claim_about_several_differences_takes_as_many_seeds_as_the_widest_of_them():
     table = judge(make_results(3)).loc[["tau_b has no significant influence."]].assign(seeds_wanted=[4, 9, 7])
-    assert in_words(table).endswith("For intervals of ±1: 9 seeds.")
+    assert in_words(table).endswith("For ±1 on all 3 differences: 9 seeds.")
     one_without_end = table.assign(seeds_wanted=pd.array([4, pd.NA, 7], dtype="Int64"))
     assert in_words(one_without_end).endswith(
-        "No number of seeds is enough for intervals of ±1: the test images are too few."
+        "No number of seeds is enough for ±1 on all 3 differences: the test images are too few."
     )
 
 

@@ -34,6 +34,7 @@ def project(tmp_path, monkeypatch):
 def jobs(project):
     """{job's name: the job}, of the files as they are now."""
     batch.code_hash.cache_clear()
+    batch.pictures_hash.cache_clear()
     code_hash._imported.cache_clear()
     profile, folders = project / "profiles" / "quick.yaml", {"runs": "runs", "figures": "figures"}
     config = {
@@ -83,6 +84,12 @@ def test_a_job_changes_with_its_code_and_settings_and_with_nothing_else(project)
     assert changed() == SHOWING | RUNS
     add(profile, "momentum: 0.8\n")
     assert changed() == SHOWING | RUNS
+    add(package / "data" / "rendering.py", "DARK = 1\n")  # no module of the loop, but it draws the pictures
+    assert changed() == SHOWING | RUNS
+    add(package / "report" / "claims.yaml", "# a comment\n")
+    assert changed() == set()
+    add(package / "report" / "claims.yaml", "more: 1\n")
+    assert changed() == SHOWING
 
 
 def test_a_job_depends_on_the_description_beside_its_data_and_on_the_tables_that_it_names(tmp_path):

@@ -92,6 +92,45 @@ def test_each_pixel_has_the_colour_of_who_labelled_it():
     plt.close(figure)
 
 
+def test_labels_are_drawn_with_the_true_outline_where_a_truth_is_given():
+    figure, (without, beside) = plt.subplots(1, 2)
+    image, truth = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(1, 8, 8, dtype=torch.uint8)
+    truth[0, 2:6, 2:6] = 1
+    figures.draw_labels(without, image, truth, truth)
+    figures.draw_labels(beside, image, truth, truth, truth=truth, width=2)
+    assert not without.collections
+    colours = [to_rgb(tuple(drawn.get_edgecolor()[0][:3])) for drawn in beside.collections]
+    assert colours == [to_rgb(figures.BLACK), to_rgb(figures.TRUTH_AMONG_LABELS)]
+    plt.close(figure)
+
+
+def recorded(*arms, annotation="full"):
+    """Runs of two rounds and two seeds, one per arm and seed."""
+    rows = [{"run": f"{arm}{seed}", "strategy": arm, "seed": seed} for arm in arms for seed in (0, 1)]
+    runs = pd.DataFrame([row | {"annotation": annotation, "val_dice": 0.8, "test_dice": 0.8} for row in rows])
+    dice = [
+        {"round": k, "n_labelled": 8 + 8 * k, "val_dice": 0.6 + 0.2 * k, "test_dice": 0.5 + 0.1 * k} for k in (0, 1)
+    ]
+    rounds = pd.DataFrame([row | of_round for row in rows for of_round in dice])
+    return {"runs": runs, "rounds": rounds}
+
+
+def test_fig_4_has_a_line_for_each_strategy_also_for_those_that_are_not_the_papers():
+    figure, alt = curves.draw_with_differences(recorded("random", "kcentre", "largest_lesion", "full"))
+    upper, lower = figure.axes
+    names = [text.get_text() for text in upper.get_legend().get_texts()]
+    assert names == ["kcentre", "largest lesion", "random", "full data (mean)"]
+    assert len({(line.get_color(), line.get_marker()) for line in upper.lines}) == 4
+    assert len(lower.containers) == 2 and "largest lesion 60.0 %" in alt
+    plt.close(figure)
+
+
+def test_fig_4_says_that_nothing_was_queried_where_that_is_so():
+    figure, alt = curves.draw_with_differences(recorded("full", "random_at_once"))
+    assert "no curve" in alt
+    plt.close(figure)
+
+
 def test_learning_curves_are_means_over_seeds_with_a_band_from_worst_to_best():
     rounds = pd.DataFrame({"strategy": "entropy", "n_labelled": [8, 16, 8, 16], "val_dice": [0.2, 0.6, 0.4, 0.7]})
     figure, axes = plt.subplots()

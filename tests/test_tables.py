@@ -55,10 +55,10 @@ def test_table_1_is_the_mean_and_spread_over_seeds_beside_the_paper():
     assert row[["paper_val", "paper_test", "seeds", "images"]].tolist() == [88, 87, 2, 30]
     assert row["test"] == pytest.approx(85) and row["sd"] == pytest.approx(100 * np.std([0.8, 0.9], ddof=1))
     assert 75 <= row["low"] < 85 < row["high"] <= 95
-    assert row["area"] == pytest.approx(100 * np.mean([d + (-0.3 - 2 * 0.1) / 4 for d in (0.8, 0.9)]))
+    assert row["val_area"] == pytest.approx(100 * np.mean([d + (-0.3 - 2 * 0.1) / 4 for d in (0.8, 0.9)]))
     assert row["to_95"] == row["to_100"] == 30  # the mean curve is 0.55, 0.75, 0.85; full data 0.85
     assert np.isnan(table.loc["entropy", "test"]) and table.loc["full", "test"] == pytest.approx(85)
-    assert np.isnan(table.loc["full", "area"])
+    assert np.isnan(table.loc["full", "val_area"])
     assert table.index.is_unique
 
 
@@ -66,6 +66,11 @@ def test_table_1_leaves_partial_annotation_to_table_2():
     results = make_results(make_run(test=0.8), make_run(test=0.1, annotation="partial"))
     assert table_1(results).loc["least_confidence", ["test", "seeds"]].tolist() == pytest.approx([80, 1])
     assert table_2(results).loc[(0.25, 0.25), ["dice", "seeds"]].tolist() == pytest.approx([10, 1])
+
+
+def test_table_1_without_an_arm_has_the_papers_numbers_alone():
+    table = table_1(make_results(make_run(annotation="partial")))
+    assert table["paper_test"].notna().all() and table["test"].isna().all() and table["seeds"].isna().all()
 
 
 def test_cells_that_are_the_same_run_share_its_numbers_and_count_it_once():
@@ -92,12 +97,14 @@ def test_same_run_is_what_changes_no_mask(tau_u, tau_b):
 def test_table_modes_has_the_best_first_and_full_annotation_beside_them():
     results = make_results(
         make_run(test=0.8), make_run(annotation="partial", tau_b=0.5, test=0.9),
-        make_run(annotation="model-only", test=0.3),
+        make_run(annotation="model-only", tau_b=0.5, test=0.3), make_run(annotation="model-only", tau_b=0.25, test=0.7),
+        make_run(annotation="contour-band", tau_b=0.25, test=0.2),
         make_run(annotation="partial", tau_u=0.375, test=0.1), make_run("random", test=0.99),
     )  # fmt: skip
     table = table_modes(results)
-    assert table.index.tolist() == ["partial", "full", "model-only"]
-    assert table["dice"].tolist() == pytest.approx([90, 80, 30]) and table.loc["partial", "clicks"] == 7
+    assert table.index.tolist() == ["partial", "full", "model-only", "contour-band"]
+    assert table["dice"].tolist() == pytest.approx([90, 80, 30, 20]) and table.loc["partial", "clicks"] == 7
+    assert table["tau_b"].dropna().to_dict() == {"partial": 0.5, "model-only": 0.5, "contour-band": 0.25}
     assert table.loc["partial", "share"] == 25  # a quarter of the queried lesions' pixels
 
 

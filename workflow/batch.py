@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from code_hash import code_of_notebook, code_of_run
+from code_hash import code_of_notebook, code_of_pictures, code_of_run
 from grid import CONTROL_ARMS, GRID, MODE_CELLS, PAPER_ARMS, QUICK_ARMS, QUICK_CELLS, Cell, check_arms, distinct
 
 from alutils.data.description import OWN, Table, read_description
@@ -203,8 +203,15 @@ class Batch:
         else:
             common["overrides"] = _yaml(changes)
         code = code_hash(notebook, self.profile, own.get("strategy"))
-        about = {"name": name, "notebook": notebook, "code": code, **self.description}
+        pictures = {"pictures": pictures_hash()} if "strategy" in own else {}
+        about = {"name": name, "notebook": notebook, "code": code, **pictures, **self.description}
         return json.dumps({**about, "parameters": {**common, **own}})
+
+
+@functools.cache
+def pictures_hash() -> str:
+    """The hash of the code that reads or draws the pictures, which :func:`code_hash` of a run leaves out."""
+    return code_of_pictures(ROOT)
 
 
 @functools.cache

@@ -14,6 +14,8 @@ import tokenize
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+import yaml
+
 from alutils.queries.registry import find_marked
 
 LOOP = "alutils.loop"
@@ -51,11 +53,25 @@ def code_of_commit(root: Path, commit: str, arm: str) -> str:
 
 
 def code_of_notebook(root: Path, notebook: Path, settings: str) -> str:
-    """The hash of what a notebook shows: of its code cells, all of alutils and the profile's settings."""
+    """The hash of what a notebook shows: of its code cells, all of alutils with its tables, the profile's settings."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     code = [significant("".join(cell["source"]), cell=True) for cell in cells if cell["cell_type"] == "code"]
-    paths = {_module_name(root, path): path for path in sorted((root / "alutils").rglob("*.py"))}
-    return _hash([*code, *_sources(paths), settings])
+    return _hash([*code, *_all_of(root / "alutils"), settings])
+
+
+def code_of_pictures(root: Path) -> str:
+    """The hash of what makes a run's pictures out of files, or of nothing. It is no part of :func:`code_of_run`."""
+    return _hash(_all_of(root / "alutils" / "data"))
+
+
+def _all_of(folder: Path) -> list[list[str]]:
+    """The modules in a folder and below, and the YAML files beside them, by name and without their comments."""
+    readers = {"*.py": significant, "*.yaml": lambda text: json.dumps(yaml.safe_load(text))}
+    return [
+        [path.relative_to(folder).as_posix(), read(path.read_text(encoding="utf-8"))]
+        for pattern, read in readers.items()
+        for path in sorted(folder.rglob(pattern))
+    ]
 
 
 def run_modules(root: Path, arm: str) -> dict[str, Path]:

@@ -100,10 +100,12 @@ class Course:
         if failure:
             return _row(problem=f"not graded: {failure}")
         page = self.folder / "feedback" / student / name / f"{name}.html"
-        self.call("generate_feedback", name, student)
+        page.unlink(missing_ok=True)  # of an earlier hand-in
+        failure = self.call("generate_feedback", name, student)
         if page.exists():
             write_text(page, MATHJAX.sub("", page.read_text(encoding="utf-8")))
-        return self._points(student, name)
+        points = self._points(student, name)
+        return points if page.exists() else {**points, "problem": f"graded, but without a feedback page: {failure}"}
 
     def _points(self, student: str, name: str) -> dict[str, Any]:
         with Gradebook(self.config.CourseDirectory.db_url) as book:

@@ -62,11 +62,12 @@ GRID = [Cell("partial", tau_u, tau_b) for tau_u, tau_b in product(TAU_U, TAU_B)]
 QUICK_CELLS = [Cell("partial", 0.25, 0.25)]
 """What runs beside :data:`QUICK_ARMS`."""
 
-CLICK_CELLS = [Cell(mode, 0.25, 0.25) for mode in ("superpixels", "correction")]
-"""Annotation by clicks on superpixels."""
+MODE_CELLS = [Cell(mode, 0.25, 0.5) for mode in ("human-only", "model-only", "partial-refreshed", "contour-band")]
+"""The controls of mode partial, at one pair of thresholds. Mode full is the arm least_confidence of Table I.
 
-MODE_CELLS = [Cell(mode, 0.25, 0.25) for mode in ("human-only", "model-only", "partial-refreshed", "contour-band")]
-"""The controls of mode partial, at one pair of thresholds. Mode full is the arm least_confidence of Table I."""
+In ``model-only`` and ``contour-band`` the model labels pixels of any probability. At tau_b = 0.25 the model of a short
+cold start, in which hardly any pixel reaches 0.5, calls nearly all skin lesion.
+"""
 
 
 def distinct(cells: list[Cell]) -> dict[str, Cell]:

@@ -33,7 +33,10 @@ from alutils.runs.collect import finished_records, write_results
 from alutils.runs.folder import RecordsError
 from alutils.runs.provenance import provenance
 from alutils.system.checks import ConfigError, DataError, listed
-from alutils.system.device import resolve_device, working_dtype
+from alutils.system.device import OutOfMemory, resolve_device, working_dtype
+from alutils.system.files import CannotWrite
+from alutils.system.weights import WeightsError
+from alutils.training import TrainingDiverged
 
 Records = dict[str, dict[str, Any]]
 """Finished runs by name, with what their run.json holds."""
@@ -67,7 +70,7 @@ def main() -> int:
             done = finished(recording, options.results)
             if done or options.names:
                 failed += _collect(recording, done, plan, options.results)
-    except (ConfigError, DataError, RecordsError) as error:
+    except (ConfigError, DataError, RecordsError, WeightsError, OutOfMemory, CannotWrite, TrainingDiverged) as error:
         failed = [str(error)]
     if failed:
         print("", *failed, sep="\n", file=sys.stderr)

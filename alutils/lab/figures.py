@@ -104,9 +104,20 @@ def draw_outline(axes: Axes, mask: torch.Tensor, colour: str, style: str = "soli
         axes.contour(*grid, level, [0.5], colors=colour, linewidths=width, linestyles=style)
 
 
-def draw_labels(axes: Axes, image: torch.Tensor, mask: torch.Tensor, human: torch.Tensor, title: str = "") -> None:
-    """Draw the colours of :func:`label_colours`."""
+def draw_labels(
+    axes: Axes,
+    image: torch.Tensor,
+    mask: torch.Tensor,
+    human: torch.Tensor,
+    title: str = "",
+    *,
+    truth: torch.Tensor | None = None,
+    width: float = 1.5,
+) -> None:
+    """Draw the colours of :func:`label_colours`, and over them the outline, ``width`` points wide, of a true mask."""
     draw_image(axes, torch.from_numpy(label_colours(image, mask, human)).permute(2, 0, 1), title)
+    if truth is not None:
+        draw_outline(axes, truth, TRUTH_AMONG_LABELS, width=width)
 
 
 def label_colours(image: torch.Tensor, mask: torch.Tensor, human: torch.Tensor) -> np.ndarray:

@@ -61,10 +61,9 @@ class Tour:
         truth = self.masks[:1]
         mask, human = merge_annotations(truth, self.probabilities[-1, :1], tau_u=tau_u, tau_b=0.5)
         figure, (left, right) = plt.subplots(1, 2, figsize=(5.8, 3.4), layout="constrained")
-        figures.draw_labels(left, self.images[0], mask[0], human[0], "who labelled each pixel")
+        figures.draw_labels(left, self.images[0], mask[0], human[0], "who labelled each pixel", truth=truth[0])
         figures.draw_image(right, 1 - (mask != truth)[0].float(), "wrong labels (black)")
-        for axes in (left, right):
-            figures.draw_outline(axes, truth[0], figures.TRUTH_AMONG_LABELS)
+        figures.draw_outline(right, truth[0], figures.TRUTH_AMONG_LABELS)
         figures.label_legend(figure, outline=True)
         n_wrong = int((mask != truth).sum())
         text = f"the expert checks {100 * human.float().mean():.0f} % of the pixels; {n_wrong} labels are wrong"

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -83,15 +84,24 @@ def in_words(table: pd.DataFrame) -> str:
     """
     lines = []
     for (claim, by), rows in table.groupby(["claim", "by"], sort=False):
-        row = rows.loc[rows["p_holm"] == rows["p_holm"].min()].iloc[0]
+        row = rows.sort_values("p_holm", kind="stable").iloc[0]
         signed = "+" if " - " in row["difference"] and row["paper"] != 0 else ""
         paper = f"; the paper: {row['paper']:{signed}g}" if math.isfinite(row["paper"]) else ""
         measure = "" if by == "dice" else f" (by {by})"
         lines.append(
             f"- **{row['verdict']}**{measure}: {claim} {row['difference'].replace('_', ' ')}: "
-            f"{row['effect']:.1f} [{row['low']:.1f}, {row['high']:.1f}]{paper}.{_outlook(rows)}"
+            f"{row['effect']:.1f}{_interval(row)}{paper}.{_outlook(rows)}"
         )
     return "\n".join(lines)
+
+
+def _interval(row: pd.Series) -> str:
+    """In brackets, with two decimals where one would put an end onto the claim's edge; nothing for a single seed."""
+    if math.isnan(row["low"]):
+        return ""
+    edges = {f"{edge:.1f}" for edge in Region.of(row["claimed"])}
+    decimals = 2 if edges & {f"{row[end]:.1f}".replace("-0.0", "0.0") for end in ("low", "high")} else 1
+    return f" [{row['low']:.{decimals}f}, {row['high']:.{decimals}f}]"
 
 
 def _outlook(rows: pd.DataFrame) -> str:
@@ -99,7 +109,7 @@ def _outlook(rows: pd.DataFrame) -> str:
     if rows["verdict"].iloc[0] in (SUPPORTED, NOT_SUPPORTED) or rows["low"].isna().any():
         return ""
     wanted, half_width = rows["seeds_wanted"], f"±{PLAN['aim'][rows['by'].iloc[0]]:g}"
-    intervals = f"an interval of {half_width}" if len(rows) == 1 else f"intervals of {half_width}"
+    intervals = f"an interval of {half_width}" if len(rows) == 1 else f"{half_width} on all {len(rows)} differences"
     if wanted.isna().any():
         return f" No number of seeds is enough for {intervals}: the test images are too few."
     if wanted.max() <= rows["seeds"].min():
@@ -116,15 +126,15 @@ def _judged(claim: dict[str, Any], by: str, arms: ByArm) -> pd.DataFrame:
             return pd.DataFrame()
         values = paired(arms[pair["one"]], arms[pair["other"]]) if "other" in pair else arms[pair["one"]]
         its = spread(values)
-        low, high = _possible(by, "other" in pair)
         effect = its.difference(level)
+        low, high = np.clip([effect.low, effect.high], *_possible(by, "other" in pair))  # NaN, no interval, stays
         spreads.append(its)
         rows.append(
             {
                 **{"claim": claim["claim"], "where": claim["where"], "by": by},
                 "difference": " - ".join([pair["one"], *([pair["other"]] if "other" in pair else [])]),
                 "paper": pair.get("paper", math.nan) if by != "area" else math.nan,  # the paper has no test curve
-                **{"effect": effect.mean, "low": max(low, effect.low), "high": min(high, effect.high)},
+                **{"effect": effect.mean, "low": low, "high": high},
                 "p_holm": region.p_outside(its),
                 **{"seeds": effect.n_seeds, "detectable": effect.detectable},
                 **{"seeds_wanted": its.seeds_for(aim, level), "claimed": claim["lies"]},
@@ -146,5 +156,6 @@ def _verdict(table: pd.DataFrame, region: Region) -> str:
 
 
 def _possible(by: str, is_difference: bool) -> tuple[float, float]:
+    """Between which values an interval can lie."""
     most = math.inf if by == "clicks" else 100.0
     return (-most if is_difference else 0.0), most

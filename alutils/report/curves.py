@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,7 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from alutils.lab.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION
+from alutils.lab.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from alutils.queries.registry import BASELINES
 from alutils.report.endpoints import Results, arm_names
 from alutils.report.statistics import spread
 from alutils.report.tables import COSTS, costs, in_full
@@ -23,7 +25,11 @@ ARM_STYLES = {
     "mc_dropout": (GREEN, "D", "dotted"),
     "bald": (PURPLE, "P", "dotted"),
 }
-"""Colour, marker and line style of each strategy, the same in all figures."""
+"""Colour, marker and line style of the paper's strategies, the same in all figures."""
+
+_OTHER_STYLES = [
+    (colour, marker, "dashdot") for colour, marker in zip((ORANGE, PURPLE, SKY, "gray"), "X<>*", strict=True)
+]
 
 _COST_STYLES = [
     *((colour, marker, "solid") for colour, marker in zip((BLACK, BLUE, VERMILION, GREEN), "so^D", strict=True)),
@@ -42,15 +48,17 @@ def draw_with_differences(results: Results, title: str = "") -> tuple[Figure, st
         title: of the figure.
 
     Returns:
-        The figure and its alternative text.
+        The figure and its alternative text. Without a run that queries, the figure is empty.
     """
     runs = in_full(results["runs"])
-    rounds = results["rounds"][results["rounds"]["run"].isin(runs.loc[runs["strategy"].isin(ARM_STYLES), "run"])]
+    rounds = results["rounds"][results["rounds"]["run"].isin(runs.loc[~runs["strategy"].isin(BASELINES), "run"])]
     value = "test_dice" if rounds["test_dice"].notna().all() else "val_dice"
     figure, (upper, lower) = plt.subplots(2, figsize=(7, 6), sharex=True, height_ratios=(3, 2), layout="constrained")
     draw_learning_curves(upper, rounds, runs.loc[runs["strategy"] == "full", value], value)
-    zoom_on_the_end(upper, rounds, value)
     upper.set(title=title, xlabel="")
+    if rounds.empty:
+        return figure, "No run queries images and has them annotated in full, so there is no curve."
+    zoom_on_the_end(upper, rounds, value)
     if rounds["strategy"].eq("random").any():
         draw_differences(lower, rounds, "random", value)
     ends = 100 * rounds[rounds["round"] == rounds["round"].max()].groupby("strategy")[value].mean()
@@ -129,8 +137,9 @@ def draw_learning_curves(axes: Axes, rounds: pd.DataFrame, full: pd.Series, valu
         full: Dice of the full-data runs, 0 to 1, one per seed; empty: no level is drawn.
         value: "val_dice" or "test_dice".
     """
+    styles = _styles(rounds["strategy"])
     for strategy, group in rounds.groupby("strategy"):
-        colour, marker, line = ARM_STYLES.get(strategy, ("gray", "x", "solid"))
+        colour, marker, line = styles[strategy]
         dice = 100 * group.set_index("n_labelled")[value]
         _draw_means(axes, dice, colour=colour, marker=marker, linestyle=line, label=_spelled(strategy))
     if len(full):
@@ -138,6 +147,12 @@ def draw_learning_curves(axes: Axes, rounds: pd.DataFrame, full: pd.Series, valu
         axes.axhspan(100 * full.min(), 100 * full.max(), color="gray", alpha=0.12, linewidth=0)
     axes.set(xlabel="labelled images", ylabel=f"{_WHOSE[value]} Dice (%)")
     axes.legend(frameon=False, fontsize=8)
+
+
+def _styles(strategies: Iterable[str]) -> dict[str, tuple[str, str, str]]:
+    """:data:`ARM_STYLES`, and beside them styles for strategies that have none there, in the order of their names."""
+    others = sorted(set(strategies) - ARM_STYLES.keys())
+    return ARM_STYLES | dict(zip(others, cycle(_OTHER_STYLES), strict=False))
 
 
 def zoom_on_the_end(axes: Axes, rounds: pd.DataFrame, value: str = "val_dice", share: float = 0.6) -> None:
@@ -157,11 +172,11 @@ def draw_differences(axes: Axes, rounds: pd.DataFrame, baseline: str = "random",
         for strategy, group in rounds.groupby("strategy")
     }
     others = [strategy for strategy in tables if strategy != baseline]
-    largest = 0.8
+    styles, largest = _styles(tables), 0.8
     for k, strategy in enumerate(others):
         both = 100 * (tables[strategy] - tables[baseline]).dropna()
         found = pd.DataFrame([spread(both[n]).difference()[:3] for n in both], both.columns, ["mean", "low", "high"])
-        colour, marker, line = ARM_STYLES.get(strategy, ("gray", "x", "solid"))
+        colour, marker, line = styles[strategy]
         step = np.diff(both.columns).min(initial=10) if len(both.columns) > 1 else 10
         largest = max(largest, found["mean"].abs().max())
         x = found.index + 0.12 * step * (k - (len(others) - 1) / 2)  # side by side

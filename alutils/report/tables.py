@@ -46,9 +46,9 @@ def table_1(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
     Returns:
         One row per arm; Dice in %. ``sd`` is the standard deviation of ``test`` between seeds, ``low`` and ``high`` its
-        95 % bootstrap interval over the test images. ``images`` is the number labelled at the end, ``area`` the mean
-        height of the validation curve. At ``to_95`` and ``to_100`` labelled images the mean curve reaches 95 and 100 %
-        of the validation Dice of ``full``.
+        95 % bootstrap interval over the test images. ``images`` is the number labelled at the end, ``val_area`` the
+        mean height of the validation curve. At ``to_95`` and ``to_100`` labelled images the mean curve reaches 95 and
+        100 % of the validation Dice of ``full``.
     """
     runs, rounds, test_dice = in_full(results["runs"]), results["rounds"], results["test_dice"]
     full = runs.loc[runs["strategy"] == "full", "val_dice"].mean()
@@ -66,12 +66,13 @@ def table_1(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             "high": 100 * high,
             "seeds": len(group),
             "images": group["n_labelled"].max(),
-            "area": 100 * curves.groupby("run").apply(area_under_curve).mean(),
+            "val_area": 100 * curves.groupby("run").apply(area_under_curve).mean(),
             "to_95": images_to_reach(mean_curve, 0.95 * full),
             "to_100": images_to_reach(mean_curve, full),
         }
+    names = ["val", "test", "sd", "low", "high", "seeds", "images", "val_area", "to_95", "to_100"]
     counts = dict.fromkeys(("seeds", "images", "to_95", "to_100"), "Int64")
-    ours = pd.DataFrame.from_dict(rows, orient="index").astype(counts)
+    ours = pd.DataFrame.from_dict(rows, orient="index", columns=names).astype(counts)
     order = [*PAPER_TABLE_1.index, *ours.index.difference(PAPER_TABLE_1.index).sort_values()]
     return PAPER_TABLE_1.add_prefix("paper_").join(ours, how="outer").loc[order].rename_axis("arm")
 
@@ -107,15 +108,20 @@ def table_2(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return PAPER_TABLE_2.add_prefix("paper_").join(ours.assign(same_as=same_as))
 
 
-def table_modes(results: Mapping[str, pd.DataFrame], tau_u: float = 0.25, tau_b: float = 0.25) -> pd.DataFrame:
+def table_modes(results: Mapping[str, pd.DataFrame], tau_u: float = 0.25, tau_b: float = 0.5) -> pd.DataFrame:
     """The annotation modes at one tau_u and tau_b, the best first.
 
+    A mode that was not recorded at this tau_b is shown at the nearest one that was.
+
     Columns of :func:`table_2`, and over all queries ``share`` (:func:`alutils.report.endpoints.lesion_share`) and
-    ``clicks`` per image.
+    ``clicks`` per image; ``tau_b`` is NaN in mode full, which has none.
     """
     runs = results["runs"].query("strategy == 'least_confidence'")
-    same = (cells(runs) == same_run(tau_u, tau_b)) & (runs["annotation"] == "partial")
-    runs = runs[(runs["annotation"] == "full") | same | ((runs["tau_u"] == tau_u) & (runs["tau_b"] == tau_b))]
+    runs = runs[(runs["annotation"] == "full") | (runs["tau_u"] == tau_u)]
+    one_run = runs["tau_b"].where(runs["annotation"] != "partial", cells(runs).str[1])  # see same_run
+    runs = runs.assign(tau_b=one_run.mask(runs["annotation"] == "full").astype(float))
+    distance = (runs["tau_b"] - tau_b).abs().fillna(0)
+    runs = runs[distance == distance.groupby(runs["annotation"]).transform("min")]
     clicks = results["annotations"].query("round > 0").pipe(mean_per_image, "clicks")
     shares = runs["run"].map(lesion_share(results))
     groups = runs.assign(share=shares, clicks=runs["run"].map(clicks)).groupby("annotation")
@@ -128,6 +134,7 @@ def table_modes(results: Mapping[str, pd.DataFrame], tau_u: float = 0.25, tau_b:
             "positive": groups["positive_percent"].mean(),
             "share": groups["share"].mean(),
             "clicks": groups["clicks"].mean(),
+            "tau_b": groups["tau_b"].first(),
         }
     )
     return table.sort_values("dice", ascending=False)

@@ -65,7 +65,11 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
 
 
 def load_table(folder: str | Path, name: str) -> pd.DataFrame:
-    """One of :data:`TABLES` over all the runs of :func:`load_runs`, whose names, strategies and seeds it has too."""
+    """One of :data:`TABLES` over all the runs of :func:`load_runs`, whose names, strategies and seeds it has too.
+
+    Raises:
+        ValueError: if ``name`` is none of them.
+    """
     if name not in TABLES:
         raise ValueError(f"name must be one of {', '.join(TABLES)}, got {name!r}")
     return _tables(_finished(expanded("folder", folder)))[name]
