@@ -28,10 +28,15 @@ class ErringOracle(Oracle):
         noise: area labelled differently, as a share of the lesion's area, above 0. Dermatologists who drew 77 lesions
             disagreed on 15 % of the lesion's area on average (Fortina et al., Skin Research and Technology 18, 2012).
         seed: of the errors: another seed is another expert.
+
+    Raises:
+        ValueError: if the masks are not as for :class:`alutils.Oracle`, or ``noise`` is not above 0 and at most 1.
     """
 
     def __init__(self, masks: torch.Tensor, noise: float, seed: int) -> None:
         super().__init__(masks)
+        if not 0 < noise <= 1:
+            raise ValueError(f"noise must be a share of the lesion's area, above 0 and at most 1, got {noise!r}")
         self._noise, self._seed = noise, seed
 
     def _labels(self, indices: torch.Tensor) -> torch.Tensor:

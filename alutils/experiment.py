@@ -51,7 +51,7 @@ class Pictures(_Settings):
     )
     degenerate_masks: DegenerateMasks = Field(
         "warn",
-        description="masks of photographs with no lesion, or all lesion: load and name them, load them, or refuse",
+        description="masks of photographs without lesion, or all lesion: warn (name them), error (refuse them) or keep",
     )
 
 
@@ -144,7 +144,7 @@ class Computing(_Settings):
     batch_size: _Count = Field(32, description="images per step and per pass")
     precision: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto",
-        description="auto: bfloat16 where the device has instructions for it, float16 on other new GPUs, else float32",
+        description="auto: bfloat16 where the device has instructions for it, or else float16 (GPUs), or float32",
     )
     deterministic: bool = Field(
         False, description="on a GPU, only algorithms that repeat themselves to the bit; on a CPU all do"
@@ -250,8 +250,8 @@ class Experiment(Training, Network, Control, Labelling, Acquisition, Pictures):
         """The settings of a profile, with ``overrides`` in place of some.
 
         Args:
-            profile: the name of a file in ``profiles/`` ("quick", "paper") or the path of a YAML file. Settings that
-                the file leaves out keep the paper's values.
+            profile: the name of a file in ``profiles/`` ("quick", "study", "paper"), or the path of a YAML file.
+                Settings that the file leaves out keep the paper's values.
             **overrides: settings by name.
 
         Raises:

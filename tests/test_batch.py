@@ -211,6 +211,7 @@ def test_seeds_can_be_written_in_several_ways():
         ({"data": "nowhere/at/all"}, "data: there is no folder /.*/nowhere/at/all; give one with images and masks"),
         ({"seeds": "0 one"}, "seeds: each must be a whole number from 0 .*, got 'one'"),
         ({"table2_seeds": -1}, "table2_seeds: .*, got -1"),
+        ({"strategies": "random power-kcentre"}, "in 'power-kcentre' the wrapper 'power' needs a score for each image"),
         ({"strategies": "random entorpy"}, "strategies: there is no 'entorpy'; did you mean 'entropy'?"),
         ({"cells": [["partail", 0.25, 0.25]]}, "cells: there is no annotation 'partail'; did you mean 'partial'?"),
         ({"cells": [["partial", 0.75, 0.25]]}, "cells: partial-0.75-0.25: .*\n.*tau_u: input should be less"),

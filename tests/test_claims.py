@@ -103,7 +103,7 @@ def test_one_seed_has_no_interval_wherever_its_mean_lies():
     table = judge(make_results(1, {"least_confidence": 0.7}))
     assert table["low"].isna().all() and table["high"].isna().all()
     assert "[" not in in_words(table) and "least confidence - random: -" in in_words(table)
-    assert len(draw_forest(table).axes[0].get_yticklabels()) == len(table)
+    assert sum(len(axes.get_yticklabels()) for axes in draw_forest(table).axes) == len(table)
 
 
 def test_an_end_of_an_interval_near_the_edge_of_the_claim_is_written_with_two_decimals():

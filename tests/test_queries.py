@@ -301,10 +301,8 @@ def test_the_names_are_there_without_torch_and_each_is_its_functions():
 
 def test_a_new_strategy_is_one_function_in_one_file(tmp_path):
     mine = tmp_path / "mine.py"
-    mine.write_text(
-        "import no_such_module\ndef helper(): pass\n\n@strategy('new', needs_dropout=True)\ndef score(): pass\n"
-    )
-    assert find_marked(tmp_path, "strategy") == {"new": (mine, "score")}
+    mine.write_text("import no_such_module\ndef helper(): pass\n\n@strategy('new', selects=True)\ndef score(): pass\n")
+    assert find_marked(tmp_path, "strategy") == {"new": (mine, "score", True)}
     (tmp_path / "other.py").write_text("@strategy('new')\ndef other(): pass\n")
     with pytest.raises(ValueError, match="two functions are the strategy 'new', in .*mine.py and .*other.py"):
         find_marked(tmp_path, "strategy")

@@ -125,6 +125,9 @@ def test_the_erring_oracle_misses_small_parts_and_never_the_largest():
 
 def test_the_errors_are_an_images_own_whenever_it_is_asked_and_the_truth_stays():
     masks = torch.from_numpy(np.stack([lesion((20 + i, 30, 12))[None] for i in range(5)]))
+    for noise in (0, 15, -0.1):
+        with pytest.raises(ValueError, match=f"noise must be a share .* got {noise}"):
+            ErringOracle(masks, noise, seed=3)
     oracle = ErringOracle(masks, 0.15, seed=3)
     together = oracle.annotate(torch.tensor([1, 4]))
     assert torch.equal(oracle.annotate(torch.tensor([4]))[0], together[1])

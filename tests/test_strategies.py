@@ -142,6 +142,41 @@ def test_a_selection_of_ones_own_is_positions_and_all_differ(bad):
         query(power(lambda view: torch.tensor([7, 1])), view)
 
 
+@pytest.mark.parametrize("name", sorted({*FAIR, *(f"{each}-entropy" for each in STRATEGIES._wrappers)}))
+def test_a_wrapper_is_refused_before_what_is_marked_as_giving_no_scores_and_before_nothing_else(name):
+    view = make_view(random_pool(9), 2, labelled=2, mc_samples=2)
+    view.generator = generator()
+    if STRATEGIES[name](view).dtype == torch.int64:
+        with pytest.raises(
+            ConfigError, match=f"'power-{name}' the wrapper 'power' needs a score .* '{name.split('-')[0]}'"
+        ):
+            STRATEGIES.check_wrappers(f"power-{name}")
+    else:
+        STRATEGIES.check_wrappers(f"power-{name}")
+    STRATEGIES.check_wrappers(name)
+
+
+def test_a_wrapper_without_scores_is_refused_when_the_run_is_called(tmp_path):
+    experiment = make_experiment(strategy="stratified-diverse-entropy")
+    with pytest.raises(
+        ConfigError, match="the wrapper 'stratified' needs a score for each image, but 'diverse' selects"
+    ):
+        loop.run_active_learning(experiment, make_splits(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_selection_of_the_whole_pool_is_one_and_its_order_stays():
+    chosen, scores = select_queries(
+        nn.Identity(), random_pool(4), 4, Experiment(**SETTINGS), generator(), lambda view: torch.tensor([2, 0, 3, 1])
+    )
+    assert chosen.tolist() == [2, 0, 3, 1] and scores.isnan().all()
+
+
+@pytest.mark.parametrize("name", sorted({*FAIR, "stochastic-entropy", "diverse-entropy"}))
+def test_no_image_is_queried_where_none_is_asked_for(name):
+    assert query(name, make_view(random_pool(9), 0, labelled=2, mc_samples=2)).tolist() == []
+
+
 @pytest.mark.parametrize("name", sorted({*FAIR, "power-least_confidence", "stratified-random", "diverse-entropy"}))
 def test_a_pool_no_larger_than_the_query_is_taken_whole(name):
     for n in (1, 5):

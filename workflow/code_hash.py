@@ -82,7 +82,7 @@ def run_modules(root: Path, arm: str) -> dict[str, Path]:
     """
     folder = root.joinpath(*STRATEGIES.split("."))
     places = find_marked(folder, "strategy") | find_marked(folder, "wrapper")
-    families = {name: _module_name(root, path) for name, (path, _) in places.items()}
+    families = {name: _module_name(root, path) for name, (path, *_) in places.items()}
     own = sorted({families[part] for part in arm.split("-") if part in families})  # a baseline has none
     loop = _closure(root, [LOOP], {}, skip=set(families.values()) - set(own))
     return _closure(root, own, {name: path for name, path in loop.items() if name not in own})

@@ -16,7 +16,9 @@ ARMS = (*STRATEGIES, *BASELINES)
 def check_arms(names: list[str]) -> list[str]:
     """The names, each once; ConfigError unless each is a strategy's, maybe behind wrappers, or a baseline's."""
     for name in names:
-        if name not in STRATEGIES and name not in BASELINES:
+        if name in STRATEGIES:
+            STRATEGIES.check_wrappers(name)
+        elif name not in BASELINES:
             raise ConfigError(f"strategies: there is no '{name}'; {did_you_mean(str(name), list(ARMS))}")
     return list(dict.fromkeys(names))
 

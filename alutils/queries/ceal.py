@@ -13,7 +13,7 @@ _FIRST_PSEUDO, _BINS = 4, 80  # the first such round, counted from 0, and the bi
 _LARGEST = 128  # side of the maps on which distances are measured, pixels
 
 
-@strategy("ceal", needs_dropout=True)
+@strategy("ceal", selects=True, needs_dropout=True)
 def select_ceal(view: View) -> torch.Tensor:
     """CEAL's quotas: two sevenths of the query with the lowest scores, two with the highest, three sevenths at random.
 

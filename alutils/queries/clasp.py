@@ -13,7 +13,7 @@ from alutils.uncertainty import binary_entropy
 _LAST_BETA = 100.0
 
 
-@strategy("clasp")
+@strategy("clasp", selects=True)
 def select_clasp(view: View) -> torch.Tensor:
     """Class-stratified power sampling of the entropy, for two classes.
 

@@ -12,13 +12,13 @@ from alutils.queries.view import View, untrained_features
 _MOST_CLUSTERS, _SMALLEST, _NEIGHBOURS = 500, 5, 20  # TypiClust's values
 
 
-@strategy("kmeans")
+@strategy("kmeans", selects=True)
 def select_kmeans(view: View) -> torch.Tensor:
     """The pool image nearest to each of B centres of k-means, B the query's size; the features are ImageNet's."""
     return nearest_to_centres(view.features(source="imagenet"), view.query_size, view.generator)
 
 
-@strategy("typiclust")
+@strategy("typiclust", selects=True)
 def select_typiclust(view: View) -> torch.Tensor:
     """TypiClust (Hacohen et al., 2022): a typical image from each of the clusters with the fewest labelled images.
 

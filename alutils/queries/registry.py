@@ -9,10 +9,11 @@ import ast
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from alutils.system.checks import function_name
+from alutils.system.checks import ConfigError, function_name
 
 if TYPE_CHECKING:
     import torch
@@ -33,16 +34,22 @@ def strategy(
     name: str,
     /,
     *,
+    selects: bool = False,
     needs_dropout: bool = False,
     sees_masks: bool = False,
     least: Callable[[View], float] | None = None,
 ) -> Callable[[Strategy], Strategy]:
     """Mark a function as the strategy called ``name``: ``@strategy("bald", needs_dropout=True)``.
 
-    The name is written out, because it is read from the file's text; it has no hyphen. With ``needs_dropout`` the
-    strategy is refused if the network's dropout draws nothing. With ``sees_masks`` it cheats: ``view.masks`` holds the
-    pool's masks. ``least(view)`` is the lowest score that an image can have, where this is below 0, for wrappers that
-    need scores of at least 0.
+    The name is written out, because it is read from the file's text; it has no hyphen.
+
+    Args:
+        name: what ``experiment.strategy`` calls it.
+        selects: whether it returns positions and no scores, so that no wrapper can stand before its name.
+        needs_dropout: whether to refuse it where the network's dropout draws nothing.
+        sees_masks: whether it cheats: ``view.masks`` then holds the pool's masks.
+        least: ``least(view)`` is the lowest score that an image can have, where this is below 0, for wrappers that need
+            scores of at least 0.
     """
 
     def mark(function: Strategy) -> Strategy:
@@ -53,11 +60,14 @@ def strategy(
     return mark
 
 
-def wrapper(name: str, /) -> Callable[[Callable[[View, Strategy], torch.Tensor]], Callable[[Strategy], Strategy]]:
+def wrapper(
+    name: str, /, *, selects: bool = False
+) -> Callable[[Callable[[View, Strategy], torch.Tensor]], Callable[[Strategy], Strategy]]:
     """Mark ``function(view, strategy)`` as the wrapper called ``name``: a strategy made of another one.
 
     The marked function takes a strategy, one of your own too, and returns the wrapped one. By name, a wrapper and a
-    hyphen stand before the strategy that it wraps: "power-entropy", "stratified-power-entropy".
+    hyphen stand before the strategy that it wraps: "power-entropy", "stratified-power-entropy". ``selects`` is that of
+    :func:`strategy`.
     """
 
     def mark(function: Callable[[View, Strategy], torch.Tensor]) -> Callable[[Strategy], Strategy]:
@@ -77,21 +87,31 @@ def wrapper(name: str, /) -> Callable[[Callable[[View, Strategy], torch.Tensor]]
     return mark
 
 
-def find_marked(folder: Path, mark: str) -> dict[str, tuple[Path, str]]:
-    """The functions in a folder that are marked with ``@mark("name", ...)``: by name, the file and the function's name.
+class Marked(NamedTuple):
+    """Where a marked function is, and whether it selects images without a score for each."""
+
+    path: Path
+    function: str
+    selects: bool
+
+
+def find_marked(folder: Path, mark: str) -> dict[str, Marked]:
+    """The functions in a folder that are marked with ``@mark("name", ...)``, by name.
 
     Raises:
         ValueError: if two have one name.
     """
-    places: dict[str, tuple[Path, str]] = {}
+    places: dict[str, Marked] = {}
     for path in sorted(folder.glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             for call in getattr(node, "decorator_list", ()):
                 if isinstance(call, ast.Call) and getattr(call.func, "id", None) == mark:
                     name = ast.literal_eval(call.args[0])
                     if name in places:
-                        raise ValueError(f"two functions are the {mark} '{name}', in {places[name][0]} and {path}")
-                    places[name] = path, node.name
+                        raise ValueError(f"two functions are the {mark} '{name}', in {places[name].path} and {path}")
+                    options = {option.arg: option.value for option in call.keywords}
+                    selects = "selects" in options and ast.literal_eval(options["selects"])
+                    places[name] = Marked(path, node.name, selects)
     return places
 
 
@@ -104,9 +124,9 @@ class _Strategies(Mapping[str, "Strategy"]):
 
     def __getitem__(self, name: str) -> Strategy:
         *outer, inner = name.split("-")
-        found = _loaded(*self._places[inner])
+        found = _loaded(self._places[inner])
         for each in reversed(outer):
-            found = _loaded(*self._wrappers[each])(found)
+            found = _loaded(self._wrappers[each])(found)
         return found
 
     def __contains__(self, name: object) -> bool:
@@ -120,14 +140,25 @@ class _Strategies(Mapping[str, "Strategy"]):
         return len(self._places)
 
     def __repr__(self) -> str:
-        return f"<strategies {', '.join(self)}; around any of them {', '.join(self._wrappers)}>"
+        return f"<strategies {', '.join(self)}; around those with scores {', '.join(self._wrappers)}>"
+
+    def check_wrappers(self, name: str) -> None:
+        """Raise ConfigError if a wrapper in ``name``, which is one of these, stands before what gives no scores."""
+        *outer, inner = name.split("-")
+        marked = [(each, self._wrappers[each]) for each in outer] + [(inner, self._places[inner])]
+        for (wrapper, _), (wrapped, found) in pairwise(marked):
+            if found.selects:
+                raise ConfigError(
+                    f"strategy: in '{name}' the wrapper '{wrapper}' needs a score for each image, but '{wrapped}' "
+                    f"selects images without; put '{wrapper}' before a strategy with scores, such as entropy"
+                )
 
 
-def _loaded(path: Path, function: str) -> Callable:
-    return getattr(import_module(f"alutils.queries.{path.stem}"), function)
+def _loaded(marked: Marked) -> Callable:
+    return getattr(import_module(f"alutils.queries.{marked.path.stem}"), marked.function)
 
 
-STRATEGIES: Mapping[str, Strategy] = _Strategies()
+STRATEGIES = _Strategies()
 """What ``experiment.strategy`` may name; the highest score is queried first. Wrappers go before a name.
 
 >>> "entropy" in STRATEGIES, "power-entropy" in STRATEGIES, "entropy-power" in STRATEGIES

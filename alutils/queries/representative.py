@@ -14,7 +14,7 @@ from alutils.system.checks import ConfigError
 from alutils.training import batch_results
 
 
-@strategy("kcentre")
+@strategy("kcentre", selects=True)
 def select_kcentre(view: View) -> torch.Tensor:
     """Core-set by greedy k-centre: again and again the image furthest from all labelled and chosen ones.
 
@@ -24,7 +24,7 @@ def select_kcentre(view: View) -> torch.Tensor:
     return furthest_first(distances_from(features), nearest_of(features, view.features("labelled")), view.query_size)
 
 
-@strategy("suggestive", needs_dropout=True)
+@strategy("suggestive", selects=True, needs_dropout=True)
 def select_suggestive(view: View) -> torch.Tensor:
     """Suggestive annotation [5]: of the most uncertain images (twice the query), those that represent the pool best.
 
@@ -43,7 +43,7 @@ def select_suggestive(view: View) -> torch.Tensor:
     return short[chosen]
 
 
-@strategy("badge")
+@strategy("badge", selects=True)
 def select_badge(view: View) -> torch.Tensor:
     """BADGE: the choice of k-means++ among the gradients that each image would give the last layer.
 

@@ -61,7 +61,7 @@ def select_queries(
 
     Returns:
         Positions in the pool, int64 (min(n, N),), the highest score first, and all scores, float32 (N,), on the CPU
-        (NaN where the strategy selects images without scores).
+        (NaN where the strategy selects images without scores, or nothing is queried).
 
     Raises:
         ConfigError: if there is no such strategy, it needs dropout and the model has none, or needs the pool's masks.
@@ -96,8 +96,8 @@ def ask(view: View, strategy: Strategy | None = None) -> Answer:
         raise ConfigError(
             f"strategy: '{name}' is a positive control, which needs the pool's masks; only a run has them"
         )
-    if len(view) == 0:
-        return Answer(torch.zeros(0), None)
+    if len(view) == 0 or view.query_size == 0:
+        return Answer(torch.full((len(view),), math.nan), torch.zeros(0, dtype=torch.int64))
     check_dropout(strategy, name, view.model, view.images[:1], view.experiment)
     return _checked(_call(strategy, view, name), view, name)
 
@@ -200,7 +200,8 @@ def _checked(answer: object, view: View, name: str) -> Answer:
         found = torch.as_tensor(answer).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"strategy '{name}' must return {n} numbers, got {type(answer).__name__} ({error})") from None
-    if found.shape != (n,) and found.shape == (view.query_size,) and found.dtype == torch.int64:
+    positions = found.dtype == torch.int64 and found.shape == (view.query_size,)
+    if positions and (found.shape != (n,) or torch.equal(found.sort().values, torch.arange(n))):
         if found.unique().numel() < len(found) or found.min() < 0 or found.max() >= n:
             raise ValueError(
                 f"strategy '{name}' must select different positions from 0 to {n - 1}, got {listed(found.tolist())}"

@@ -14,7 +14,7 @@ _UNBIASED = _WINDOW**2 / (_WINDOW**2 - 1)  # for the variance of a window's pixe
 _C1, _C2 = 0.01**2, 0.03**2
 
 
-@strategy("als")
+@strategy("als", selects=True)
 def select_als(view: View) -> torch.Tensor:
     """ALS [23], by greedy k-centre with the distance ``1 - SSIM`` between grey thumbnails of 16 x 16 pixels.
 

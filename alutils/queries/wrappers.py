@@ -24,7 +24,7 @@ def power(view: View, strategy: Strategy) -> torch.Tensor:
     return with_power_noise(view, positive(view, strategy), view.experiment.power_beta)
 
 
-@wrapper("stochastic")
+@wrapper("stochastic", selects=True)
 def stochastic(view: View, strategy: Strategy) -> torch.Tensor:
     """Stochastic batches [16]: the pool, in random order, is cut into groups of the query's size.
 
@@ -36,7 +36,7 @@ def stochastic(view: View, strategy: Strategy) -> torch.Tensor:
     return best[scores[best].argsort(descending=True)]
 
 
-@wrapper("stratified")
+@wrapper("stratified", selects=True)
 def stratified(view: View, strategy: Strategy) -> torch.Tensor:
     """Equal shares of the query from the thirds of the pool with small, medium and large predicted lesions.
 
@@ -56,7 +56,7 @@ def stratified(view: View, strategy: Strategy) -> torch.Tensor:
     return chosen
 
 
-@wrapper("diverse")
+@wrapper("diverse", selects=True)
 def diverse(view: View, strategy: Strategy) -> torch.Tensor:
     """Of the images with the highest scores (twice the query), those whose features lie far apart: our own wrapper.
 

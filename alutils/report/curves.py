@@ -159,7 +159,8 @@ def zoom_on_the_end(axes: Axes, rounds: pd.DataFrame, value: str = "val_dice", s
     """Limit the height to the last ``share`` of the rounds, where curves lie close together."""
     late = rounds[rounds["round"] >= (1 - share) * rounds["round"].max()]
     lowest, highest = 100 * late[value].min(), 100 * rounds[value].max()
-    axes.set_ylim(lowest - 0.1 * (highest - lowest), highest + 0.1 * (highest - lowest))
+    margin = max(0.5, 0.1 * (highest - lowest))
+    axes.set_ylim(lowest - margin, highest + margin)
 
 
 def draw_differences(axes: Axes, rounds: pd.DataFrame, baseline: str = "random", value: str = "val_dice") -> None:

@@ -175,6 +175,8 @@ def _check_strategy(experiment: Experiment, strategy: Strategy | None) -> None:
     name = experiment.strategy
     if strategy is None and name not in STRATEGIES and name not in BASELINES:
         raise ConfigError(f"strategy: there is no '{name}'; {did_you_mean(name, [*STRATEGIES, *BASELINES])}")
+    if strategy is None and name in STRATEGIES:
+        STRATEGIES.check_wrappers(name)
     if _is_baseline(experiment, strategy) and experiment.annotation != "full":
         raise ConfigError(
             f"annotation: '{experiment.annotation}' is about queried images, and strategy '{name}' queries none; take "

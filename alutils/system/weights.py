@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
-from alutils.system.checks import listed
+from alutils.system.checks import ConfigError, did_you_mean, listed
 
 
 class WeightsError(RuntimeError):
@@ -21,13 +21,13 @@ class WeightsError(RuntimeError):
 
 
 def weight_names(encoder: str) -> set[str]:
-    """The names of segmentation-models-pytorch's weights for ``encoder``; ValueError if it has no such encoder."""
+    """The names of segmentation-models-pytorch's weights for ``encoder``; ConfigError if it has no such encoder."""
     if encoder.startswith("tu-"):  # timm's encoders have one published set each, called imagenet by the library
         return {"imagenet"}
     if encoder not in smp.encoders.encoders:
-        raise ValueError(
-            f"there is no encoder '{encoder}' in segmentation-models-pytorch; it has, for instance, "
-            f"{', '.join(sorted(smp.encoders.encoders)[:5])}, and timm's as tu-NAME"
+        raise ConfigError(
+            f"encoder: segmentation-models-pytorch has no encoder '{encoder}'; "
+            f"{did_you_mean(encoder, list(smp.encoders.encoders))} (it has timm's as tu-NAME)"
         )
     return set(smp.encoders.encoders[encoder]["pretrained_settings"])
 
