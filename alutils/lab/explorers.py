@@ -77,7 +77,7 @@ def explore_curves(
         probability, std = planes[image].numpy(), stds[image].numpy()
         near = np.abs(probability - p) <= NEAR + 1e-6
         figure = Figure(figsize=(9.5, 3.8))
-        _draw_curves(figure.add_axes((0.05, 0.12, 0.4, 0.86)), p, probability, std)
+        _draw_curves(figure.add_axes((0.05, 0.12, 0.355, 0.86)), p, probability, std)
         marked = {title: _marked(picture, near) for title, picture in pictures(image).items()}
         figures.draw_pictures(figure.add_axes((0.46, 0.01, 0.53, 0.98)), marked, n_columns=3)
         eq_1, eq_2, binary = (f(torch.tensor(p)).item() for f in (least_confidence, one_sided_entropy, binary_entropy))
@@ -113,17 +113,22 @@ def _marked(picture: np.ndarray, near: np.ndarray) -> np.ndarray:
 
 def _draw_curves(axes: Axes, p: float, probability: np.ndarray, std: np.ndarray) -> None:
     draw_measures(axes, [p] * 3)
-    edges = np.linspace(0, 1, 21)
+    edges = np.linspace(0, 1, 11)
     places = np.digitize(probability, edges[1:-1])
-    groups = [std[places == k] for k in range(20)]
+    groups = [std[places == k] for k in range(10)]
     spread = [np.percentile(group, (10, 50, 90)) if len(group) > 4 else [np.nan] * 3 for group in groups]
     low, middle, high = np.transpose(spread)
     bins = (edges[:-1] + edges[1:]) / 2
-    axes.fill_between(bins, low, high, color=figures.GREEN, alpha=0.25, linewidth=0)
-    axes.plot(bins, middle, color=figures.GREEN, linestyle="dashdot", label="eq. 3, this image")
+    right = axes.twinx()  # eq. 3 is much smaller than the others
+    right.fill_between(bins, low, high, color=figures.GREEN, alpha=0.25, linewidth=0)
+    right.plot(bins, middle, color=figures.GREEN, linestyle="dashdot", marker=".", label="eq. 3")
+    right.tick_params(axis="y", colors=figures.GREEN, labelsize=8)
+    right.set_ylim(0, 1.25 * max(0.1, np.nanmax(high, initial=0)))
     axes.axvline(p, color="gray", linewidth=0.8)
     axes.set(ylabel="", xlim=(0, 1), ylim=(0, 1.25))
-    axes.legend(frameon=False, fontsize=8, loc="upper center", ncols=2)
+    lines = [*axes.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
+    names = ["0.5 - eq. 1", "eq. 2", "binary entropy", "eq. 3 here (right)"]
+    axes.legend(lines, names, frameon=False, fontsize=8, loc="upper center", ncols=2)
 
 
 def explore_thresholds(

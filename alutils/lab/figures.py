@@ -96,7 +96,10 @@ def _interpolation(pixels: np.ndarray) -> str:
 
 
 def draw_outline(axes: Axes, mask: torch.Tensor, colour: str, style: str = "solid", width: float = 1.5) -> None:
-    """Draw where a mask or a probability map, (1, H, W), reaches 0.5; a dark edge shows the line on any skin."""
+    """Draw where a mask or a probability map, (1, H, W), reaches 0.5; a dark edge shows the line on any skin.
+
+    ``colour`` and ``style`` are matplotlib's, ``width`` is in points.
+    """
     level = np.pad(mask.detach().cpu().squeeze(0).float().numpy(), 1)  # so that it closes at the picture's edge
     grid = np.arange(-1, level.shape[1] - 1), np.arange(-1, level.shape[0] - 1)
     if level.min() < 0.5 <= level.max():
@@ -114,7 +117,15 @@ def draw_labels(
     truth: torch.Tensor | None = None,
     width: float = 1.5,
 ) -> None:
-    """Draw the colours of :func:`label_colours`, and over them the outline, ``width`` points wide, of a true mask."""
+    """Draw the colours of :func:`label_colours`, and over them a true mask's outline.
+
+    Args:
+        axes: to draw on.
+        image, mask, human: those of :func:`label_colours`.
+        title: above the picture.
+        truth: the true mask, (1, H, W), 0 and 1; None: no outline.
+        width: of the outline, in points.
+    """
     draw_image(axes, torch.from_numpy(label_colours(image, mask, human)).permute(2, 0, 1), title)
     if truth is not None:
         draw_outline(axes, truth, TRUTH_AMONG_LABELS, width=width)
@@ -154,8 +165,10 @@ def contact_sheet(
 
     Args:
         images: uint8 (N, 3, H, W).
-        truths: masks (N, 1, H, W).
-        predictions: probabilities or masks (N, 1, H, W).
+        truths: masks (N, 1, H, W), 0 and 1.
+        predictions: probabilities, 0 to 1, or masks (N, 1, H, W).
+        titles: one above each picture, or none.
+        n_columns: pictures side by side.
     """
     n_rows = -(-len(images) // n_columns)
     side = 9.5 / n_columns
