@@ -114,7 +114,7 @@ def table_modes(results: Mapping[str, pd.DataFrame], tau_u: float = 0.25, tau_b:
     A mode that was not recorded at this tau_b is shown at the nearest one that was.
 
     Columns of :func:`table_2`, and over all queries ``share`` (:func:`alutils.report.endpoints.lesion_share`) and
-    ``clicks`` per image; ``tau_b`` is NaN in mode full, which has none.
+    ``clicks`` per image; ``tau_b``, as text, is empty in mode full, which has none.
     """
     runs = results["runs"].query("strategy == 'least_confidence'")
     runs = runs[(runs["annotation"] == "full") | (runs["tau_u"] == tau_u)]
@@ -134,7 +134,7 @@ def table_modes(results: Mapping[str, pd.DataFrame], tau_u: float = 0.25, tau_b:
             "positive": groups["positive_percent"].mean(),
             "share": groups["share"].mean(),
             "clicks": groups["clicks"].mean(),
-            "tau_b": groups["tau_b"].first(),
+            "tau_b": groups["tau_b"].first().map("{:g}".format).replace("nan", ""),
         }
     )
     return table.sort_values("dice", ascending=False)
