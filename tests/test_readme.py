@@ -28,7 +28,8 @@ ARMS = {
     "mc_dropout": "Monte Carlo dropout",
     "full": "the full data set",
     "partial-0.25-0.5": "partial annotation",
-    "partial-0.375-0.5": "a wider band",
+    "partial-0.375-0.5": "a wider band (three eighths)",
+    "partial-0.125-0.5": "a narrower band (one eighth)",
 }
 
 
