@@ -88,7 +88,7 @@ def test_moving_p_marks_the_curves_and_the_pixels_near_it(pictures, shown):
     explorer._ipython_display_()
     explorer.controls["image"].value = 1
     explorer.controls["p"].value = 0.725
-    curves, maps = explorer.figure.axes
+    curves, _, maps = explorer.figure.axes
     at = {tuple(np.round(line.get_xydata()[0], 4)) for line in curves.lines if len(line.get_xydata()) == 1}
     eq_1, eq_2 = abs(0.5 - 0.725), -0.725 * np.log2(0.725)
     binary = eq_2 - 0.275 * np.log2(0.275)
@@ -111,11 +111,12 @@ def test_moving_p_marks_the_curves_and_the_pixels_near_it(pictures, shown):
 def test_the_band_of_eq_3_holds_the_middle_of_the_pixels_of_each_p(pictures):
     images, _, p = pictures
     std = torch.rand(p.shape, generator=torch.Generator().manual_seed(1))
-    curves = explore_curves(images, p, std).figure.axes[0]
-    (line,) = [line for line in curves.lines if "eq. 3" in line.get_label()]
-    x, medians = line.get_xydata()[6]
-    theirs = std[0][(p[0] >= 0.3) & (p[0] < 0.35)]
-    assert x == pytest.approx(0.325) and medians == pytest.approx(np.median(theirs))
+    curves, right, _ = explore_curves(images, p, std).figure.axes
+    (line,) = right.lines
+    x, medians = line.get_xydata()[3]
+    theirs = std[0][(p[0] >= 0.3) & (p[0] < 0.4)]
+    assert x == pytest.approx(0.35) and medians == pytest.approx(np.median(theirs))
+    assert "eq. 3 here (right)" in [text.get_text() for text in curves.get_legend().get_texts()]
 
 
 # The thresholds of section III-B
