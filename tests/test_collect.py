@@ -218,7 +218,7 @@ def test_recorded_results_are_small_and_read_by_one_line_of_pandas(folder):
     rounds, tables = pd.read_csv(folder / "rounds.csv.gz"), load_results(folder)
     expected = tables["rounds"][["run", "round", "val_dice", "test_dice"]]
     pd.testing.assert_frame_equal(rounds[list(expected)], expected)
-    assert 'pd.read_csv("results/quick/rounds.csv.gz")' in (RECORDED / "README.md").read_text()
+    assert 'pd.read_csv("results/study/rounds.csv.gz")' in (RECORDED / "README.md").read_text()
     assert sum(path.stat().st_size for path in folder.iterdir()) < 12_000 * len(tables["runs"])
     final = rounds.groupby("run")["test_dice"].last()  # of the round that the runs' own number is of
     assert np.allclose(final.dropna(), tables["runs"].set_index("run")["test_dice"][final.dropna().index], atol=1e-6)
