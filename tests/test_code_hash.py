@@ -34,7 +34,7 @@ def project(tmp_path, monkeypatch):
 def jobs(project):
     """{job's name: the job}, of the files as they are now."""
     batch.code_hash.cache_clear()
-    batch.pictures_hash.cache_clear()
+    code_hash._all_of.cache_clear()
     code_hash._imported.cache_clear()
     profile, folders = project / "profiles" / "quick.yaml", {"runs": "runs", "figures": "figures"}
     config = {

@@ -104,10 +104,10 @@ def test_labels_are_drawn_with_the_true_outline_where_a_truth_is_given():
     plt.close(figure)
 
 
-def recorded(*arms, annotation="full"):
+def recorded(*arms):
     """Runs of two rounds and two seeds, one per arm and seed."""
     rows = [{"run": f"{arm}{seed}", "strategy": arm, "seed": seed} for arm in arms for seed in (0, 1)]
-    runs = pd.DataFrame([row | {"annotation": annotation, "val_dice": 0.8, "test_dice": 0.8} for row in rows])
+    runs = pd.DataFrame([row | {"annotation": "full", "val_dice": 0.8, "test_dice": 0.8} for row in rows])
     dice = [
         {"round": k, "n_labelled": 8 + 8 * k, "val_dice": 0.6 + 0.2 * k, "test_dice": 0.5 + 0.1 * k} for k in (0, 1)
     ]

@@ -203,15 +203,9 @@ class Batch:
         else:
             common["overrides"] = _yaml(changes)
         code = code_hash(notebook, self.profile, own.get("strategy"))
-        pictures = {"pictures": pictures_hash()} if "strategy" in own else {}
+        pictures = {"pictures": code_of_pictures(ROOT)} if "strategy" in own else {}
         about = {"name": name, "notebook": notebook, "code": code, **pictures, **self.description}
         return json.dumps({**about, "parameters": {**common, **own}})
-
-
-@functools.cache
-def pictures_hash() -> str:
-    """The hash of the code that reads or draws the pictures, which :func:`code_hash` of a run leaves out."""
-    return code_of_pictures(ROOT)
 
 
 @functools.cache

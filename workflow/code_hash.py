@@ -64,6 +64,7 @@ def code_of_pictures(root: Path) -> str:
     return _hash(_all_of(root / "alutils" / "data"))
 
 
+@functools.cache
 def _all_of(folder: Path) -> list[list[str]]:
     """The modules in a folder and below, and the YAML files beside them, by name and without their comments."""
     readers = {"*.py": significant, "*.yaml": lambda text: json.dumps(yaml.safe_load(text))}
