@@ -288,7 +288,7 @@ def same_run(tau_u: float, tau_b: float) -> tuple[float, float]:
     >>> same_run(0.25, 0.75), same_run(0.125, 0.75)
     ((0.25, 0.5), (0.125, 0.75))
     """
-    return (tau_u, 0.5) if abs(0.5 - tau_b) <= tau_u else (tau_u, tau_b)
+    return (tau_u, 0.5) if abs(0.5 - tau_b) <= tau_u + 1e-9 else (tau_u, tau_b)  # 0.8 - 0.5 is more than 0.3
 
 
 def _profile_path(profile: str | Path) -> Path:

@@ -114,7 +114,8 @@ def run_active_learning(
             run (the error lists the settings that differ).
         RecordsError: if the files of a stopped run cannot be read, or another process is at work in ``output_dir``.
         CannotWrite: if a file cannot be written; the rounds before are safe.
-        TrainingDiverged: if a loss, weight or prediction is not finite: the run has ended, and its record says so.
+        TrainingDiverged: if a loss, a weight or a prediction for a validation or test image is not finite: the run has
+            ended, and its record says so.
         OutOfMemory: if the device cannot hold a batch (the message names a batch size that fits), the masks, or the
             copy of the pool that a ``strategy`` of your own gets.
         AnnotationsNeeded: if the oracle is a person who has images to draw; draw them and make the same call again.
@@ -136,8 +137,9 @@ def run_active_learning(
     initial = build_network(network, experiment, strategy)
     identity = run_identity(experiment, splits, strategy, network, initial, oracle)
     folder = RunFolder(expanded("output_dir", output_dir), identity)
-    initial, splits, once = initial.to(torch_device), splits.placed(torch_device), len(plan.sizes) == 1
+    once = len(plan.sizes) == 1
     with memory_for("image_size: the masks and what the run had labelled", "take another device", torch_device):
+        initial, splits = initial.to(torch_device), splits.placed(torch_device)
         oracle = simulated_oracle(splits.train.masks, experiment) if oracle is None else oracle.to(torch_device)
         state = folder.load(copy.deepcopy(initial), splits.train)
     if experiment.compile and not (state is not None and state.finished):
@@ -189,7 +191,7 @@ def _cold_start(run: _Run) -> RunState:
     first, device = run.plan.first, next(run.initial.parameters()).device
     if run.experiment.cold_start_by != "random":
         generator = make_generator(run.experiment.seed, COLD_START)
-        chosen = chosen_cold_start(run.splits.train.images, run.experiment, generator)
+        chosen = chosen_cold_start(run.splits.train.images, run.experiment, generator, device)
         first = torch.cat([chosen, first[~torch.isin(first, chosen)]])[: len(first)]  # a baseline takes more images
     with memory_for(f"image_size: the masks of {len(first)} images", "take a smaller one", device):
         masks = run.oracle.annotate_cold_start(first)
@@ -368,14 +370,27 @@ def _evaluate(run: _Run, state: RunState, draft: Draft) -> Draft:
             line["audit"], draft.labelled = _review(run, state, state.model)
     if run.experiment.control != "none":
         with run.phase("control", draft):
-            _train_control(run, state, draft)
+            line |= _control(run, state, draft)
     return draft
 
 
-def _train_control(run: _Run, state: RunState, draft: Draft) -> None:
+def _control(run: _Run, state: RunState, draft: Draft) -> dict[str, Any]:
+    """What the record says of the control network; None for each number if its training diverges."""
+    audit, belief = draft.line.get("audit"), run.experiment.control == "belief"
+    try:
+        model = _train_control(run, state, draft)
+        dice = [_mean(evaluate(model, split, run.experiment)[0]) for split in (run.splits.val, run.splits.test)]
+        repeated = _review(run, state, model)[0]["repeated_pixels"] if belief else None
+    except TrainingDiverged as error:  # the run itself goes on
+        tqdm.write(f"control: {error}; the record of round {draft.line['round']} has no numbers of it", file=sys.stderr)
+        dice, repeated = [None, None], [None] * len(audit["cohort"]) if belief else None
+    found = {"control_val_dice": dice[0], "control_test_dice": dice[1]}
+    return found | {"audit": {**audit, "control_repeated_pixels": repeated}} if belief else found
+
+
+def _train_control(run: _Run, state: RunState, draft: Draft) -> nn.Module:
     """A second network, from the initial weights, trained on this round's labels ("belief": on the human's alone)."""
-    experiment, trained, line = run.experiment, state.labelled, draft.line
-    belief, model = experiment.control == "belief", copy.deepcopy(run.initial)
+    experiment, trained, model = run.experiment, state.labelled, copy.deepcopy(run.initial)
     fit(
         model,
         run.splits.train.images,
@@ -383,15 +398,11 @@ def _train_control(run: _Run, state: RunState, draft: Draft) -> None:
         experiment,
         run.generator(CONTROL, draft),
         indices=trained.indices,
-        annotated=trained.human if belief else None,
+        annotated=trained.human if experiment.control == "belief" or experiment.annotation == "human-only" else None,
         n_steps=experiment.control_steps,
         progress=run.progress,
     )
-    for name in ("val", "test"):
-        line[f"control_{name}_dice"] = _mean(evaluate(model, getattr(run.splits, name), experiment)[0])
-    if belief:
-        audit, _ = _review(run, state, model)
-        line["audit"]["control_repeated_pixels"] = audit["repeated_pixels"]
+    return model
 
 
 def _mean(values: torch.Tensor) -> float:

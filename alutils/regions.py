@@ -106,6 +106,9 @@ def _deepest_error(errors: torch.Tensor) -> tuple[int, int] | None:
     if n == 0:
         return None
     sizes = ndimage.sum_labels(labels > 0, labels, range(1, n + 1))
-    depth = ndimage.distance_transform_edt(labels == 1 + sizes.argmax())
+    largest = labels == 1 + sizes.argmax()
+    if largest.all():  # it has no edge but the picture's
+        return errors.shape[0] // 2, errors.shape[1] // 2
+    depth = ndimage.distance_transform_edt(largest)
     row, column = divmod(int(depth.argmax()), depth.shape[1])
     return row, column

@@ -67,7 +67,8 @@ class Round:
             the columns of :func:`alutils.annotation_cost`. Those of round 0 are the cold start.
         audit: one row per query whose labels a model wrote in part: ``round``, ``cohort`` (the round that first trained
             on them), ``images``, the sums and means of :func:`alutils.annotation.audit_annotations`, and with the
-            control "belief" ``control_repeated_pixels``: those that the second network would write wrong too.
+            control "belief" ``control_repeated_pixels``: those that the second network would write wrong too (<NA>: it
+            diverged).
     """
 
     line: Mapping[str, Any] = field(repr=False)
@@ -225,5 +226,5 @@ def _float32(numbers: Sequence[float]) -> torch.Tensor:
 
 def _series(column: str, values: list[Any]) -> pd.Series:
     """The values in the column's type, also where there are none."""
-    dtype = str if column == "image_id" else np.float64 if column in _FLOATS else np.int64
-    return pd.Series(values, dtype=dtype)
+    whole = "Int64" if None in values else np.int64
+    return pd.Series(values, dtype=str if column == "image_id" else np.float64 if column in _FLOATS else whole)

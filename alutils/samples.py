@@ -147,7 +147,7 @@ def mc_dropout_std(
     with memory_for(what, remedy, next(model.parameters()).device):
         batches = mc_dropout_batches(model, images, experiment, generator, n_samples, batch_size=batch_size)
         maps = [dropout_maps.std for _, dropout_maps in batches]
-        return torch.cat(maps) if maps else torch.zeros(0, 1, *images.shape[2:])
+        return torch.cat(maps) if maps else torch.zeros(0, 1, *images.shape[2:], device=next(model.parameters()).device)
 
 
 def flip_batches(

@@ -273,7 +273,7 @@ def predict_probabilities(
     what, remedy = f"images: the maps of {len(images)} images", "take them batch by batch, from probability_batches"
     with memory_for(what, remedy, next(model.parameters()).device):
         maps = [p for _, p in probability_batches(model, images, experiment, batch_size=batch_size)]
-        return torch.cat(maps) if maps else torch.zeros(0, 1, *images.shape[2:])
+        return torch.cat(maps) if maps else torch.zeros(0, 1, *images.shape[2:], device=next(model.parameters()).device)
 
 
 def needs_company(model: nn.Module, n: int, batch_size: int, image_size: int) -> bool:

@@ -26,7 +26,7 @@ from alutils.regions import CLICKED_MODES
 from alutils.rounds import KEYS, run_tables
 from alutils.runs.collect import load_runs, load_table
 from alutils.system.checks import ConfigError
-from alutils.training import predict_probabilities
+from alutils.training import TrainingDiverged, predict_probabilities
 
 torch.set_num_threads(1)
 
@@ -179,7 +179,8 @@ def test_the_change_of_the_predictions_is_one_minus_the_dice_between_two_rounds(
 
 
 @pytest.mark.parametrize(
-    ("control", "mode"), [("equal_steps", "full"), ("belief", "partial"), ("belief", "model-only")]
+    ("control", "mode"),
+    [("equal_steps", "full"), ("equal_steps", "human-only"), ("belief", "partial"), ("belief", "model-only")],
 )
 def test_a_control_is_trained_from_the_start_and_changes_nothing(tmp_path, monkeypatch, control, mode):
     plain = make_partial(mode, n_queries=2)
@@ -203,15 +204,49 @@ def test_a_control_is_trained_from_the_start_and_changes_nothing(tmp_path, monke
     assert {key for key in SAME if same[key] != other[key]} == of_control
     assert [n for _, _, n in fits[1::2]] == [3] * (len(fits) // 2)
     assert all(torch.equal(before, fits[0][0]) for before, _, _ in fits[1::2])
-    assert all((options["annotated"] is not None) == (control == "belief") for _, options, _ in fits[1::2])
+    of_humans = control == "belief" or mode == "human-only"
+    assert all((options["annotated"] is not None) == of_humans for _, options, _ in fits[1::2])
     if control == "belief":
         audit = rounds[-1].audit
         assert audit["control_repeated_pixels"].between(0, audit["wrong_pixels"]).all() and len(audit) == 2
 
 
+@pytest.mark.parametrize(("control", "mode"), [("equal_steps", "full"), ("belief", "partial")])
+def test_a_control_that_diverges_leaves_no_number_and_the_run_goes_on(tmp_path, monkeypatch, capsys, control, mode):
+    plain = make_partial(mode, n_queries=1)
+    run(tmp_path / "plain", plain)
+    real = active_learning.fit
+
+    def diverging(*arguments, **options):
+        if options["n_steps"] == 3:
+            raise TrainingDiverged("the loss was nan")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(active_learning, "fit", diverging)
+    rounds = run(tmp_path / "control", plain.model_copy(update={"control": control, "control_steps": 3}))
+    assert contents(tmp_path / "control", ["val_dice", "queries"]) == contents(
+        tmp_path / "plain", ["val_dice", "queries"]
+    )
+    assert contents(tmp_path / "control", ["control_val_dice"])["control_val_dice"] == [None, None]
+    assert load_table(tmp_path, "rounds").query("run == 'control'")["control_test_dice"].isna().all()
+    assert control == "equal_steps" or rounds[-1].audit["control_repeated_pixels"].isna().all()
+    assert "control: the loss was nan" in capsys.readouterr().err
+
+
 def test_belief_is_about_labels_that_a_model_wrote(tmp_path):
     with pytest.raises(ConfigError, match="control: 'belief' is about labels that a model writes"):
         run(tmp_path, make_experiment(control="belief"))
+
+
+def test_a_run_does_not_go_on_from_a_weights_file_that_was_overwritten(tmp_path):
+    file, encoder = tmp_path / "encoder.pth", build_unet(encoder_weights=None).encoder
+    torch.save(encoder.state_dict(), file)
+    experiment = make_experiment(encoder_weights=str(file))
+    first_round(tmp_path / "run", experiment)
+    run(tmp_path / "run", experiment)
+    torch.save({name: 2 * tensor for name, tensor in encoder.state_dict().items()}, file)
+    with pytest.raises(ConfigError, match=r"differ in\n  weights: \w{16} there, \w{16} here$"):
+        run(tmp_path / "run", experiment)
 
 
 # What arms share

@@ -170,6 +170,10 @@ def test_a_run_depends_on_what_the_loop_imports_and_on_its_own_strategy_s_file(t
 def test_today_s_run_depends_on_training_and_not_on_pictures_or_tables():
     found = {name.removeprefix("alutils.") for name in run_modules(ROOT, "entropy")}
     assert found >= {"loop", "training", "uncertainty", "queries.registry", "queries.pixel", "system.seeding"}
-    assert not found & {"queries.baseline", "queries.sampled"}
+    assert not found & {"queries.baseline", "queries.sampled", "queries.per_cluster"}
+    assert found >= {
+        name.removeprefix("alutils.")
+        for name in code_hash._imported(ROOT, code_hash.LOOP, ROOT / "alutils" / "loop.py")
+    }
     assert not [name for name in found if name.startswith(("lab", "report", "alutils"))]
     assert all(re.fullmatch("[0-9a-f]{12}", code_of_run(ROOT, arm, "settings")) for arm in ARMS)

@@ -184,6 +184,15 @@ def test_collected_runs_give_the_tables_of_their_folders_up_to_the_decimals_that
         pd.testing.assert_frame_equal(table(collected), table(found), rtol=0, atol=0.01)
 
 
+def test_runs_of_several_weights_files_are_not_pooled_and_older_records_do_not_tell(tmp_path):
+    make_arm(tmp_path / "old")
+    make_arm(tmp_path / "new", seed=1, others={"weights": "a" * 16})
+    assert load_results(tmp_path)["runs"]["seed"].tolist() == [1, 0]
+    make_arm(tmp_path / "other", seed=2, others={"weights": "b" * 16})
+    with pytest.raises(RecordsError, match=f"weights: {'a' * 16} in new; {'b' * 16} in other"):
+        load_results(tmp_path)
+
+
 def test_collected_runs_are_the_same_bytes_whenever_they_are_collected_and_in_whatever_parts(tmp_path):
     make_arm(tmp_path / "runs" / "a")
     make_arm(tmp_path / "runs" / "b", seed=1)

@@ -60,6 +60,12 @@ def test_the_person_corrects_the_largest_error_first_and_stops_when_it_is_good_e
     assert torch.equal(mask, almost) and not clicked.any()
 
 
+def test_an_error_that_fills_the_picture_is_clicked_in_its_middle():
+    truth = torch.ones(1, 1, 32, 32, dtype=torch.uint8)
+    _, clicked = correct(truth, 0 * truth, squares(), 1)
+    assert clicked[0, 0, 16, 16]
+
+
 def test_no_region_is_clicked_twice_and_no_picture_is_forgotten():
     truth = (torch.arange(32) % 2).to(torch.uint8).expand(2, 1, 32, 32).clone()  # stripes that no square can follow
     _, clicked = correct(truth, 0 * truth, squares().expand(2, -1, -1, -1))

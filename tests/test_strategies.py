@@ -365,6 +365,23 @@ def test_ceal_lets_the_model_label_images_of_the_modal_bin_from_the_fifth_query_
         assert not found & (chosen | set(range(6)))
 
 
+def test_ceal_weighs_all_pixels_alike_where_all_are_lesion():
+    lower = torch.zeros(1, 1, 32, 32)
+    lower[..., 16:, :] = 0.2
+    mean = torch.full((1, 1, 32, 32), 0.9)
+    assert torch.equal(_scores(lower, mean), _scores(lower.flip(2), mean)) and _scores(lower, mean) > 0
+
+
+@pytest.mark.parametrize("positions", [[-1, 2], [3, 3], [40], [0.5], None])
+def test_only_positions_in_the_pool_can_be_pseudo_labelled(positions):
+    def mine(view):
+        view.pseudo_labelled = None if positions is None else torch.tensor(positions)
+        return torch.arange(len(view)).float()
+
+    with pytest.raises(ValueError, match=r"different positions from 0 to 9 into view.pseudo_labelled, int64, got"):
+        ask(make_view(torch.zeros(10, 3, 32, 32, dtype=torch.uint8), 2), mine)
+
+
 def test_pseudo_labels_join_one_training_and_are_what_the_model_says(tmp_path, monkeypatch):
     def mine(view):
         if view.round == 0:

@@ -85,13 +85,17 @@ def test_cells_that_are_the_same_run_share_its_numbers_and_count_it_once():
     assert np.isnan(table.loc[0.375, "dice"]).all()
 
 
-@pytest.mark.parametrize("tau_u", [0, 0.25, 0.5])
-@pytest.mark.parametrize("tau_b", [0.1, 0.25, 0.9])
+@pytest.mark.parametrize("tau_u", [0, 0.25, 0.3, 0.5])
+@pytest.mark.parametrize("tau_b", [0.1, 0.2, 0.25, 0.8, 0.9])
 def test_same_run_is_what_changes_no_mask(tau_u, tau_b):
-    p = np.linspace(0, 1, 1001)
-    certain = np.abs(0.5 - p) > tau_u
+    p = np.linspace(0, 1, 1001, dtype=np.float32)
+    certain = np.abs(np.float32(0.5) - p) > np.float32(tau_u)
     u, b = same_run(tau_u, tau_b)
-    assert u == tau_u and ((p >= tau_b) == (p >= b))[certain].all()
+    assert u == tau_u and ((p >= np.float32(tau_b)) == (p >= b))[certain].all()
+
+
+def test_both_ends_of_the_band_are_in_it():
+    assert same_run(0.3, 0.2) == same_run(0.3, 0.8) == (0.3, 0.5)  # 0.8 - 0.5 > 0.3 for a computer
 
 
 def test_table_modes_has_the_best_first_and_full_annotation_beside_them():

@@ -68,6 +68,13 @@ def _scores(std: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     """float32 (n,), on the CPU, of maps (n, 1, H, W) that are made smaller if they are large."""
     shrink = max(1, std.shape[-1] // _LARGEST)
     variance, mean = (F.avg_pool2d(maps, shrink)[:, 0].cpu() for maps in (std**2, mean))
-    depth = torch.stack([torch.from_numpy(distance_transform_edt(mask.numpy())).float() for mask in mean >= 0.5])
-    depth /= depth.amax((1, 2), keepdim=True).clamp(min=1)
+    depth = torch.stack([_depth(mask) for mask in mean >= 0.5])
     return (variance * depth).sum((1, 2)) * shrink**2
+
+
+def _depth(lesion: torch.Tensor) -> torch.Tensor:
+    """How far each pixel of a mask (H, W) lies from the lesion's border, 0 to 1; a lesion without one is all deep."""
+    if lesion.all():
+        return lesion.float()
+    depth = torch.from_numpy(distance_transform_edt(lesion.numpy())).float()
+    return depth / depth.max().clamp(min=1)

@@ -1,4 +1,4 @@
-"""One image per cluster of features: strategies, and cold starts that need no trained model."""
+"""One image per cluster of features, for strategies and for cold starts, which have no trained model."""
 
 from __future__ import annotations
 
@@ -6,35 +6,20 @@ import torch
 
 from alutils.experiment import Experiment
 from alutils.queries.geometry import clusters
-from alutils.queries.registry import strategy
-from alutils.queries.view import View, untrained_features
+from alutils.queries.view import untrained_features
 
 _MOST_CLUSTERS, _SMALLEST, _NEIGHBOURS = 500, 5, 20  # TypiClust's values
 
 
-@strategy("kmeans", selects=True)
-def select_kmeans(view: View) -> torch.Tensor:
-    """The pool image nearest to each of B centres of k-means, B the query's size; the features are ImageNet's."""
-    return nearest_to_centres(view.features(source="imagenet"), view.query_size, view.generator)
-
-
-@strategy("typiclust", selects=True)
-def select_typiclust(view: View) -> torch.Tensor:
-    """TypiClust (Hacohen et al., 2022): a typical image from each of the clusters with the fewest labelled images.
-
-    The features are ImageNet's, where the authors learn theirs from the pool. See :func:`typical_of_clusters`.
-    """
-    pool, labelled = view.features(source="imagenet"), view.features("labelled", source="imagenet")
-    return typical_of_clusters(pool, labelled, view.query_size, view.generator)
-
-
-def chosen_cold_start(images: torch.Tensor, experiment: Experiment, generator: torch.Generator) -> torch.Tensor:
+def chosen_cold_start(
+    images: torch.Tensor, experiment: Experiment, generator: torch.Generator, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """The cold start that ``experiment.cold_start_by`` chooses: positions of ``cold_start`` images, int64 (n,).
 
     ``images`` are all training images, uint8 (N, 3, H, W). Thumbnails stand for features where ``encoder_weights`` is
-    null.
+    null; else the encoder runs on ``device``.
     """
-    features = untrained_features(images, experiment)
+    features = untrained_features(images, experiment, device=device)
     if experiment.cold_start_by == "kmeans":
         return nearest_to_centres(features, experiment.cold_start, generator)
     return typical_of_clusters(features, features[:0], experiment.cold_start, generator)

@@ -16,7 +16,7 @@ from alutils.experiment import Experiment
 from alutils.queries.registry import STRATEGIES
 from alutils.queries.view import View
 from alutils.samples import draws_dropout
-from alutils.system.checks import ConfigError, did_you_mean, function_name, listed
+from alutils.system.checks import ConfigError, did_you_mean, function_name, listed, shown
 from alutils.system.device import memory_for
 from alutils.system.tensors import is_number
 
@@ -99,7 +99,9 @@ def ask(view: View, strategy: Strategy | None = None) -> Answer:
     if len(view) == 0 or view.query_size == 0:
         return Answer(torch.full((len(view),), math.nan), torch.zeros(0, dtype=torch.int64))
     check_dropout(strategy, name, view.model, view.images[:1], view.experiment)
-    return _checked(_call(strategy, view, name), view, name)
+    answer = _checked(_call(strategy, view, name), view, name)
+    _check_pseudo_labelled(view, name)
+    return answer
 
 
 def scores_of(view: View, strategy: Strategy) -> torch.Tensor:
@@ -182,6 +184,16 @@ def _call(strategy: Strategy, view: View, name: str) -> object:
     with memory_for(what, "take a smaller image_size or device='cpu'", view.images.device):
         pool = view.images[:]
     return strategy(view.model, pool, view.experiment, view.generator)
+
+
+def _check_pseudo_labelled(view: View, name: str) -> None:
+    found, n = view.pseudo_labelled, len(view)
+    positions = isinstance(found, torch.Tensor) and found.dtype == torch.int64 and found.ndim == 1
+    if not positions or len(found.unique()) < len(found) or (len(found) and not 0 <= found.min() <= found.max() < n):
+        raise ValueError(
+            f"strategy '{name}' must put different positions from 0 to {n - 1} into view.pseudo_labelled, int64, got "
+            f"{listed(found.tolist()) if isinstance(found, torch.Tensor) else shown(found)}"
+        )
 
 
 def _takes_a_view(strategy: Strategy) -> bool:

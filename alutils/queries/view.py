@@ -128,7 +128,10 @@ class View:
         """
         images = self.images if of == "pool" else self.labelled.images
         if source != "model":
-            return self.once(("features", source), lambda every: untrained_features(every, self.experiment, source), of)
+            device = next(self.model.parameters()).device
+            return self.once(
+                ("features", source), lambda every: untrained_features(every, self.experiment, source, device), of
+            )
         if of == "pool" and self._area is None:
             deque(self.probabilities(), maxlen=0)
         if of == "pool" and self._features is not None:
@@ -184,16 +187,18 @@ class View:
             yield chosen, (logits.float().sigmoid(), z)
 
 
-def untrained_features(images: torch.Tensor, experiment: Experiment, source: str = "imagenet") -> torch.Tensor:
+def untrained_features(
+    images: torch.Tensor, experiment: Experiment, source: str = "imagenet", device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """A vector per image, uint8 (N, 3, H, W), from an encoder not trained on these: float32 (N, d), on the CPU.
 
-    ``source`` as for :meth:`View.features`; the thumbnails are grey, 16 x 16 pixels.
+    ``source`` as for :meth:`View.features`; the thumbnails are grey, 16 x 16 pixels. The encoder runs on ``device``.
     """
     weights = experiment.encoder_weights if source == "imagenet" else source
     if weights is None:
         return thumbnails(images, _SIDE).flatten(1)
     network = build_unet(experiment.encoder, weights, architecture=experiment.architecture, skip_convolutions=False)
-    passes = batch_results(lambda x: _pooled(network.encode(x)), network.to(images.device), images, experiment)
+    passes = batch_results(lambda x: _pooled(network.encode(x)), network.to(device), images, experiment)
     return _gathered([z for _, z in passes])
 
 

@@ -18,10 +18,11 @@ from alutils.queries.select import Strategy, check_dropout, check_strategy, stra
 from alutils.regions import CLICKED_MODES
 from alutils.rounds import COLD_START
 from alutils.runs.own_code import code_checksum
-from alutils.system.checks import ConfigError, did_you_mean, function_name
+from alutils.system.checks import ConfigError, did_you_mean, expanded, function_name
 from alutils.system.device import deterministic_algorithms
 from alutils.system.files import sha256
 from alutils.system.seeding import make_generator, seeded
+from alutils.system.weights import weight_names
 from alutils.training import needs_company
 
 
@@ -148,6 +149,7 @@ def run_identity(
         "data": data,
         "strategy_code": None if score is None else code_checksum("strategy", score),
         "oracle": None if oracle is None else _annotator(oracle, splits.train.masks),
+        "weights": _weights_checksum(experiment),
         "network": {
             "name": function_name(network),
             "code": code_checksum("network", network, *{type(layer): None for layer in model.modules()}),
@@ -156,6 +158,15 @@ def run_identity(
             "structure": sha256(repr([(k, tuple(v.shape)) for k, v in model.state_dict().items()]).encode())[:16],
         },
     }
+
+
+def _weights_checksum(experiment: Experiment) -> str | None:
+    """Of the file of the encoder's weights; None where there is no file."""
+    weights = experiment.encoder_weights
+    if weights is None or weights in weight_names(experiment.encoder):
+        return None
+    path = expanded("encoder_weights", weights)  # a network of one's own may not read it
+    return sha256(path.read_bytes())[:16] if path.is_file() else None
 
 
 def _annotator(oracle: Oracle, masks: torch.Tensor) -> dict[str, Any] | None:

@@ -246,7 +246,8 @@ def _refuse_mixture(where: str | Path, settings: pd.DataFrame) -> None:
         pools = in_full if name in Experiment.model_fields else arms  # such as the code of a strategy of one's own
         if name.partition(".")[0] in ("data", "network", "oracle"):
             pools = pd.Series("all", settings.index)
-        for _, pool in (with_band if name == "tau_u" else settings)[name].groupby(pools):
+        told = settings[settings[name] != "absent"] if name == "weights" else settings  # older records do not tell
+        for _, pool in (with_band if name == "tau_u" else told)[name].groupby(pools):
             by_value = {value: listed(pool.index[pool == value]) for value in pool.value_counts().index}
             if len(by_value) > 1:
                 lines.append(f"{name}: " + "; ".join(f"{value} in {runs}" for value, runs in by_value.items()))

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ FINAL = (
 )  # fmt: skip
 """The numbers of a run as a whole."""
 
-_OTHERS = ("strategy_code", "oracle", "seconds")
+_OTHERS = ("strategy_code", "oracle", "weights", "seconds")
 """What a record says besides settings, without a dot in the column's name."""
 
 Record = dict[str, Any]
@@ -129,9 +130,9 @@ def write_compact(folder: Path, found: Recorded) -> None:
     for name, table in found.tables.items():
         files[f"{name}.csv.gz"] = _compressed(table.round(DECIMALS[name]))
     files[CHECKSUMS] = "".join(f"{sha256(content)}  {name}\n" for name, content in files.items()).encode()
-    for name, content in files.items():
-        with replacing(folder / name) as temporary:
-            temporary.write_bytes(content)
+    with ExitStack() as all_or_none:  # each takes its file's place only when all are written
+        for name, content in files.items():
+            all_or_none.enter_context(replacing(folder / name)).write_bytes(content)
 
 
 def read_compact_records(folder: Path) -> dict[str, Record]:
