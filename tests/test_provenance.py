@@ -38,5 +38,11 @@ def test_the_commit_is_gits_and_null_outside_a_checkout(tmp_path):
     assert _git_state(tmp_path) == (git("rev-parse", "HEAD"), False)
     (tmp_path / "file").write_text("2")
     assert _git_state(tmp_path) == (git("rev-parse", "HEAD"), True)
+    (tmp_path / "file").write_text("1")
+    (tmp_path / "notes.txt").write_text("not code")
+    assert _git_state(tmp_path)[1] is False
+    (tmp_path / "alutils" / "queries").mkdir(parents=True)
+    (tmp_path / "alutils" / "queries" / "mine.py").write_text("a strategy that no commit has")
+    assert _git_state(tmp_path)[1] is True
     (tmp_path / "below").mkdir()
     assert _git_state(tmp_path / "below") == (None, None)

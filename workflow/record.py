@@ -3,7 +3,7 @@
     python workflow/record.py --list                        what is done and what is left
     python workflow/record.py study study-methods --jobs 2  run what is left, two at a time, and collect it
     python workflow/record.py study --collect               collect what is finished; without NAME: of all folders
-    python workflow/record.py study/random-seed3            make one run again, here in runs/results/
+    python workflow/record.py study/random-seed3            make one run, here in runs/results/ (again: delete it there)
 
 Finished runs are not run again, in whichever of runs/results/ and results/ they are, and a stopped run goes on. The
 same command can therefore be stopped and given again until all is done.

@@ -2,7 +2,7 @@
 
     python workflow/seeds.py runs/quick results/quick
 
-reads the first of the folders that has finished runs.
+reads the first of the folders that has finished runs, and says of those before it why it does not.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ def main(folders: list[str]) -> None:
         try:
             table = judge(load_results(folder))
         except RecordsError as error:
-            if folder == folders[-1]:
-                print(f"No runs to plan the seeds by: {error}")
+            print(f"No runs to plan the seeds by: {error}")
             continue
         aims = ", ".join(f"{by} {aim}" for by, aim in PLAN["aim"].items())
         print(

@@ -189,6 +189,10 @@ class Splits:
 
     Raises:
         ValueError: if an id is in two of them (a leak from training into evaluation).
+
+    >>> from alutils.data.synthetic import make_synthetic
+    >>> {name: len(split) for name, split in make_synthetic(4, 2, 2, image_size=32).named.items()}
+    {'train': 4, 'val': 2, 'test': 2}
     """
 
     train: Split

@@ -24,7 +24,7 @@ from skimage.draw import polygon2mask
 from alutils.data.splits import Split
 from alutils.metrics import dice_score
 from alutils.system.checks import DataError, expanded
-from alutils.system.files import replacing, write_text
+from alutils.system.files import replacing
 
 Corners = Sequence[tuple[float, float]] | np.ndarray
 
@@ -272,7 +272,7 @@ class Drawing:
         self.mask = np.unpackbits(self._masks[self._n], count=self.mask.size).reshape(self.mask.shape).astype(bool)
 
     def save(self, folder: str | Path) -> DrawingRecord:
-        """Write a PNG (0 and 255), then a JSON, named by :func:`file_stem`, each whole or not at all."""
+        """Write a PNG (0 and 255) and a JSON, named by :func:`file_stem`: both or, on an error, none."""
         self.pause()
         request = self.request
         record = DrawingRecord(
@@ -291,9 +291,10 @@ class Drawing:
             imported=self.imported,
         )
         path = _record_path(folder, request.id)
-        with replacing(path.with_suffix(".png")) as temporary:
-            PIL.Image.fromarray(255 * self.mask[0].astype(np.uint8)).save(temporary, "PNG")
-        write_text(path, record.model_dump_json(exclude_defaults=True) + "\n")
+        text = record.model_dump_json(exclude_defaults=True) + "\n"
+        with replacing(path) as for_record, replacing(path.with_suffix(".png")) as for_mask:
+            PIL.Image.fromarray(255 * self.mask[0].astype(np.uint8)).save(for_mask, "PNG")
+            for_record.write_text(text, encoding="utf-8", newline="\n")
         self._in_file = self.strokes
         return record
 

@@ -47,6 +47,8 @@ def export_queries(run: HumanOracle, folder: str | Path, format: str = "png") ->
     Raises:
         ConfigError: if the run asks for nothing, the format is unknown, or ``folder`` is in use.
         CannotWrite: if a file cannot be written.
+
+    For an example see :func:`import_annotations`.
     """
     if format not in [*_FILES]:
         raise ConfigError(f"format: there is no {shown(format)}; {did_you_mean(format, [*_FILES])}")
@@ -91,6 +93,21 @@ def import_annotations(run: HumanOracle, source: str | Path) -> list[DrawingReco
         ConfigError: if the run asks for nothing.
         DataError: if a file cannot be used, or an image is unknown or in two files.
         AnnotationsNeeded: if an image of the query is neither there nor drawn yet; nothing is imported then.
+
+    >>> import tempfile, torch
+    >>> from alutils.data.synthetic import make_synthetic
+    >>> from alutils.lab.human_oracle import HumanOracle
+    >>> split = make_synthetic(2, 1, 1, image_size=32).train
+    >>> oracle = HumanOracle(split, tempfile.mkdtemp())
+    >>> band = torch.zeros(1, 1, 32, 32).bool().index_fill(2, torch.arange(8, 16), True)  # eight rows
+    >>> try:
+    ...     oracle.annotate(torch.tensor([0]), band, suggestion=split.masks[:1])
+    ... except AnnotationsNeeded as error:
+    ...     print(error.ids)
+    ('synthetic_train_0000',)
+    >>> export_queries(oracle, f"{oracle.folder}/out")  # correct what is in out/masks
+    >>> [record.imported for record in import_annotations(oracle, f"{oracle.folder}/out/masks")]
+    ['synthetic_train_0000.png']
     """
     requests, source = _asked(run), expanded("source", source)
     found = _read(source, requests, run.ids)

@@ -17,8 +17,8 @@ _PACKAGES = ("torch", "torchvision", "segmentation_models_pytorch", "numpy", "al
 def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
     """Where and with what a run on ``device`` is made, as plain values for JSON.
 
-    ``git_commit`` and ``git_dirty`` (uncommitted changes, except of results and figures) are None where the package
-    does not lie in a git checkout of its own. ``time`` is UTC.
+    ``git_commit`` and ``git_dirty`` (uncommitted changes, except of results and figures, or new files in alutils or
+    profiles) are None where the package does not lie in a git checkout of its own. ``time`` is UTC.
 
     >>> sorted(provenance())[:4]
     ['alutils', 'cpu', 'device', 'git_commit']
@@ -48,7 +48,9 @@ def _git_state(root: Path) -> tuple[str | None, bool | None]:
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
             return None, None  # the package is installed somewhere below another project's checkout
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no", *code))
+        changed = git("status", "--porcelain", "--untracked-files=no", *code)
+        new = git("ls-files", "--others", "--exclude-standard", "--", "alutils", "profiles")
+        return git("rev-parse", "HEAD"), bool(changed or new)
     except (OSError, subprocess.SubprocessError):
         return None, None
 

@@ -16,6 +16,9 @@ def make_generator(seed: int, *purpose: int) -> torch.Generator:
         seed: a whole number >= 0.
         purpose: whole numbers from 0 to 2**32 - 1, such as what the numbers are for, and the round.
 
+    Raises:
+        ValueError: if a number is negative.
+
     >>> torch.equal(torch.rand(3, generator=make_generator(0, 1)), torch.rand(3, generator=make_generator(0, 1)))
     True
     """
