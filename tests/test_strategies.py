@@ -150,10 +150,10 @@ def test_a_wrapper_is_refused_before_what_is_marked_as_giving_no_scores_and_befo
         with pytest.raises(
             ConfigError, match=f"'power-{name}' the wrapper 'power' needs a score .* '{name.split('-')[0]}'"
         ):
-            STRATEGIES.check_wrappers(f"power-{name}")
+            STRATEGIES.check_arm(f"power-{name}", "strategy")
     else:
-        STRATEGIES.check_wrappers(f"power-{name}")
-    STRATEGIES.check_wrappers(name)
+        STRATEGIES.check_arm(f"power-{name}", "strategy")
+    STRATEGIES.check_arm(name, "strategy")
 
 
 def test_a_wrapper_without_scores_is_refused_when_the_run_is_called(tmp_path):

@@ -7,7 +7,6 @@ from itertools import product
 
 from alutils.experiment import TAU_B, TAU_U, same_run
 from alutils.queries.registry import BASELINES, STRATEGIES
-from alutils.system.checks import ConfigError, did_you_mean
 
 ARMS = (*STRATEGIES, *BASELINES)
 """What Table I may compare."""
@@ -16,10 +15,7 @@ ARMS = (*STRATEGIES, *BASELINES)
 def check_arms(names: list[str]) -> list[str]:
     """The names, each once; ConfigError unless each is a strategy's, maybe behind wrappers, or a baseline's."""
     for name in names:
-        if name in STRATEGIES:
-            STRATEGIES.check_wrappers(name)
-        elif name not in BASELINES:
-            raise ConfigError(f"strategies: there is no '{name}'; {did_you_mean(str(name), list(ARMS))}")
+        STRATEGIES.check_arm(name, "strategies")
     return list(dict.fromkeys(names))
 
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from alutils.system.checks import ConfigError, function_name
+from alutils.system.checks import ConfigError, did_you_mean, function_name
 
 if TYPE_CHECKING:
     import torch
@@ -142,8 +142,12 @@ class _Strategies(Mapping[str, "Strategy"]):
     def __repr__(self) -> str:
         return f"<strategies {', '.join(self)}; around those with scores {', '.join(self._wrappers)}>"
 
-    def check_wrappers(self, name: str) -> None:
-        """Raise ConfigError if a wrapper in ``name``, which is one of these, stands before what gives no scores."""
+    def check_arm(self, name: str, setting: str) -> None:
+        """Raise ConfigError if ``name`` is neither a strategy nor a baseline, or wraps what gives no scores."""
+        if name in BASELINES:
+            return
+        if name not in self:
+            raise ConfigError(f"{setting}: there is no '{name}'; {did_you_mean(str(name), [*self, *BASELINES])}")
         *outer, inner = name.split("-")
         marked = [(each, self._wrappers[each]) for each in outer] + [(inner, self._places[inner])]
         for (wrapper, _), (wrapped, found) in pairwise(marked):

@@ -18,7 +18,7 @@ from alutils.queries.select import Strategy, check_dropout, check_strategy, stra
 from alutils.regions import CLICKED_MODES
 from alutils.rounds import COLD_START
 from alutils.runs.own_code import code_checksum
-from alutils.system.checks import ConfigError, did_you_mean, expanded, function_name
+from alutils.system.checks import ConfigError, expanded, function_name
 from alutils.system.device import deterministic_algorithms
 from alutils.system.files import sha256
 from alutils.system.seeding import make_generator, seeded
@@ -184,10 +184,8 @@ def _annotator(oracle: Oracle, masks: torch.Tensor) -> dict[str, Any] | None:
 def _check_strategy(experiment: Experiment, strategy: Strategy | None) -> None:
     check_strategy(strategy)
     name = experiment.strategy
-    if strategy is None and name not in STRATEGIES and name not in BASELINES:
-        raise ConfigError(f"strategy: there is no '{name}'; {did_you_mean(name, [*STRATEGIES, *BASELINES])}")
-    if strategy is None and name in STRATEGIES:
-        STRATEGIES.check_wrappers(name)
+    if strategy is None:
+        STRATEGIES.check_arm(name, "strategy")
     if _is_baseline(experiment, strategy) and experiment.annotation != "full":
         raise ConfigError(
             f"annotation: '{experiment.annotation}' is about queried images, and strategy '{name}' queries none; take "
