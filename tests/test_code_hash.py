@@ -16,7 +16,8 @@ sys.path.insert(0, str(ROOT / "workflow"))
 import batch  # noqa: E402
 import code_hash  # noqa: E402
 from code_hash import code_of_notebook, code_of_run, run_modules, significant  # noqa: E402
-from grid import ARMS  # noqa: E402
+
+from alutils.queries import BASELINES, STRATEGIES  # noqa: E402
 
 SHOWING = {"01_data", "02_model", "03_uncertainty", "05_partial_annotation", "06_results", "07_methods"}
 RUNS = {"04_image_al", "05b_partial_loop"}
@@ -176,4 +177,4 @@ def test_today_s_run_depends_on_training_and_not_on_pictures_or_tables():
         for name in code_hash._imported(ROOT, code_hash.LOOP, ROOT / "alutils" / "loop.py")
     }
     assert not [name for name in found if name.startswith(("lab", "report", "alutils"))]
-    assert all(re.fullmatch("[0-9a-f]{12}", code_of_run(ROOT, arm, "settings")) for arm in ARMS)
+    assert all(re.fullmatch("[0-9a-f]{12}", code_of_run(ROOT, arm, "settings")) for arm in [*STRATEGIES, *BASELINES])

@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from alutils.experiment import TAU_B, TAU_U, same_run
-from alutils.queries.registry import BASELINES, STRATEGIES
-
-ARMS = (*STRATEGIES, *BASELINES)
-"""What Table I may compare."""
+from alutils.queries.registry import STRATEGIES
 
 
 def check_arms(names: list[str]) -> list[str]:
