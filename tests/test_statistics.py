@@ -97,6 +97,18 @@ def test_the_crossed_interval_covers_the_truth_as_often_as_it_says(n_seeds, of_s
     assert of_seeds < 1 or len(images_alone) > 0.2 * len(found)  # what intervals over images alone miss
 
 
+@pytest.mark.parametrize("of_seeds", [0.3, 1.0])
+def test_with_two_seeds_the_mean_square_of_the_seeds_alone_covers_too_rarely(of_seeds):
+    rng, n, m, covered = np.random.default_rng(2), 2, 120, []
+    for _ in range(1500):
+        d = draw(rng, n, m, of_seeds, 2.5, 5.0).to_numpy()
+        ours = spread_over_seeds_and_images(pd.DataFrame(d))
+        alone = Spread(ours.mean, float(d.mean(1).var(ddof=1)), ours.image_variance, n)
+        covered.append([found.low < 0 < found.high for found in (alone.difference(), ours.difference())])
+    alone, ours = np.mean(covered, axis=0)
+    assert 0.86 <= alone <= 0.92 and ours >= 0.95
+
+
 def test_the_detectable_difference_is_detected_in_four_of_five_repetitions():
     rng = np.random.default_rng(0)
     true = Spread(0.0, 1.0, 0.0, 8).difference().detectable

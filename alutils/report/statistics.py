@@ -104,8 +104,8 @@ def spread_over_seeds_and_images(differences: pd.DataFrame) -> Spread:
 
     The seeds play the part of readers and the images that of cases (Dorfman, Berbaum and Metz 1992; Hillis 2007): the
     difference is ``D[s, i] = mean + S[s] + I[i] + E[s, i]``, with the mean squares of a two-way table. Hillis' MS_S
-    gives intervals that are too short for few seeds (with two they cover 87 % in place of 95 %), so ``max(MS_S, MS_E)``
-    takes its place.
+    gives intervals that are too short for few seeds (with two they cover about 90 % in place of 95 %), so
+    ``max(MS_S, MS_E)`` takes its place.
 
     Args:
         differences: (seeds, images) without a gap; Dice points, say.
