@@ -174,7 +174,7 @@ def test_the_verdicts_in_words_name_the_difference_that_decides():
 def test_the_papers_number_has_a_sign_where_it_is_a_difference():
     words = in_words(judge(make_results(6)))
     assert "; the paper: +4." in words and "; the paper: -1." in words  # least confidence - full, mc dropout - random
-    assert "; the paper: 0." in words  # partial annotation - full
+    assert "; the paper: +0.3." in words  # partial annotation - full
     assert "; the paper: 5." in words  # % of the pixels
 
 

@@ -105,7 +105,7 @@ def _interval(row: pd.Series) -> str:
 
 
 def _outlook(rows: pd.DataFrame) -> str:
-    """What would decide an undecided claim; empty for a single seed, which says nothing about the spread."""
+    """How many seeds the planned width takes, where no verdict fell; empty for a single seed, which has no spread."""
     if rows["verdict"].iloc[0] in (SUPPORTED, NOT_SUPPORTED) or rows["low"].isna().any():
         return ""
     wanted, half_width = rows["seeds_wanted"], f"±{PLAN['aim'][rows['by'].iloc[0]]:g}"

@@ -44,8 +44,8 @@ def by_arm(results: Results, endpoint: str) -> ByArm:
         28 %) and, over the queries of the second half, "positive" (% of the pixels that the expert labels as lesion),
         "share" (the same in % of the lesions' pixels) and "clicks" (per queried image). Arms without it are left out.
     """
-    runs = results["runs"].assign(arm=arm_names(results["runs"]))
     if endpoint in _PER_IMAGE:
+        runs = results["runs"].assign(arm=arm_names(results["runs"]))
         column = _PER_IMAGE[endpoint]
         found = results["test_dice"].dropna(subset=column) if column in results["test_dice"] else pd.DataFrame()
         table = found.merge(runs[["run", "arm", "seed"]], on="run", suffixes=("_", "")) if len(found) else runs[:0]
@@ -53,8 +53,13 @@ def by_arm(results: Results, endpoint: str) -> ByArm:
             arm: 100 * group.pivot_table(index="seed", columns="image_id", values=column)
             for arm, group in table.groupby("arm")
         }
-    values = runs["run"].map(_PER_RUN[endpoint](results))
-    table = runs.assign(value=values).dropna(subset="value")
+    return by_seed(results, _PER_RUN[endpoint](results))
+
+
+def by_seed(results: Results, values: pd.Series) -> dict[str, pd.Series]:
+    """A number per run (as of :func:`lesion_share`) by arm and then by seed; runs without it are left out."""
+    runs = results["runs"].assign(arm=arm_names(results["runs"]))
+    table = runs.assign(value=runs["run"].map(values)).dropna(subset="value")
     return {arm: group.set_index("seed")["value"] for arm, group in table.groupby("arm")}
 
 
