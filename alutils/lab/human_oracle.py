@@ -39,16 +39,7 @@ class HumanOracle(Oracle):
         ValueError: if an id cannot name a file.
         ConfigError: if both folders are the same.
 
-    >>> import tempfile
-    >>> from alutils.data.synthetic import make_synthetic
-    >>> split = make_synthetic(2, 1, 1, image_size=32).train
-    >>> oracle = HumanOracle(split, tempfile.mkdtemp())
-    >>> band = torch.zeros(1, 1, 32, 32).bool().index_fill(2, torch.arange(8, 16), True)  # eight rows
-    >>> try:
-    ...     oracle.annotate(torch.tensor([0]), band, suggestion=split.masks[:1])
-    ... except AnnotationsNeeded as error:
-    ...     print(error.ids)
-    ('synthetic_train_0000',)
+    For an example see :func:`alutils.import_annotations`.
     """
 
     name = "human"
