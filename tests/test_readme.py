@@ -13,7 +13,7 @@ import pytest
 
 import alutils
 from alutils.data.description import read_description
-from alutils.report.endpoints import by_arm, by_seed, mean_per_image
+from alutils.report.endpoints import by_arm, by_seed, query_clicks
 from alutils.report.statistics import compare_arms, paired, spread
 from alutils.report.tables import table_modes
 from alutils.runs.collect import load_results
@@ -65,7 +65,7 @@ def measured(folder: Path) -> list[str]:
         f"{modes.loc['partial', 'clicks']:.1f} clicks",
         f"whole outline takes {modes.loc['full', 'clicks']:.1f} clicks",
     ]
-    all_queries = by_seed(results, mean_per_image(results["annotations"].query("round > 0"), "clicks"))
+    all_queries = by_seed(results, query_clicks(results))
     more = [
         in_brackets(spread(paired(clicks["partial-0.25-0.5"], clicks["least_confidence"])).difference())
         for clicks in (all_queries, by_arm(results, "clicks"))

@@ -90,6 +90,11 @@ def lesion_share(results: Results) -> pd.Series:
     return 100 * mean_per_image(annotations, "positive_percent") / mean_per_image(annotations, "lesion_area_percent")
 
 
+def query_clicks(results: Results) -> pd.Series:
+    """Clicks per queried image, without the cold start, by run."""
+    return mean_per_image(results["annotations"].query("round > 0"), "clicks")
+
+
 def _late(results: Results) -> Results:
     """The results with the images alone that were annotated after the queries of the second half."""
     annotations = results["annotations"]
@@ -102,6 +107,6 @@ _PER_RUN: dict[str, Callable[[Results], pd.Series]] = {
     "dice at 30 %": _dice_of_few,
     "positive": lambda results: mean_per_image(_late(results)["annotations"], "positive_percent"),
     "share": lambda results: lesion_share(_late(results)),
-    "clicks": lambda results: mean_per_image(_late(results)["annotations"], "clicks"),
+    "clicks": lambda results: query_clicks(_late(results)),
 }
 ENDPOINTS = (*_PER_IMAGE, *_PER_RUN)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from alutils.experiment import TAU_B, TAU_U, same_run
-from alutils.report.endpoints import arm_names, lesion_share, mean_per_image
+from alutils.report.endpoints import arm_names, lesion_share, query_clicks
 from alutils.report.statistics import area_under_curve, bootstrap_interval, images_to_reach
 from alutils.system.files import write_csv, write_text
 
@@ -122,9 +122,8 @@ def table_modes(results: Mapping[str, pd.DataFrame], tau_u: float = 0.25, tau_b:
     runs = runs.assign(tau_b=one_run.mask(runs["annotation"] == "full").astype(float))
     distance = (runs["tau_b"] - tau_b).abs().fillna(0)
     runs = runs[distance == distance.groupby(runs["annotation"]).transform("min")]
-    clicks = results["annotations"].query("round > 0").pipe(mean_per_image, "clicks")
-    shares = runs["run"].map(lesion_share(results))
-    groups = runs.assign(share=shares, clicks=runs["run"].map(clicks)).groupby("annotation")
+    shares, clicks = (runs["run"].map(of_runs(results)) for of_runs in (lesion_share, query_clicks))
+    groups = runs.assign(share=shares, clicks=clicks).groupby("annotation")
     table = pd.DataFrame(
         {
             "dice": 100 * groups["test_dice"].mean(),
