@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from alutils.report.statistics import paired_difference
-from alutils.report.tables import mean_per_image, table_1, table_2, table_modes
+from alutils.report.tables import table_1, table_2, table_modes
 from alutils.runs.collect import (
     TABLES,
     finished_records,
