@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from alutils.report.endpoints import mean_per_image
 from alutils.report.statistics import paired_difference
-from alutils.report.tables import table_1, table_2, table_modes
+from alutils.report.tables import table_1, table_2, table_audit, table_modes
 from alutils.runs.collect import (
     TABLES,
     finished_records,
@@ -375,3 +376,13 @@ def test_what_belongs_to_an_arm_may_differ_between_arms_alone(tmp_path):
     make_arm(tmp_path / "d", "mine", seed=1, others={"source": "another"})
     with pytest.raises(RecordsError, match="\n  source: one in a; another in d\n"):
         load_results(tmp_path)
+
+
+def test_the_audit_tells_skin_called_lesion_from_missed_lesion():
+    names = ["run", "round", "model_pixels", "wrong_pixels", "missed_pixels", "mask_dice", "model_dice"]
+    audit = [("a", 1, 100, 50, 50, 0.1, 0.2), ("a", 2, 100, 10, 4, 0.5, 0.25), ("a", 2, 300, 30, 6, 0.75, 0.75)]
+    runs = pd.DataFrame({"run": ["a"], "annotation": ["partial"], "tau_u": [0.25]})
+    table = table_audit({"audit": pd.DataFrame(audit, columns=names), "runs": runs})
+    assert table.loc[("partial", 0.25)].to_dict() == {
+        "wrong": 10.0, "skin": 75.0, "worst": 50.0, "mask_dice": 62.5, "model_dice": 50.0
+    }  # fmt: skip

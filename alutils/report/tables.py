@@ -169,16 +169,18 @@ def costs(results: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> pd.DataFr
 def table_audit(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """What the model wrote, audited after the last round: by annotation mode and tau_u, in %.
 
-    ``wrong``: how many of the pixels that the model labelled are wrong. ``mask_dice``: the Dice of the masks that it
-    was trained on; ``worst``: that of the worst query of any run. ``model_dice``: the Dice of its own prediction of the
-    same images at the end.
+    ``wrong``: how many of the pixels that the model labelled are wrong. ``skin``: how many of these are skin that it
+    called lesion. ``mask_dice``: the Dice of the masks that it was trained on; ``worst``: that of the worst query of
+    any run. ``model_dice``: the Dice of its own prediction of the same images at the end.
     """
     audit = results["audit"].merge(results["runs"][["run", "annotation", "tau_u"]], on="run")
     last = audit[audit["round"] == audit.groupby("run")["round"].transform("max")]
     groups = last.groupby(["annotation", "tau_u"])
     dice = 100 * groups[["mask_dice", "model_dice"]].mean()
-    wrong = 100 * groups["wrong_pixels"].sum() / groups["model_pixels"].sum().clip(lower=1)
-    return pd.DataFrame({"wrong": wrong, "worst": 100 * groups["mask_dice"].min()}).join(dice)
+    sums = groups[["wrong_pixels", "missed_pixels", "model_pixels"]].sum()
+    wrong = 100 * sums["wrong_pixels"] / sums["model_pixels"].clip(lower=1)
+    skin = 100 - 100 * sums["missed_pixels"] / sums["wrong_pixels"]
+    return pd.DataFrame({"wrong": wrong, "skin": skin, "worst": 100 * groups["mask_dice"].min()}).join(dice)
 
 
 def cells(runs: pd.DataFrame) -> pd.Series:
