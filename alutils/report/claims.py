@@ -66,6 +66,11 @@ def judge(results: Results) -> pd.DataFrame:
         claim's differences), ``seeds``, ``detectable`` (see :class:`~alutils.report.statistics.Difference`),
         ``seeds_wanted`` (for the half-width that claims.yaml aims at; <NA> if no number of seeds reaches it),
         ``claimed`` and the claim's ``verdict``.
+
+    >>> from alutils.runs.collect import load_results
+    >>> claims = judge(load_results("results/study"))  # from the project's root
+    >>> claims.loc["Partial annotation keeps the quality of full data.", "difference"]
+    'partial-0.25-0.5 - full'
     """
     endpoints = {name: by_arm(results, name) for name in PLAN["aim"]}
     found = [

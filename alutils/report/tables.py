@@ -49,6 +49,11 @@ def table_1(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         95 % bootstrap interval over the test images. ``images`` is the number labelled at the end, ``val_area`` the
         mean height of the validation curve. At ``to_95`` and ``to_100`` labelled images the mean curve reaches 95 and
         100 % of the validation Dice of ``full``.
+
+    >>> from alutils.runs.collect import load_results
+    >>> ours = table_1(load_results("results/study"))  # from the project's root
+    >>> ours.loc["random", ["paper_val", "paper_test"]].tolist()
+    [87, 85]
     """
     runs, rounds, test_dice = in_full(results["runs"]), results["rounds"], results["test_dice"]
     full = runs.loc[runs["strategy"] == "full", "val_dice"].mean()
@@ -88,6 +93,10 @@ def table_2(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     Returns:
         One row per cell, in %: test ``dice`` (mean over seeds) and its ``sd``, ``positive`` and ``verify`` (means over
         the queried images), ``seeds``, and ``same_as``: the cell that stands for it.
+
+    >>> from alutils.runs.collect import load_results
+    >>> table_2(load_results("results/study")).loc[(0.25, 0.75), "same_as"]  # from the project's root
+    'tau_u 0.25, tau_b 0.5'
     """
     runs = least_confidence_partial(results["runs"])
     shown = [same_run(*thresholds) for thresholds in PAPER_TABLE_2.index]

@@ -40,6 +40,10 @@ def load_results(
         RecordsError: if there is no finished run, a file cannot be read or was changed, or the runs do not belong
             together; then it lists what differs and where, and the runs that stand for the same.
         ConfigError: if ``only`` names a setting that no run has.
+
+    >>> results = load_results("results/study", only="strategy: random")  # from the project's root
+    >>> results["test_dice"].columns.tolist()
+    ['run', 'strategy', 'seed', 'dice', 'image_id', 'area']
     """
     return _tables(_pooled([expanded("folder", path) for path in (folder, *others)], only))
 
