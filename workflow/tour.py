@@ -25,15 +25,14 @@ def main() -> None:
     work = open_workspace("results", profile="quick", device="cpu")
     experiment = work.experiment.model_copy(update={"strategy": "least_confidence"})
     test = work.splits.test
-    maps, rounds = [], []
+    maps, n_labelled = [], []
     with tempfile.TemporaryDirectory() as folder:
         for round_ in run_active_learning(experiment, work.splits, folder, device="cpu"):
             maps.append(predict_probabilities(round_.model, test.images, experiment))
-            rounds.append((round_.n_labelled, round_.val_dice))
+            n_labelled.append(round_.n_labelled)
     unsure = image_score(least_confidence(maps[-1]), experiment.reduction).argsort()  # the most uncertain first
     unsure = unsure[lesion_area(test.masks)[unsure] > 0.02]
     chosen = unsure[torch.linspace(0, len(unsure) - 1, 4).long()]
-    n_labelled, val_dice = zip(*rounds, strict=True)
     with replacing(RESULTS_DIR / "tour.npz") as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
@@ -41,7 +40,6 @@ def main() -> None:
             masks=test.masks[chosen].numpy(),
             probabilities=np.stack([np.rint(255 * p[chosen].numpy()).astype(np.uint8) for p in maps]),  # 255 is 1
             n_labelled=np.array(n_labelled),
-            val_dice=np.array(val_dice),
         )
 
 
