@@ -102,7 +102,10 @@ def test_few_seeds_give_no_verdict_but_the_number_that_would():
 def test_one_seed_has_no_interval_wherever_its_mean_lies():
     table = judge(make_results(1, {"least_confidence": 0.7}))
     assert table["low"].isna().all() and table["high"].isna().all()
-    assert "[" not in in_words(table) and "least confidence - random: -" in in_words(table)
+    assert "[" not in in_words(table)
+    best = table.loc["Least confidence is the best strategy."].query("by == 'dice'")
+    furthest = best.sort_values("effect").iloc[0]
+    assert f" {furthest['difference'].replace('_', ' ')}: {furthest['effect']:.1f}" in in_words(table)
     assert sum(len(axes.get_yticklabels()) for axes in draw_forest(table).axes) == len(table)
 
 
@@ -164,10 +167,15 @@ def test_the_plan_says_how_many_seeds_it_takes_from_the_first_folder_with_runs(t
     assert f"there is no finished run below {tmp_path}" in capsys.readouterr().out
 
 
-def test_the_verdicts_in_words_name_the_difference_that_decides():
+def test_the_verdicts_in_words_name_the_difference_that_speaks_most_against_the_claim():
     table = judge(make_results(8, {"mc_dropout": 0.9}))
     best = next(line for line in in_words(table).splitlines() if "is the best strategy" in line)
     assert best.startswith("- **not supported**: ") and "least confidence - mc dropout: -2.9 [" in best
+    table = judge(make_results(3)).loc[["A tau_u below 0.25 reduces performance."]].assign(p_holm=1.0)  # below 0
+    for ends, named in (([-2.0, 1.5, 6.6], 2), ([-3.0, -0.4, -0.5], 1), ([math.nan] * 3, 0)):
+        row = table.assign(effect=[-1.0, -2.0, -3.0], low=-9.0 if named else math.nan, high=ends).iloc[named]
+        words = in_words(table.assign(effect=[-1.0, -2.0, -3.0], low=row["low"], high=ends))
+        assert f" {row['difference']}: {row['effect']:.1f}" in words
     assert in_words(judge({name: rows[:0] for name, rows in make_results(1).items()})) == ""
 
 

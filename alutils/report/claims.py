@@ -83,13 +83,16 @@ def judge(results: Results) -> pd.DataFrame:
 
 
 def in_words(table: pd.DataFrame) -> str:
-    """The verdicts of :func:`judge` as a Markdown list, each with the interval that decides it or comes nearest.
+    """The verdicts of :func:`judge` as a Markdown list, each with the difference that speaks most against the claim.
 
-    Where nothing is decided, it says how many seeds would give the half-width that claims.yaml aims at.
+    That is the one with the smallest p value. Of equals (all are 1 where all means lie where the claim says) it is the
+    one whose interval reaches furthest out of that region, or ends nearest to its edge. Where nothing is decided, it
+    says how many seeds would give the half-width that claims.yaml aims at.
     """
     lines = []
     for (claim, by), rows in table.groupby(["claim", "by"], sort=False):
-        row = rows.sort_values("p_holm", kind="stable").iloc[0]
+        rows = rows.assign(reach=rows.apply(_reach, axis=1))
+        row = rows.sort_values(["p_holm", "reach"], ascending=[True, False], kind="stable").iloc[0]
         signed = "+" if " - " in row["difference"] and row["paper"] != 0 else ""
         paper = f"; the paper: {row['paper']:{signed}g}" if math.isfinite(row["paper"]) else ""
         measure = "" if by == "dice" else f" (by {by})"
@@ -98,6 +101,13 @@ def in_words(table: pd.DataFrame) -> str:
             f"{row['effect']:.1f}{_interval(row)}{paper}.{_outlook(rows)}"
         )
     return "\n".join(lines)
+
+
+def _reach(row: pd.Series) -> float:
+    """How far the interval, or a single seed's number, reaches out of the claim's region; negative: it lies inside."""
+    region = Region.of(row["claimed"])
+    low, high = (row["effect"] if math.isnan(row[end]) else row[end] for end in ("low", "high"))
+    return max(region.low - low, high - region.high)
 
 
 def _interval(row: pd.Series) -> str:

@@ -25,7 +25,7 @@ ARM_STYLES = {
     "mc_dropout": (GREEN, "D", "dotted"),
     "bald": (PURPLE, "P", "dotted"),
 }
-"""Colour, marker and line style of the paper's strategies, the same in all figures."""
+"""Colour, marker and line style of the paper's strategies and of two near them, the same in all figures."""
 
 _OTHER_STYLES = [
     (colour, marker, "dashdot") for colour, marker in zip((ORANGE, PURPLE, SKY, "gray"), "X<>*", strict=True)

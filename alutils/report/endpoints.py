@@ -17,7 +17,8 @@ FEW_IMAGES = 0.3  # "annotating only 30 % of the images" (abstract)
 def arm_names(runs: pd.DataFrame) -> pd.Series:
     """A name for each run's arm: the strategy where images are annotated in full, else who annotates which pixels.
 
-    Runs of mode partial that come out the same (:func:`alutils.experiment.same_run`) share a name.
+    There it follows the strategy, unless that is least confidence. Runs of mode partial that come out the same
+    (:func:`alutils.experiment.same_run`) share a name.
 
     >>> runs = pd.DataFrame([("random", "full", 0.25, 0.25), ("least_confidence", "partial", 0.25, 0.75)])
     >>> arm_names(runs.set_axis(["strategy", "annotation", "tau_u", "tau_b"], axis="columns")).tolist()
