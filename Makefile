@@ -97,7 +97,7 @@ notebooks: .venv/installed
 
 recorded: .venv/installed
 	$(BIN)/python workflow/record.py --collect
-	$(EXECUTE) $(shell grep -l RESULTS_DIR $(NOTEBOOKS))
+	$(EXECUTE) $(shell grep -l RESULTS_DIR $(NOTEBOOKS) $(EXERCISES))
 
 exercises: .venv/installed
 	@$(BIN)/python workflow/exercises.py release
