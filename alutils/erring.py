@@ -25,8 +25,9 @@ class ErringOracle(Oracle):
 
     Args:
         masks: uint8 (N, 1, H, W), 0 and 1, the truth.
-        noise: area labelled differently, as a share of the lesion's area, above 0. Dermatologists who drew 77 lesions
-            disagreed on 15 % of the lesion's area on average (Fortina et al., Skin Research and Technology 18, 2012).
+        noise: area labelled differently, as a share of the lesion's area, above 0 (about, see :func:`erring_mask`).
+            Dermatologists who drew 77 lesions disagreed on 15 % of the lesion's area on average (Fortina et al., Skin
+            Research and Technology 18, 2012).
         seed: of the errors: another seed is another expert.
 
     Raises:
@@ -49,11 +50,12 @@ class ErringOracle(Oracle):
 
 
 def erring_mask(mask: np.ndarray, noise: float, generator: torch.Generator) -> np.ndarray:
-    """The mask, uint8 (H, W), as another expert may draw it: ``noise`` times the lesion's area is labelled differently.
+    """The mask, uint8 (H, W), as another expert may draw it: about ``noise`` times the lesion's area is different.
 
     Each part of the lesion except the largest is missed with probability ``noise``. Then a smooth random field shifts
-    the border until the difference, missed parts included, is large enough. The field varies over lengths of half the
-    radius of a disc of the lesion's area. A mask without lesion, or all lesion, stays as it is.
+    the border until the difference, missed parts included, is large enough. It is more where a missed part is larger
+    than that, and less where the border cannot move so far. The field varies over lengths of half the radius of a disc
+    of the lesion's area. A mask without lesion, or all lesion, stays as it is.
 
     Args:
         mask: uint8 (H, W), 0 and 1.

@@ -141,7 +141,7 @@ class Network(_Settings):
 class Computing(_Settings):
     """What every pass of images through the network depends on (the normalization: section IV-D)."""
 
-    batch_size: _Count = Field(32, description="images per step and per pass")
+    batch_size: _Count = Field(32, description="images per step; a prediction takes twice as many")
     precision: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto",
         description="auto: bfloat16 where the device has instructions for it, or else float16 (GPUs), or float32",

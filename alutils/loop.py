@@ -85,10 +85,11 @@ def run_active_learning(
     only those of queried images are read (a positive control such as "lowest_dice" reads all), and the model learns no
     more of them than ``experiment.annotation`` says.
 
-    Everything is checked when the function is called; the work is done as the rounds are asked for. Each round is on
-    disk before it is yielded. A stopped run goes on when it is called again with the same arguments: the rounds on disk
-    come first, and a finished run trains nothing. The same arguments give the same numbers to the bit on a CPU, for one
-    machine and number of threads; on a GPU only with ``experiment.deterministic``.
+    Everything is checked, and the cold start chosen and annotated, when the function is called; the rest of the work is
+    done as the rounds are asked for. Each round is on disk before it is yielded. A stopped run goes on when it is
+    called again with the same arguments: the rounds on disk come first, and a finished run trains nothing. The same
+    arguments give the same numbers to the bit on a CPU, for one machine and number of threads; on a GPU only with
+    ``experiment.deterministic``.
 
     Args:
         experiment: every setting; ``strategy`` names one of ``alutils.queries.STRATEGIES`` or ``BASELINES``.
@@ -114,8 +115,8 @@ def run_active_learning(
             run (the error lists the settings that differ).
         RecordsError: if the files of a stopped run cannot be read, or another process is at work in ``output_dir``.
         CannotWrite: if a file cannot be written; the rounds before are safe.
-        TrainingDiverged: if a loss, a weight or a prediction for a validation or test image is not finite: the run has
-            ended, and its record says so.
+        TrainingDiverged: if a loss, a weight or a prediction for a validation or test image is not finite, or gradients
+            are too large for float16: the run has ended, and its record says so.
         OutOfMemory: if the device cannot hold a batch (the message names a batch size that fits), the masks, or the
             copy of the pool that a ``strategy`` of your own gets.
         AnnotationsNeeded: if the oracle is a person who has images to draw; draw them and make the same call again.
@@ -270,7 +271,8 @@ def _query(run: _Run, draft: Draft, view: View, answer: Answer) -> None:
         queried = view.images.indices[chosen]
         p = predict_probabilities(view.model, run.splits.train.images, run.experiment, indices=queried)
         draft.line["tied"] = tied_at_the_cut(answer.scores, chosen)
-        draft.line["pseudo_labelled"] = [view.ids[i] for i in view.pseudo_labelled.tolist()]
+        joining = view.pseudo_labelled[~torch.isin(view.pseudo_labelled, chosen)]
+        draft.line["pseudo_labelled"] = [view.ids[i] for i in joining.tolist()]
         draft.line["queries"] = {
             "image_id": [view.ids[i] for i in chosen.tolist()],
             "score": [None if answer.selection is not None else score for score in answer.scores[chosen].tolist()],

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from alutils.experiment import Experiment
-from alutils.system.checks import ConfigError, did_you_mean, expanded
+from alutils.system.checks import ConfigError, did_you_mean, expanded, shown
 from alutils.system.seeding import make_generator, seeded
+from alutils.system.tensors import is_number
 from alutils.system.weights import WeightsError, fetching, load_encoder, verify_download, weight_names
 
 
@@ -78,6 +79,7 @@ class DPT(Network, smp.DPT):
 
 _CLASSES = {name: type(kind.__name__, (Network, kind), {}) for name, kind in smp.MODEL_ARCHITECTURES_MAPPING.items()}
 _CLASSES |= {"unet": UNet, "dpt": DPT}
+_STAGES = 5  # of the decoders with filters to choose
 
 
 def build_unet(
@@ -111,16 +113,20 @@ def build_unet(
     Raises:
         WeightsError: if the weights cannot be fetched or read, do not belong to the encoder, are not finite, or differ
             from the hub's checksum (which is not compared for timm's encoders).
-        ConfigError: if there is no such architecture, or it cannot have this encoder.
-        ValueError: if there is no such encoder.
+        ConfigError: if there is no such architecture or encoder, they do not go together, or ``dropout`` or
+            ``decoder_channels`` is not as above.
 
     >>> model = build_unet(encoder_weights=None, decoder_channels=(16, 16, 16, 16, 16))
     >>> model(torch.zeros(2, 3, 64, 64)).shape
     torch.Size([2, 1, 64, 64])
     """
     if architecture not in _CLASSES:
-        hint = did_you_mean(architecture.lower(), list(_CLASSES))
+        hint = did_you_mean(str(architecture).lower(), list(_CLASSES))
         raise ConfigError(f"architecture: there is no '{architecture}'; {hint}")
+    if not (is_number(dropout) and 0 <= dropout < 1):
+        raise ConfigError(f"dropout: must be at least 0 and below 1, got {shown(dropout)}")
+    if len(decoder_channels) != _STAGES:
+        raise ConfigError(f"decoder_channels: must be {_STAGES} numbers of filters, got {shown(decoder_channels)}")
     name = encoder_weights if encoder_weights in weight_names(encoder) else None
     settings: dict[str, object] = {"encoder_name": encoder, "encoder_weights": name, "dropout": dropout}
     if architecture == "unet":

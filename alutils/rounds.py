@@ -35,7 +35,7 @@ _OF_A_ROUND = (
     "round", "n_labelled", "steps", "loss", "val_dice", "predicted_dice", "prediction_change", "test_dice",
     "test_jaccard", "test_thresholded_jaccard", "control_val_dice", "control_test_dice", "tied",
 )  # fmt: skip
-_FLOATS = {"score", "dice", "area", "seconds", "lesion_area_percent", "predicted_area_percent", "verify_percent"}
+_FLOATS = {"score", "dice", "area", "lesion_area_percent", "predicted_area_percent", "verify_percent"}
 _FLOATS |= {"positive_percent", "boundary_px", "mask_dice", "model_dice"}
 _FLOATS |= {*_OF_A_ROUND} - {"round", "n_labelled", "steps", "tied"}
 

@@ -114,7 +114,8 @@ def mc_dropout_batches(
     Raises:
         OutOfMemory: if the device cannot hold a batch; the message names a batch size that fits.
     """
-    batch_size, device = batch_size or 2 * experiment.batch_size, next(model.parameters()).device
+    batch_size = 2 * experiment.batch_size if batch_size is None else batch_size
+    device = next(model.parameters()).device
 
     def sample(start: int, n: int) -> SampleMaps:
         return mc_dropout_maps(model, images[start : start + n], experiment, generator, n_samples)

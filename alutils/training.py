@@ -36,7 +36,7 @@ _LEAST_SCALE = 1.0  # of the loss in float16: below it, even unscaled gradients 
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss or the weights are not numbers any more; the message says at which step and what to try."""
+    """The loss, the weights or predictions are not numbers any more; the message says where and what to try."""
 
 
 def fit(  # 9 parameters: the labelled set, how to train on it, and what is not the experiment's
@@ -72,7 +72,8 @@ def fit(  # 9 parameters: the labelled set, how to train on it, and what is not 
 
     Raises:
         ValueError: if there are no images, or they, ``indices``, masks and ``annotated`` do not fit together.
-        TrainingDiverged: if the loss (looked at after each epoch) or, at the end, a weight is not finite.
+        TrainingDiverged: if the loss (looked at after each epoch) or, at the end, a weight is not finite, or gradients
+            are too large for float16.
         ConfigError: if torch cannot do what is computed with ``deterministic`` algorithms, or there is one image alone,
             or a ``batch_size`` of 1, and the network cannot train on that.
         OutOfMemory: naming a batch size that fits on the device; ``model`` is then partly trained.
@@ -185,6 +186,8 @@ def segmentation_loss(
     """
     if kind == "bce":
         return _cross_entropy(logits, masks, known)
+    if kind not in ("dice", "bce+dice"):
+        raise ConfigError(f"loss: there is no '{kind}'; the valid ones are bce, dice and bce+dice")
     ignored = -1  # a label that no pixel has
     labels = masks if known is None else masks.masked_fill(known == 0, ignored)
     dice = DiceLoss(BINARY_MODE, from_logits=True, ignore_index=ignored)(logits, labels)
@@ -242,7 +245,7 @@ def batch_results(
         function: of normalized images (n, 3, H, W) on the model's device; it calls the model or parts of it.
     """
     compute = set_up_model(model.eval(), computing.precision, compile=computing.compile)
-    batch_size = batch_size or 2 * computing.batch_size
+    batch_size = 2 * computing.batch_size if batch_size is None else batch_size
 
     def work(start: int, n: int) -> Any:
         with torch.inference_mode(), compute.autocast(), deterministic_algorithms(computing.deterministic):

@@ -6,6 +6,7 @@ import torch
 from alutils import Oracle, Split, Splits, fit, unet_for
 from alutils.data import splits as data_module
 from alutils.data.packed import PackedMasks
+from alutils.data.splits import images_at
 from alutils.experiment import Experiment
 
 
@@ -50,6 +51,26 @@ def test_what_is_made_of_a_split_is_not_looked_at_again(monkeypatch):
     assert split.select([1]).to("cpu").ids == ("b",) and len(split.select([1]).masks) == 1
     for free in (None, 0):
         assert splits.placed(torch.device("cpu"), free_bytes=free).train.ids == ("a", "b")
+
+
+def test_positions_are_no_mask_and_each_is_taken_once():
+    split = Split(*pictures(), ("a", "b"))
+    with pytest.raises(ValueError, match=r"positions, not a mask; mask.nonzero\(\)"):
+        split.select(torch.tensor([True, False]))
+    with pytest.raises(ValueError, match="different positions, got 1, 1"):
+        split.select([1, 1])
+
+
+def test_a_view_of_a_view_is_one_of_the_images_themselves():
+    images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 8, 8)
+    view = images_at(images_at(images, torch.tensor([4, 2, 0])), torch.tensor([2, 0]))
+    assert view.images is images and view.indices.tolist() == [0, 4] and view[:][:, 0, 0, 0].tolist() == [0, 4]
+
+
+def test_an_empty_split_has_a_summary():
+    splits = Splits(Split(*pictures(), ("a", "b")), Split(*pictures(0), ()), Split(*pictures(1), ("d",)))
+    summary = splits.summary()
+    assert summary["images"].tolist() == [2, 0, 1] and summary.loc["val"].isna().sum() == 3
 
 
 def test_an_id_that_no_record_could_hold_is_refused():

@@ -290,6 +290,8 @@ def test_a_persons_run_does_not_get_among_the_simulated_ones_of_the_tables(tmp_p
 def test_a_person_who_cannot_be_asked_is_refused_at_the_call(tmp_path):
     with pytest.raises(ConfigError, match="incoming: must be another folder than .*drawn, which holds the drawings"):
         HumanOracle(make_splits().train, tmp_path / "drawn", incoming=tmp_path / "other" / ".." / "drawn")
+    with pytest.raises(ConfigError, match=r"oracle: must be an alutils.Oracle or None, got 'human'"):
+        run(tmp_path / "run", make_experiment(), oracle="human")
     others = HumanOracle(make_splits(7).train, tmp_path / "drawn")
     with pytest.raises(ConfigError, match=r"oracle: it knows masks of shape \(7, 1, 64, 64\)"):
         run(tmp_path / "run", make_experiment(), oracle=others)

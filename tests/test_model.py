@@ -7,6 +7,7 @@ import torchvision
 from torch import nn
 
 from alutils.model import build_unet
+from alutils.system.checks import ConfigError
 
 THIN = (16, 16, 16, 16, 16)
 
@@ -89,5 +90,22 @@ def test_other_encoders_work_by_name(encoder):
 
 
 def test_an_unknown_encoder_is_named():
-    with pytest.raises(ValueError, match="no encoder 'resnet19'"):
+    with pytest.raises(ConfigError, match="no encoder 'resnet19'"):
         build_unet("resnet19", None)
+    for weights in (None, "imagenet"):  # that timm knows no such name is no fault of the network
+        with pytest.raises(ConfigError, match=r"'tu-nosuchthing' \(Unknown model"):
+            build_unet("tu-nosuchthing", weights)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"dropout": 1.0}, "^dropout: must be at least 0 and below 1, got 1.0"),
+        ({"dropout": "half"}, "^dropout: must be .* got 'half'"),
+        ({"decoder_channels": (16, 16)}, r"^decoder_channels: must be 5 numbers of filters, got \(16, 16\)"),
+        ({"architecture": 3}, "^architecture: there is no '3'"),
+    ],
+)
+def test_what_is_wrong_is_named_and_nothing_else_is_blamed(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        unet(**setting)

@@ -276,6 +276,14 @@ def test_numbers_of_any_kind_are_scores_and_anything_else_is_refused(answer, mes
 def test_the_positive_control_works_in_runs_alone():
     with pytest.raises(ConfigError, match="'lowest_dice' is a positive control, which needs the pool's masks"):
         select_queries(RedIsLesion(), flat_pool(0, size=8), 1, Experiment(strategy="lowest_dice"), generator())
+    with pytest.raises(ConfigError, match="positive control"):
+        bound = functools.partial(STRATEGIES["lowest_dice"])
+        select_queries(RedIsLesion(), flat_pool(0, size=8), 1, Experiment(), generator(), bound)
+
+
+def test_a_bad_arm_is_reported_under_the_setting_that_names_it():
+    with pytest.raises(ConfigError, match="^strategies: in 'power-kmeans' the wrapper 'power' needs a score"):
+        STRATEGIES.check_arm("power-kmeans", "strategies")
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_one():

@@ -19,16 +19,18 @@ from alutils.data.splits import ImageView
 from alutils.data.superpixels import superpixels
 from alutils.data.thumbnails import thumbnails
 from alutils.experiment import Experiment, Training
-from alutils.model import build_unet
+from alutils.model import build_unet, unet_for
 from alutils.queries import STRATEGIES
 from alutils.queries.ceal import _scores, quotas
 from alutils.queries.clustered import chosen_cold_start, nearest_to_centres, typical_of_clusters
 from alutils.queries.combined import _mutual_information
 from alutils.queries.geometry import distances_from, furthest_first, nearest_of, spread_out
+from alutils.queries.registry import wrapper
 from alutils.queries.select import ask, chosen_of, select_queries
 from alutils.queries.similar import Similarity
 from alutils.queries.view import Labelled, View
 from alutils.queries.wrappers import diverse, power, stochastic, stratified
+from alutils.runs.arm import run_identity
 from alutils.system.checks import ConfigError
 from alutils.training import fit, predict_probabilities
 
@@ -385,7 +387,7 @@ def test_only_positions_in_the_pool_can_be_pseudo_labelled(positions):
 def test_pseudo_labels_join_one_training_and_are_what_the_model_says(tmp_path, monkeypatch):
     def mine(view):
         if view.round == 0:
-            view.pseudo_labelled = torch.tensor([3, 1])
+            view.pseudo_labelled = torch.tensor([3, 2])
         return -torch.arange(len(view)).float()
 
     experiment, splits, seen = make_experiment(), make_splits(), []
@@ -400,12 +402,35 @@ def test_pseudo_labels_join_one_training_and_are_what_the_model_says(tmp_path, m
     labelled = [round_.labelled.tolist() for round_ in rounds]
     pool = [i for i in range(len(splits.train)) if i not in labelled[0]]
     trained_on = [indices for indices, _ in seen]
-    assert trained_on == [labelled[0], labelled[1] + [pool[3], pool[1]], labelled[2]] and seen[1][1]
-    names = [splits.train.ids[pool[i]] for i in (3, 1)]
+    assert trained_on == [labelled[0], labelled[1] + [pool[3], pool[2]], labelled[2]] and seen[1][1]
+    names = [splits.train.ids[pool[i]] for i in (3, 2)]
     assert [round_.line["pseudo_labelled"] for round_ in rounds] == [names, [], []]
     next(iter(loop.run_active_learning(experiment, splits, tmp_path / "stopped", strategy=mine, progress=False)))
     run(tmp_path / "stopped", experiment, splits, strategy=mine)
     assert contents(tmp_path / "stopped") == contents(tmp_path / "run")
+
+
+def test_a_queried_image_is_not_pseudo_labelled_too(tmp_path):
+    def mine(view):
+        view.pseudo_labelled = torch.arange(len(view))
+        return -torch.arange(len(view)).float()
+
+    first, second, last = run(tmp_path, make_experiment(), make_splits(), strategy=mine)
+    assert first.line["pseudo_labelled"] and last.line["pseudo_labelled"] == []
+    assert not {*first.line["pseudo_labelled"]} & {*second.labelled_ids}
+
+
+def test_a_wrapper_of_ones_own_is_recorded_by_its_code_and_those_of_the_package_are_not(tmp_path):
+    def wrapped_by(function):
+        return wrapper("mine")(function)(STRATEGIES["entropy"])
+
+    run(tmp_path, make_experiment(), make_splits(), strategy=wrapped_by(lambda view, inner: inner(view)))
+    with pytest.raises(ConfigError, match=r"differ in\n  strategy_code: \w{16} there, \w{16} here$"):
+        run(tmp_path, make_experiment(), make_splits(), strategy=wrapped_by(lambda view, inner: -inner(view)))
+    shipped = run_identity(
+        make_experiment(strategy="power-entropy"), make_splits(), None, unet_for, unet_for(make_experiment()), None
+    )
+    assert shipped["strategy_code"] is None
 
 
 @pytest.mark.parametrize(

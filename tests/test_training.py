@@ -424,3 +424,12 @@ def test_a_gpu_whose_memory_is_really_too_small_is_named_and_goes_on_working():
 def test_what_cannot_be_trained_on_is_refused(images, masks, message):
     with pytest.raises(ValueError, match=message):
         fit(unet(), images, masks, SMALL, make_generator(0), **QUIET)
+
+
+def test_a_batch_size_below_one_and_an_unknown_loss_are_refused():
+    images, masks = squares(2)
+    for size in (0, -3):
+        with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {size}; None takes the default"):
+            predict_probabilities(nn.Conv2d(3, 1, 1), images, SMALL, batch_size=size)
+    with pytest.raises(ConfigError, match="loss: there is no 'focal'; the valid ones are bce, dice and bce"):
+        segmentation_loss(torch.zeros(2, 1, 64, 64), masks.float(), "focal")

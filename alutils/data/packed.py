@@ -28,7 +28,11 @@ class PackedMasks:
 
     @classmethod
     def pack(cls, masks: torch.Tensor) -> PackedMasks:
-        """Pack masks of 0 and 1 (else ValueError), uint8 or bool (N, C, H, W), whose width is a multiple of 8."""
+        """Pack masks of 0 and 1, uint8 or bool (N, C, H, W), whose width is a multiple of 8.
+
+        Raises:
+            ValueError: if a value is neither 0 nor 1.
+        """
         check_mask("masks", masks)
         eights = masks.to(torch.uint8).unflatten(-1, (-1, 8))
         return cls((eights << _shifts(masks.device)).sum(-1, dtype=torch.uint8))

@@ -74,7 +74,7 @@ class ImageView:
 
 
 def images_at(images: torch.Tensor | ImageView, indices: torch.Tensor | None) -> torch.Tensor | ImageView:
-    """A view of the images at ``indices``; None: the images as they are.
+    """A view of the images at ``indices`` (of a view: of its images); None: the images as they are.
 
     Raises:
         ValueError: if ``indices`` is not int64 (n,) from 0 to N - 1.
@@ -89,6 +89,8 @@ def images_at(images: torch.Tensor | ImageView, indices: torch.Tensor | None) ->
             f"indices must be int64 of shape (n,), each from 0 to {n - 1}, got {indices.dtype} "
             f"{tuple(indices.shape)}{values}"
         )
+    if isinstance(images, ImageView):
+        return ImageView(images.images, images.indices[indices])
     return ImageView(images, indices)
 
 
@@ -150,8 +152,13 @@ class Split:
         return len(self.ids)
 
     def select(self, indices: Sequence[int] | torch.Tensor) -> Split:
-        """The pictures at ``indices``, in that order."""
-        index = torch.as_tensor(indices, dtype=torch.long)
+        """The pictures at ``indices``, in that order; ValueError for a mask of True and False, or an index twice."""
+        index = torch.as_tensor(indices)
+        if index.dtype == torch.bool:
+            raise ValueError("indices must be positions, not a mask; mask.nonzero().flatten() gives them")
+        index = index.long()
+        if len(index.unique()) < len(index):
+            raise ValueError(f"indices must be different positions, got {listed(index.tolist())}")
         rows, on_device = index.tolist(), index.to(self.images.device)
         factors = self.factors.iloc[rows].reset_index(drop=True) if len(self.factors) else self.factors
         ids = tuple(self.ids[i] for i in rows)
@@ -233,7 +240,7 @@ class Splits:
         """One row per split: images, height, width, and the mean, least and largest lesion area (% of the pixels)."""
         rows = []
         for name, split in self.named.items():
-            area = 100 * split.lesion_area
+            area = 100 * split.lesion_area if len(split) else torch.tensor([torch.nan])
             rows.append(
                 {
                     "split": name,

@@ -10,7 +10,7 @@ from alutils.queries.registry import strategy
 from alutils.queries.view import View
 
 _FIRST_PSEUDO, _BINS = 4, 80  # the first such round, counted from 0, and the bins of the scores' histogram
-_LARGEST = 128  # side of the maps on which distances are measured, pixels
+_LARGEST = 128  # pixels; maps of twice this side or more are averaged down before distances are measured
 
 
 @strategy("ceal", selects=True, needs_dropout=True)

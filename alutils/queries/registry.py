@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from alutils.system.checks import ConfigError, did_you_mean, function_name
+from alutils.system.checks import ConfigError, did_you_mean, function_name, unwrapped
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 BASELINES = ("full", "full_cosine", "random_at_once")
 """What ``experiment.strategy`` may name besides the strategies: arms with one training and no queries.
 
-Each takes as many steps as all trainings of a querying arm together. "full" trains on the whole training set.
-"full_cosine" does the same with a cosine schedule. "random_at_once" trains on the cold start and random images, as many
-in all as the other arms have annotated at their end.
+Each takes as many steps as all trainings of a querying arm (without pseudo-labels) together. "full" trains on the whole
+training set. "full_cosine" does the same with a cosine schedule. "random_at_once" trains on the cold start and random
+images, as many in all as the other arms have annotated at their end.
 """
 
 
@@ -78,8 +78,10 @@ def wrapper(
 
             wrapped.__name__ = f"{name}-{function_name(inner)}"
             wrapped.__doc__ = function.__doc__
-            wrapped.needs_dropout, wrapped.inner = getattr(inner, "needs_dropout", False), inner
-            wrapped.sees_masks = getattr(inner, "sees_masks", False)
+            marks = unwrapped(inner)
+            wrapped.needs_dropout = getattr(marks, "needs_dropout", False)
+            wrapped.sees_masks = getattr(marks, "sees_masks", False)
+            wrapped.inner, wrapped.outer = inner, function
             return wrapped
 
         return wrap
@@ -153,7 +155,7 @@ class _Strategies(Mapping[str, "Strategy"]):
         for (wrapper, _), (wrapped, found) in pairwise(marked):
             if found.selects:
                 raise ConfigError(
-                    f"strategy: in '{name}' the wrapper '{wrapper}' needs a score for each image, but '{wrapped}' "
+                    f"{setting}: in '{name}' the wrapper '{wrapper}' needs a score for each image, but '{wrapped}' "
                     f"selects images without; put '{wrapper}' before a strategy with scores, such as entropy"
                 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from alutils.experiment import Experiment
 from alutils.queries.registry import STRATEGIES
 from alutils.queries.view import View
 from alutils.samples import draws_dropout
-from alutils.system.checks import ConfigError, did_you_mean, function_name, listed, shown
+from alutils.system.checks import ConfigError, did_you_mean, function_name, listed, shown, unwrapped
 from alutils.system.device import memory_for
 from alutils.system.tensors import is_number
 
@@ -152,8 +151,7 @@ def check_dropout(
     strategy: Strategy | None, name: str, model: nn.Module, image: torch.Tensor, experiment: Experiment
 ) -> None:
     """Raise ConfigError if the strategy called ``name`` needs dropout and the model draws none for ``image``."""
-    function = strategy.func if isinstance(strategy, functools.partial) else strategy
-    if getattr(function, "needs_dropout", False) and not draws_dropout(model, image, experiment):
+    if getattr(unwrapped(strategy), "needs_dropout", False) and not draws_dropout(model, image, experiment):
         raise ConfigError(
             f"dropout: strategy '{name}' scores by what dropout changes, but the {type(model).__name__} drops nothing "
             f"(the experiment has dropout {experiment.dropout}), so all images would have the same score; take a "
@@ -163,7 +161,7 @@ def check_dropout(
 
 def sees_masks(strategy: Strategy | None) -> bool:
     """Whether the strategy is a positive control, which gets the pool's masks."""
-    return getattr(strategy, "sees_masks", False)
+    return getattr(unwrapped(strategy), "sees_masks", False)
 
 
 def strategy_function(experiment: Experiment, strategy: Strategy | None = None) -> Strategy | None:

@@ -125,6 +125,7 @@ class View:
 
         Raises:
             ConfigError: if the features of a network without ``encode`` are asked for.
+            WeightsError: if the weights of ``source`` cannot be fetched or read.
         """
         images = self.images if of == "pool" else self.labelled.images
         if source != "model":

@@ -8,7 +8,7 @@ from alutils.queries.geometry import distances_from, furthest_first
 from alutils.queries.registry import wrapper
 from alutils.queries.select import Strategy, highest_scores, scores_of
 from alutils.queries.view import View
-from alutils.system.checks import function_name
+from alutils.system.checks import function_name, unwrapped
 
 _STRATA = 3
 _SHORTLIST = 2  # times the query's size
@@ -72,7 +72,7 @@ def diverse(view: View, strategy: Strategy) -> torch.Tensor:
 
 def positive(view: View, strategy: Strategy) -> torch.Tensor:
     """The strategy's scores, with its lowest possible score as zero, float32 (N,); ValueError if one is below that."""
-    scores, least = scores_of(view, strategy), getattr(strategy, "least", None)
+    scores, least = scores_of(view, strategy), getattr(unwrapped(strategy), "least", None)
     scores = scores if least is None else scores - least(view)
     if (scores < 0).any():
         raise ValueError(

@@ -18,7 +18,7 @@ from alutils.queries.select import Strategy, check_dropout, check_strategy, stra
 from alutils.regions import CLICKED_MODES
 from alutils.rounds import COLD_START
 from alutils.runs.own_code import code_checksum
-from alutils.system.checks import ConfigError, expanded, function_name
+from alutils.system.checks import ConfigError, expanded, function_name, shown
 from alutils.system.device import deterministic_algorithms
 from alutils.system.files import sha256
 from alutils.system.seeding import make_generator, seeded
@@ -66,7 +66,9 @@ def _is_baseline(experiment: Experiment, strategy: Strategy | None) -> bool:
 
 
 def check_oracle(oracle: Oracle, experiment: Experiment, strategy: Strategy | None, masks: torch.Tensor) -> None:
-    """ConfigError for an oracle over other images, and for a person who would have nothing to draw."""
+    """ConfigError for what is no oracle, for one over other images, and for a person with nothing to draw."""
+    if not isinstance(oracle, Oracle):
+        raise ConfigError(f"oracle: must be an alutils.Oracle or None, got {shown(oracle)}")
     if oracle.shape != masks.shape:
         raise ConfigError(
             f"oracle: it knows masks of shape {tuple(oracle.shape)}, the training split has {tuple(masks.shape)}; make "
@@ -128,8 +130,9 @@ def run_identity(
     oracle: Oracle | None,
 ) -> dict[str, Any]:
     """Plain values that tell this run from others; ConfigError if the source of a function cannot be found."""
-    score = strategy_function(experiment, strategy)
-    while hasattr(score, "inner"):  # a wrapper is in the strategy's name
+    score, wrappers = strategy_function(experiment, strategy), []
+    while hasattr(score, "inner"):  # the wrappers' names are in the strategy's name
+        wrappers.append(score.outer)
         score = score.inner
     settings = {**experiment.model_dump(mode="json"), "strategy": strategy_name(experiment, strategy)}
     del settings["degenerate_masks"]  # what is said about masks while they are loaded changes nothing
@@ -147,7 +150,7 @@ def run_identity(
     return {
         "experiment": settings,
         "data": data,
-        "strategy_code": None if score is None else code_checksum("strategy", score),
+        "strategy_code": None if score is None else code_checksum("strategy", score, *wrappers),
         "oracle": None if oracle is None else _annotator(oracle, splits.train.masks),
         "weights": _weights_checksum(experiment),
         "network": {

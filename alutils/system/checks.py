@@ -57,8 +57,13 @@ def shown(value: Any) -> str:
 
 def function_name(function: Any) -> str:
     """The name of a function, of the one in a ``functools.partial``, or of an object's class."""
-    function = function.func if isinstance(function, functools.partial) else function
+    function = unwrapped(function)
     return getattr(function, "__name__", type(function).__name__)
+
+
+def unwrapped(function: Any) -> Any:
+    """The function in a ``functools.partial``, or ``function`` itself."""
+    return function.func if isinstance(function, functools.partial) else function
 
 
 def check_text(**parameters: object) -> None:

@@ -81,7 +81,7 @@ def working_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
     """The type in which the network computes on ``device``; "auto" is the fastest that is not emulated there.
 
     That is bfloat16 where the device has instructions for it, float16 on a GPU that has them for float16 only (V100,
-    T4), and float32 everywhere else.
+    T4), and float32 everywhere else. On a GPU the convolutions of float32 use TF32, as torch has it by default.
     """
     if precision != "auto":
         return getattr(torch, precision)
@@ -186,7 +186,13 @@ def within_memory(work: Callable[[int], Any], n: int, setting: str, device: torc
 def batches_within_memory(
     work: Callable[[int, int], Any], n: int, batch_size: int, setting: str, device: torch.device
 ) -> Iterator[tuple[slice, Any]]:
-    """``work(start, size)`` of ``n`` images, batch by batch: which images, and the result of :func:`within_memory`."""
+    """``work(start, size)`` of ``n`` images, batch by batch: which images, and the result of :func:`within_memory`.
+
+    Raises:
+        ValueError: if ``batch_size`` is below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}; None takes the default")
     for start in range(0, n, batch_size):
         chosen = slice(start, min(start + batch_size, n))
         yield chosen, within_memory(functools.partial(work, start), chosen.stop - start, setting, device)

@@ -38,7 +38,8 @@ def fetching(encoder: str, weights: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # besides OSError, the HTTP client and safetensors have types of their own
-        if isinstance(error, (TypeError, ValueError)) and not isinstance(error, OSError):  # a wrong argument
+        wrong = isinstance(error, (TypeError, ValueError)) and not isinstance(error, OSError)
+        if wrong or "Unknown model" in str(error):  # an argument, or timm's word for one of its names
             raise
         raise WeightsError(
             f"the weights '{weights}' of {encoder} could not be fetched or read ({type(error).__name__}). Without a "
