@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from alutils.report.claims import NOT_SUPPORTED, PLAN, SUPPORTED, UNDECIDED, Region, in_words, judge
-from alutils.report.endpoints import ENDPOINTS, arm_names, by_arm
+from alutils.report.endpoints import arm_names, by_arm
 from alutils.report.forest import draw_forest
 from alutils.report.readings import compare_readings
 from alutils.report.tables import costs
@@ -147,13 +147,25 @@ def test_thirty_percent_is_read_off_the_curve_where_it_goes_on():
     assert "entropy" not in few and few["full"].iloc[0] > 80  # a run that ends at 20 % says nothing about 30 %
 
 
+def test_the_round_nearest_to_thirty_percent_may_lie_on_either_side_of_it():
+    results = make_results(1)
+    rounds = results["rounds"]
+    rounds["n_labelled"] = rounds["n_labelled"].replace({20: 27, 30: 40})
+    rounds.loc[rounds["n_labelled"] == 27, "test_dice"] = 0.5
+    assert by_arm(results, "dice at 30 %")["entropy"].tolist() == [50]
+    rounds.loc[rounds["n_labelled"] == 27, "test_dice"] = math.nan
+    assert "entropy" not in by_arm(results, "dice at 30 %")  # 40 % is not 30 %
+
+
 def test_arms_have_names_and_a_claim_names_only_what_is_measured():
     runs = pd.DataFrame(
         [("entropy", "partial"), ("random", "full"), ("least_confidence", "human-only")],
         columns=["strategy", "annotation"],
     ).assign(tau_u=0.25, tau_b=0.25)
     assert arm_names(runs).tolist() == ["entropy-partial-0.25-0.5", "random", "human-only-0.25-0.25"]
-    assert {by for claim in PLAN["claims"] for by in claim["by"]} == set(PLAN["aim"]) == set(ENDPOINTS)
+    assert {by for claim in PLAN["claims"] for by in claim["by"]} == set(PLAN["aim"])
+    results = make_results(1)
+    assert all(by_arm(results, endpoint) for endpoint in PLAN["aim"])
     assert Region.of("below 5") == (-math.inf, 5) and not Region.of("below 5").two_sided
 
 
@@ -197,6 +209,15 @@ def test_the_words_on_what_is_undecided_say_how_many_seeds_it_takes():
     assert "No number of seeds is enough for an interval of ±1: the test images are too few." in in_words(few_images)
     reached = table.loc[[undecided]].assign(seeds_wanted=8)
     assert in_words(reached).splitlines()[0].endswith("The planned ±1 is reached.")
+
+
+def test_arms_that_are_the_same_need_no_more_seeds_and_a_spread_that_is_unknown_says_nothing():
+    claim = "Entropy outperforms random selection."
+    same = judge(make_results(8, {"random": PAPERS["entropy"]}, noise=0)).loc[[claim]]
+    assert set(same["verdict"]) == {UNDECIDED} and set(same["seeds_wanted"]) == {2}
+    assert all(line.endswith("The planned ±1 is reached.") for line in in_words(same).splitlines())
+    constant = judge(make_results(8, {"random": 0.85}, noise=0)).loc[[claim]]
+    assert constant["seeds_wanted"].isna().all() and "seeds" not in in_words(constant)
 
 
 def test_a_claim_about_several_differences_takes_as_many_seeds_as_the_widest_of_them():
@@ -247,6 +268,16 @@ def test_a_reading_without_runs_of_the_baseline_is_compared_with_the_defaults():
     assert table["label"].tolist() == ["default", "band"] and table["seeds"].tolist() == [3, 3]
     assert table["effect"].tolist() == pytest.approx([2, 5], abs=0.5)
     assert table["val_dice"].tolist() == pytest.approx([75, 75], abs=0.5)
+
+
+def test_the_validation_dice_of_a_reading_is_that_of_random_selection_with_whole_masks():
+    results = make_results(2)
+    partial = [make_run("random", seed, 0.2, cell=(0.25, 0.25)) for seed in range(2)]
+    for name, table in results.items():
+        results[name] = pd.concat([table, pd.DataFrame([row for run in partial for row in run[name]])])
+    results["rounds"]["val_dice"] = results["rounds"]["test_dice"] - 0.1 * (results["rounds"]["round"] == 0)
+    (row,) = compare_readings({"default": results}).itertuples()
+    assert row.val_dice == pytest.approx(85, abs=0.5) and row.val_dice_cold == pytest.approx(75, abs=0.5)
 
 
 def test_the_batch_makes_enough_seeds_for_a_verdict_by_default(monkeypatch):

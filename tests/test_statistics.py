@@ -47,8 +47,22 @@ def test_the_same_runs_do_not_differ_and_images_that_are_all_alike_have_no_inter
     assert paired_difference(one, one) == (0, 0, 0, 1, 4, 0)
     table = pd.DataFrame([[1.0, 2.0], [3.0, 5.0]])
     assert spread_over_seeds_and_images(table - table).difference() == (0, 0, 0, 1, 2, 0)
-    assert np.isnan(bootstrap_interval(pd.Series([0.5, 0.5, 0.5]))).all()
+    assert np.isnan(bootstrap_interval(pd.Series([0.3, 0.1 + 0.2, 0.3]))).all()
     assert np.isnan(bootstrap_interval(pd.Series([0.5]))).all()
+
+
+@pytest.mark.parametrize("rounding", [0.0, 0.1])
+def test_copies_of_one_run_are_no_evidence_however_they_are_rounded(rounding):
+    one = np.random.default_rng(0).normal(size=500)
+    found = spread_over_seeds_and_images(pd.DataFrame([one + rounding - rounding, *[one] * 5]))
+    difference = found.difference()
+    assert difference.mean == pytest.approx(one.mean()) and difference.n_seeds == 6
+    assert np.isnan([difference.low, difference.high, difference.p, found.p(1.0)]).all() and found.seeds_for(1) is None
+
+
+def test_copies_of_one_run_whose_images_cancel_out_are_not_the_same_as_no_difference():
+    found = spread_over_seeds_and_images(pd.DataFrame([[1.0, -1.0]] * 6))
+    assert found.mean == 0 and np.isnan(found.difference().p) and found.seeds_for(1) is None
 
 
 def test_a_seed_that_stands_twice_and_other_test_images_are_refused_not_averaged():
@@ -124,6 +138,11 @@ def test_as_many_seeds_as_the_plan_says_give_the_half_width_and_too_few_images_n
     assert Spread(0.0, 1.0, image_variance=0.3, n_seeds=5).seeds_for(1.0) is None  # 1.96 * sqrt(0.3) > 1
 
 
+def test_two_seeds_are_enough_where_the_arms_are_the_same():
+    assert Spread(0.0, 0.0, 0.0, n_seeds=6).seeds_for(1.0) == 2
+    assert Spread(0.0, 0.0, 0.0, n_seeds=1).seeds_for(1.0) is None
+
+
 def test_areas_and_images_to_reach():
     rounds = pd.DataFrame({"n_labelled": [0, 10, 30], "val_dice": [0.0, 0.5, 0.5]})
     assert area_under_curve(rounds) == pytest.approx((2.5 + 10) / 30)
@@ -133,5 +152,5 @@ def test_areas_and_images_to_reach():
 
 def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says():
     rng = np.random.default_rng(1)
-    intervals = [bootstrap_interval(pd.Series(rng.normal(0, 1, 60)), seed=i, n_resamples=300) for i in range(120)]
+    intervals = [bootstrap_interval(pd.Series(rng.normal(0, 1, 60))) for _ in range(120)]
     assert 0.86 < np.mean([low < 0 < high for low, high in intervals]) < 0.995

@@ -30,3 +30,7 @@ def test_predicted_dice_is_dice_where_the_model_is_sure_and_the_expected_ratio_w
 )
 def test_the_rule_stops_after_patience_rounds_without_progress(values, patience, at):
     assert stopping_round(values, patience=patience) == at
+
+
+def test_how_much_counts_as_progress_can_be_set():
+    assert stopping_round([0.5, 0.504, 0.508, 0.512], gain=0.003) is None

@@ -70,6 +70,7 @@ def test_table_1_leaves_partial_annotation_to_table_2():
 
 def test_table_1_without_an_arm_has_the_papers_numbers_alone():
     table = table_1(make_results(make_run(annotation="partial")))
+    assert table.columns.equals(table_1(make_results(make_run())).columns)
     assert table["paper_test"].notna().all() and table["test"].isna().all() and table["seeds"].isna().all()
 
 

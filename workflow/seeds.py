@@ -31,7 +31,8 @@ def main(folders: list[str]) -> None:
             return
         half = (table["high"] - table["low"]) / 2
         shown = table.assign(interval=half.map("+- {:.1f}".format), needed=table["seeds_wanted"].astype(object))
-        shown["needed"] = shown["needed"].where(table["seeds_wanted"].notna(), "more test images")
+        lacking = half.isna().map({True: "a spread: more seeds", False: "more test images"})
+        shown["needed"] = shown["needed"].where(table["seeds_wanted"].notna(), lacking)
         print(shown.set_index("difference")[["by", "seeds", "interval", "needed"]].drop_duplicates().to_string())
         return
 

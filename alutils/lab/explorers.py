@@ -18,6 +18,7 @@ from skimage.segmentation import mark_boundaries
 from alutils.annotation import merge_annotations
 from alutils.cost import annotation_cost
 from alutils.data.splits import Split
+from alutils.experiment import same_run
 from alutils.lab import figures
 from alutils.lab.diagrams import draw_measures
 from alutils.lab.interactive import Drawn, Explorer
@@ -189,7 +190,7 @@ def explore_thresholds(
 
 def _what_tau_b_changes(p: torch.Tensor, human: torch.Tensor, tau_u: float, tau_b: float) -> str:
     low, high = 0.5 - tau_u, 0.5 + tau_u
-    if abs(0.5 - tau_b) <= tau_u + 1e-9:
+    if same_run(tau_u, tau_b)[1] == 0.5:
         return f"tau_b changes nothing here: it lies between {low:.3f} and {high:.3f}, and such pixels are the human's."
     start, end, label = (tau_b, low, "lesion") if tau_b < low else (high, tau_b, "background")
     n = (((p >= tau_b) != (p >= 0.5)) & ~human).sum().item()

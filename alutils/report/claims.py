@@ -64,8 +64,8 @@ def judge(results: Results) -> pd.DataFrame:
         ``where`` in the paper, ``by`` (an endpoint), ``difference`` (the arms), ``paper`` (its own number), ``effect``,
         ``low`` and ``high`` (95 %, or 90 % where ``claimed`` has two ends), ``p_holm`` (against the region, over the
         claim's differences), ``seeds``, ``detectable`` (see :class:`~alutils.report.statistics.Difference`),
-        ``seeds_wanted`` (for the half-width that claims.yaml aims at; <NA> if no number of seeds reaches it),
-        ``claimed`` and the claim's ``verdict``.
+        ``seeds_wanted`` (for the half-width that claims.yaml aims at; <NA> if no number of seeds reaches it,
+        or nothing is known of the spread), ``claimed`` and the claim's ``verdict``.
 
     >>> from alutils.runs.collect import load_results
     >>> claims = judge(load_results("results/study"))  # from the project's root
@@ -120,7 +120,7 @@ def _interval(row: pd.Series) -> str:
 
 
 def _outlook(rows: pd.DataFrame) -> str:
-    """How many seeds the planned width takes, where no verdict fell; empty for a single seed, which has no spread."""
+    """How many seeds the planned width takes, where no verdict fell; empty if a spread is unknown, as with one seed."""
     if rows["verdict"].iloc[0] in (SUPPORTED, NOT_SUPPORTED) or rows["low"].isna().any():
         return ""
     wanted, half_width = rows["seeds_wanted"], f"±{PLAN['aim'][rows['by'].iloc[0]]:g}"

@@ -53,9 +53,9 @@ class Spread:
 
     def difference(self, level: float = 0.95) -> Difference:
         """The mean with its interval of this level, the p value against 0 and the detectable difference."""
-        if self.n_seeds >= 2 and self.mean == self.seed_variance == self.image_variance == 0:
+        if self._no_difference:
             return Difference(0.0, 0.0, 0.0, 1.0, self.n_seeds, 0.0)
-        if self.n_seeds < 2 or self.seed_variance == 0:
+        if self._unknown:
             return Difference(self.mean, *[np.nan] * 3, self.n_seeds, np.nan)
         error, df = self._error(self.n_seeds)
         half, detectable = self._half_width(self.n_seeds, level), (_t(0.975, df) + _t(0.8, df)) * error
@@ -63,7 +63,7 @@ class Spread:
 
     def p(self, null: float = 0.0) -> float:
         """Two-sided p value against a true difference of ``null``; NaN where there is no interval."""
-        if self.n_seeds < 2 or self.seed_variance == 0:
+        if self._unknown:
             return np.nan
         error, df = self._error(self.n_seeds)
         return float(2 * stats.t.sf(abs(self.mean - null) / error, df))
@@ -72,12 +72,28 @@ class Spread:
         """The fewest seeds with which the interval reaches at most ``half_width`` to either side, if the spread stays.
 
         None if no number of seeds does, because there are too few test images, or nothing is known about the spread.
+        2, the fewest, where the runs of both arms are the same.
+
+        >>> Spread(mean=0.0, seed_variance=0.0, image_variance=0.0, n_seeds=4).seeds_for(half_width=1.0)
+        2
         """
-        if self.n_seeds < 2 or self.seed_variance == 0:
+        if self._no_difference:
+            return 2
+        if self._unknown:
             return None
         numbers = range(2, _MOST_SEEDS)  # the more, the narrower
         found = bisect_left(numbers, True, key=lambda n: self._half_width(n, level) <= half_width)
         return numbers[found] if found < len(numbers) else None
+
+    @property
+    def _no_difference(self) -> bool:
+        """Whether the runs of both arms are the same, with several seeds."""
+        return self.n_seeds >= 2 and self.mean == self.seed_variance == self.image_variance == 0
+
+    @property
+    def _unknown(self) -> bool:
+        """Whether nothing tells how much a seed changes: there is one alone, or all give the same difference."""
+        return self.n_seeds < 2 or self.seed_variance == 0
 
     def _error(self, n_seeds: int) -> tuple[float, float]:
         """Standard error with so many seeds, and its degrees of freedom (Satterthwaite's)."""
@@ -92,10 +108,9 @@ class Spread:
 
 def spread_over_seeds(differences: pd.Series) -> Spread:
     """The spread of one difference per seed over the seeds alone, as for clicks."""
-    n, mean = len(differences), float(differences.mean())
-    rounding = 1e-12 * max(1.0, differences.abs().max()) if n else 0.0
-    if n < 2 or np.ptp(differences) <= rounding:
-        return Spread(0.0 if abs(mean) <= rounding else mean, 0.0, 0.0, n)
+    d, n, mean = differences.to_numpy(float), len(differences), float(differences.mean())
+    if n < 2 or _alike(d):
+        return Spread(0.0 if abs(mean) <= _rounding(d) else mean, 0.0, 0.0, n)
     return Spread(mean, float(differences.var()), 0.0, n)
 
 
@@ -105,24 +120,28 @@ def spread_over_seeds_and_images(differences: pd.DataFrame) -> Spread:
     The seeds play the part of readers and the images that of cases (Dorfman, Berbaum and Metz 1992; Hillis 2007): the
     difference is ``D[s, i] = mean + S[s] + I[i] + E[s, i]``, with the mean squares of a two-way table. Hillis' MS_S
     gives intervals that are too short for few seeds (with two they cover about 90 % in place of 95 %), so
-    ``max(MS_S, MS_E)`` takes its place.
+    ``max(MS_S, MS_E)`` takes its place. Where all seeds have the same differences, ``seed_variance`` is 0: copies of
+    one run say nothing about chance.
 
     Args:
         differences: (seeds, images) without a gap; Dice points, say.
 
     >>> spread_over_seeds_and_images(pd.DataFrame([[1.0, 3.0], [2.0, 6.0]]))
     Spread(mean=3.0, seed_variance=2.0, image_variance=2.0, n_seeds=2)
+    >>> spread_over_seeds_and_images(pd.DataFrame([[1.0, 3.0], [1.0, 3.0]])).difference().p
+    nan
     """
     d = differences.to_numpy(float)
     n_seeds, n_images = d.shape
-    if n_seeds < 2 or n_images < 2 or np.ptp(d) == 0:
+    if n_seeds < 2 or n_images < 2 or _alike(d.ravel()):
         return spread_over_seeds(differences.mean(axis=1))
     mean, of_seeds, of_images = d.mean(), d.mean(axis=1), d.mean(axis=0)
     rest = d - of_seeds[:, None] - of_images + mean
     ms_seeds, ms_images = n_images * of_seeds.var(ddof=1), n_seeds * of_images.var(ddof=1)
     ms_rest = (rest**2).sum() / ((n_seeds - 1) * (n_images - 1))
     image_variance = max(0.0, ms_images - ms_rest) / (n_seeds * n_images)
-    return Spread(float(mean), float(max(ms_seeds, ms_rest) / n_images), float(image_variance), n_seeds)
+    seed_variance = 0.0 if _alike(d) else max(ms_seeds, ms_rest) / n_images
+    return Spread(float(mean), float(seed_variance), float(image_variance), n_seeds)
 
 
 def spread(differences: pd.Series | pd.DataFrame) -> Spread:
@@ -199,12 +218,13 @@ def compare_arms(values: Mapping[str, pd.Series | pd.DataFrame], baseline: str) 
     return table.assign(p_holm=holm(table["p"]))
 
 
-def bootstrap_interval(values: pd.Series, *, seed: int = 0, n_resamples: int = 2000) -> tuple[float, float]:
+def bootstrap_interval(values: pd.Series) -> tuple[float, float]:
     """95 % interval of the mean if the values (test images) were drawn anew; NaN if all are the same."""
-    if len(values) < 2 or np.ptp(values) == 0:
+    sample = values.to_numpy()
+    if len(sample) < 2 or _alike(sample):
         return np.nan, np.nan
-    rng = np.random.default_rng(seed)
-    found = stats.bootstrap((values.to_numpy(),), np.mean, method="percentile", n_resamples=n_resamples, rng=rng)
+    rng = np.random.default_rng(0)
+    found = stats.bootstrap((sample,), np.mean, method="percentile", n_resamples=2000, rng=rng)
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
@@ -217,6 +237,24 @@ def images_to_reach(rounds: pd.DataFrame, level: float) -> float:
     """The labelled images at which the validation Dice is first at least ``level``; NaN if it never is."""
     enough = rounds.loc[rounds["val_dice"] >= level, "n_labelled"]
     return float(enough.iloc[0]) if len(enough) else np.nan
+
+
+def _alike(values: np.ndarray) -> bool:
+    """Whether all numbers of a vector, or all rows of a table, are the same but for rounding.
+
+    >>> _alike(np.array([0.1 + 0.2, 0.3])), _alike(np.array([[1.0, 2.0], [1.0, 3.0]]))
+    (True, False)
+    """
+    return bool(np.ptp(values, axis=0).max() <= _rounding(values))
+
+
+def _rounding(values: np.ndarray) -> float:
+    """How far apart numbers of this size may come out that should be the same.
+
+    >>> _rounding(np.array([-50.0, 0.3]))
+    5e-11
+    """
+    return 1e-12 * max(1.0, float(np.abs(values).max(initial=0)))
 
 
 def _t(share: float, df: float) -> float:

@@ -55,31 +55,32 @@ def table_1(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     >>> ours.loc["random", ["paper_val", "paper_test"]].tolist()
     [87, 85]
     """
-    runs, rounds, test_dice = in_full(results["runs"]), results["rounds"], results["test_dice"]
+    runs = in_full(results["runs"])
     full = runs.loc[runs["strategy"] == "full", "val_dice"].mean()
-    rows = {}
-    for arm, group in runs.groupby("strategy"):
-        curves = rounds[rounds["run"].isin(group["run"])]
-        mean_curve = curves.groupby("n_labelled", as_index=False)["val_dice"].mean()
-        by_image = test_dice[test_dice["run"].isin(group["run"])].groupby("image_id")["dice"].mean()
-        low, high = bootstrap_interval(by_image)
-        rows[arm] = {
-            "val": 100 * group["val_dice"].mean(),
-            "test": 100 * group["test_dice"].mean(),
-            "sd": 100 * group["test_dice"].std(),
-            "low": 100 * low,
-            "high": 100 * high,
-            "seeds": len(group),
-            "images": group["n_labelled"].max(),
-            "val_area": 100 * curves.groupby("run").apply(area_under_curve).mean(),
-            "to_95": images_to_reach(mean_curve, 0.95 * full),
-            "to_100": images_to_reach(mean_curve, full),
-        }
-    names = ["val", "test", "sd", "low", "high", "seeds", "images", "val_area", "to_95", "to_100"]
+    arms = [*PAPER_TABLE_1.index, *sorted(set(runs["strategy"]) - set(PAPER_TABLE_1.index))]
+    ours = pd.DataFrame([_of_arm(results, runs[runs["strategy"] == arm], full) for arm in arms], arms)
     counts = dict.fromkeys(("seeds", "images", "to_95", "to_100"), "Int64")
-    ours = pd.DataFrame.from_dict(rows, orient="index", columns=names).astype(counts)
-    order = [*PAPER_TABLE_1.index, *ours.index.difference(PAPER_TABLE_1.index).sort_values()]
-    return PAPER_TABLE_1.add_prefix("paper_").join(ours, how="outer").loc[order].rename_axis("arm")
+    return PAPER_TABLE_1.reindex(arms).add_prefix("paper_").join(ours.astype(counts)).rename_axis("arm")
+
+
+def _of_arm(results: Mapping[str, pd.DataFrame], runs: pd.DataFrame, full: float) -> dict[str, float]:
+    """Our columns of Table I for the ``runs`` of an arm; all are missing where there is none."""
+    curves, test_dice = (table[table["run"].isin(runs["run"])] for table in (results["rounds"], results["test_dice"]))
+    mean_curve = curves.groupby("n_labelled", as_index=False)["val_dice"].mean()
+    low, high = bootstrap_interval(test_dice.groupby("image_id")["dice"].mean())
+    areas = [area_under_curve(curve) for _, curve in curves.groupby("run")]
+    return {
+        "val": 100 * runs["val_dice"].mean(),
+        "test": 100 * runs["test_dice"].mean(),
+        "sd": 100 * runs["test_dice"].std(),
+        "low": 100 * low,
+        "high": 100 * high,
+        "seeds": len(runs) or pd.NA,
+        "images": runs["n_labelled"].max(),
+        "val_area": 100 * pd.Series(areas, dtype=float).mean(),
+        "to_95": images_to_reach(mean_curve, 0.95 * full),
+        "to_100": images_to_reach(mean_curve, full),
+    }
 
 
 def table_2(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -117,8 +118,8 @@ def table_2(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return PAPER_TABLE_2.add_prefix("paper_").join(ours.assign(same_as=same_as))
 
 
-def table_modes(results: Mapping[str, pd.DataFrame], tau_u: float = 0.25, tau_b: float = 0.5) -> pd.DataFrame:
-    """The annotation modes at one tau_u and tau_b, the best first.
+def table_modes(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The annotation modes at tau_u = 0.25 and tau_b = 0.5, the best first.
 
     A mode that was not recorded at this tau_b is shown at the nearest one that was.
 
@@ -126,10 +127,10 @@ def table_modes(results: Mapping[str, pd.DataFrame], tau_u: float = 0.25, tau_b:
     ``clicks`` per image; ``tau_b``, as text, is empty in mode full, which has none.
     """
     runs = results["runs"].query("strategy == 'least_confidence'")
-    runs = runs[(runs["annotation"] == "full") | (runs["tau_u"] == tau_u)]
+    runs = runs[(runs["annotation"] == "full") | (runs["tau_u"] == 0.25)]
     one_run = runs["tau_b"].where(runs["annotation"] != "partial", cells(runs).str[1])  # see same_run
     runs = runs.assign(tau_b=one_run.mask(runs["annotation"] == "full").astype(float))
-    distance = (runs["tau_b"] - tau_b).abs().fillna(0)
+    distance = (runs["tau_b"] - 0.5).abs().fillna(0)
     runs = runs[distance == distance.groupby(runs["annotation"]).transform("min")]
     shares, clicks = (runs["run"].map(of_runs(results)) for of_runs in (lesion_share, query_clicks))
     groups = runs.assign(share=shares, clicks=clicks).groupby("annotation")
