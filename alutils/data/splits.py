@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from alutils.system.checks import listed, printable
-from alutils.system.tensors import check_mask
+from alutils.system.tensors import check_mask, check_tensor
 
 
 def lesion_area(masks: torch.Tensor) -> torch.Tensor:
@@ -124,8 +124,7 @@ class Split:
         object.__setattr__(self, "ids", tuple(map(_checked_id, self.ids)))
         n = len(self.ids)
         for name, tensor, channels in (("images", self.images, 3), ("masks", self.masks, 1)):
-            if not isinstance(tensor, torch.Tensor):
-                raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}; torch.as_tensor makes one")
+            check_tensor(name, tensor)
             if tensor.dtype != torch.uint8 or tensor.ndim != 4 or tensor.shape[:2] != (n, channels):
                 raise ValueError(
                     f"{name} must be uint8 of shape ({n}, {channels}, H, W), as there are {n} ids; got {tensor.dtype} "

@@ -15,11 +15,16 @@ def is_number(value: Any, *, whole: bool = False) -> bool:
     return isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
 
 
+def check_tensor(name: str, value: object) -> None:
+    """Refuse by a ValueError what is no tensor."""
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(value).__name__}; torch.as_tensor makes one")
+
+
 def check_planes(**planes: torch.Tensor) -> None:
     """Refuse by a ValueError anything but tensors of one shape, (N, 1, H, W), given by name."""
     for name, plane in planes.items():
-        if not isinstance(plane, torch.Tensor):
-            raise ValueError(f"{name} must be a tensor, got {type(plane).__name__}; torch.as_tensor makes one")
+        check_tensor(name, plane)
     (name, first), *others = ((name, tuple(plane.shape)) for name, plane in planes.items())
     for other, shape in others:
         if shape != first:
