@@ -29,6 +29,7 @@ ARMS = {
     "full": "the full data set",
     "partial-0.25-0.5": "partial annotation",
     "partial-0.375-0.5": "a wider band (three eighths)",
+    "human-only-0.25-0.5": "the human's labels alone",
 }
 
 

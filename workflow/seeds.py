@@ -33,7 +33,8 @@ def main(folders: list[str]) -> None:
         shown = table.assign(interval=half.map("+- {:.1f}".format), needed=table["seeds_wanted"].astype(object))
         lacking = half.isna().map({True: "a spread: more seeds", False: "more test images"})
         shown["needed"] = shown["needed"].where(table["seeds_wanted"].notna(), lacking)
-        print(shown.set_index("difference")[["by", "seeds", "interval", "needed"]].drop_duplicates().to_string())
+        columns = ["difference", "by", "seeds", "interval", "needed"]
+        print(shown[columns].drop_duplicates().set_index("difference").to_string())
         return
 
 
