@@ -268,7 +268,7 @@ def settings_of(profile: str) -> dict[str, str]:
         "in % of the training images": round(100 * experiment.labelled_per_round[-1] / sizes[0]),
         "steps in all rounds": experiment.n_training_steps,
         "optimizer": "new in each round",
-        "seeds of each arm that are to be recorded": seeds,
+        "seeds of each arm that are to be recorded (other readings, methods: 6)": seeds,
     }
     return {name: in_words(value) for name, value in (dict(experiment) | derived).items()}
 
