@@ -7,24 +7,22 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from alutils.system.checks import ConfigError, did_you_mean, expanded, shown
-from alutils.system.settings import parse_settings
+from alutils.system.settings import DegenerateMasks, from_list, parse_settings
 
 _PACKAGE = Path(__file__).resolve().parent
 PROFILES_DIR = _PACKAGE.parent / "profiles" if (_PACKAGE.parent / "profiles").is_dir() else _PACKAGE / "profiles"
 """The folder of the profiles: beside the package in the project, inside the package in an installed wheel."""
 
 _MOST = 1_000_000  # images, queries, epochs, ...: a larger number is a typing error, and would fill the memory
-_from_list = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)  # YAML has no tuples
 _Count = Annotated[int, Field(ge=1, le=_MOST)]
-_Counts = Annotated[tuple[_Count, _Count, _Count], _from_list]
+_Counts = Annotated[tuple[_Count, _Count, _Count], from_list]
 _Filter = Annotated[int, Field(ge=1, le=4096)]
-_Filters = Annotated[tuple[_Filter, _Filter, _Filter, _Filter, _Filter], _from_list]
+_Filters = Annotated[tuple[_Filter, _Filter, _Filter, _Filter, _Filter], from_list]
 _Positive = Annotated[float, Field(gt=0)]
 _Share = Annotated[float, Field(ge=0, le=1)]
-DegenerateMasks = Literal["warn", "error", "keep"]
 
 _G = TypeVar("_G", bound="_Settings")
 
@@ -150,10 +148,10 @@ class Computing(_Settings):
         False, description="on a GPU, only algorithms that repeat themselves to the bit; on a CPU all do"
     )
     compile: bool = Field(False, description="torch.compile the network: takes a minute, so for long runs on a GPU")
-    normalize_mean: Annotated[tuple[float, float, float], _from_list] = Field(
+    normalize_mean: Annotated[tuple[float, float, float], from_list] = Field(
         (0.485, 0.456, 0.406), description="means of red, green and blue, whose values are 0 to 1"
     )
-    normalize_std: Annotated[tuple[_Positive, _Positive, _Positive], _from_list] = Field(
+    normalize_std: Annotated[tuple[_Positive, _Positive, _Positive], from_list] = Field(
         (0.229, 0.224, 0.225), description="their standard deviations"
     )
 

@@ -32,7 +32,7 @@ from alutils.data.packed import PackedMasks
 from alutils.data.splits import ImageView, Split, Splits, lesion_area
 from alutils.erring import simulated_oracle
 from alutils.experiment import Experiment
-from alutils.metrics import dice_score, jaccard_score, mean_height, predicted_dice
+from alutils.metrics import ISIC_2018, dice_score, jaccard_score, mean_height, predicted_dice
 from alutils.model import unet_for
 from alutils.queries.clustered import chosen_cold_start
 from alutils.queries.select import Answer, Strategy, ask, chosen_of, sees_masks, strategy_function, tied_at_the_cut
@@ -360,7 +360,7 @@ def _evaluate(run: _Run, state: RunState, draft: Draft) -> Draft:
     with run.phase("test", draft):
         dice, *_ = evaluate(state.model, splits.test, run.experiment)
     line.update(test_dice=_mean(dice), test_jaccard=_mean(jaccard_score(dice)))
-    line["test_thresholded_jaccard"] = _mean(jaccard_score(dice, threshold=0.65))
+    line["test_thresholded_jaccard"] = _mean(jaccard_score(dice, threshold=ISIC_2018))
     line["test_dice_per_image"] = {"dice": dice.tolist()}
     if run.is_last(draft):
         sizes = [*(done.n_labelled for done in state.rounds), line["n_labelled"]]

@@ -7,6 +7,9 @@ import torch
 
 from alutils.system.tensors import check_planes, check_probabilities, is_number
 
+ISIC_2018 = 0.65
+"""The Jaccard below which ISIC 2018 Task 1 counted an image as 0 in its ranking."""
+
 
 def dice_score(predicted: torch.Tensor, truth: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
     """Dice similarity of each image, eq. 4: ``2 |G ∩ A| / (|G| + |A|)``, G the true lesion and A the predicted one.
@@ -42,11 +45,11 @@ def dice_score(predicted: torch.Tensor, truth: torch.Tensor, threshold: float = 
 def jaccard_score(dice: torch.Tensor, *, threshold: float = 0.0) -> torch.Tensor:
     """Jaccard of each image, ``|G ∩ A| / |G ∪ A|``, from its Dice D: ``D / (2 - D)``.
 
-    ISIC 2018 Task 1 was ranked by the mean with ``threshold=0.65``: an image below it counts as 0.
+    An image below ``threshold`` counts as 0, as in the ranking of ISIC 2018 Task 1 (:data:`ISIC_2018`).
 
     >>> import torch
     >>> dice = torch.tensor([1.0, 0.75, 0.0])
-    >>> jaccard_score(dice).tolist(), jaccard_score(dice, threshold=0.65).tolist()
+    >>> jaccard_score(dice).tolist(), jaccard_score(dice, threshold=ISIC_2018).tolist()
     ([1.0, 0.6000000238418579, 0.0], [1.0, 0.0, 0.0])
     """
     jaccard = dice / (2 - dice)

@@ -14,13 +14,12 @@ of it (``--seeds``) can run side by side. The tables hold all finished runs.
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from own_tables import gather, write_csv
 
 from alutils.data.splits import Splits
 from alutils.data.synthetic import make_synthetic
@@ -29,9 +28,7 @@ from alutils.lab.notebook import RUNS_DIR
 from alutils.loop import run_active_learning
 from alutils.metrics import mean_height
 from alutils.rounds import Round
-from alutils.runs.folder import read_record
 from alutils.system.checks import expanded
-from alutils.system.files import replacing
 
 POOLS = {"redundant": {"redundancy": 0.8}, "diverse": {}}
 STRATEGIES = ("random", "least_confidence", "entropy", "kcentre")
@@ -59,10 +56,9 @@ def main() -> None:
                     table.insert(0, "pool", pool)
                     table.insert(1, "strategy", strategy)
                     table.insert(2, "seed", seed)
-                    with replacing(folder / f"{name}.csv") as temporary:
-                        table.to_csv(temporary, index=False)
+                    write_csv(folder / f"{name}.csv", table)
                 print(f"{folder.name}: test Dice {rounds[-1].test_dice:.3f}", flush=True)
-    collect(results, runs)
+    gather(results, runs, ("rounds", "test_dice"), f"python workflow/when.py results/{results.name}")
 
 
 def per_round(rounds: list[Round], splits: Splits) -> pd.DataFrame:
@@ -91,22 +87,6 @@ def per_image(rounds: list[Round], splits: Splits) -> pd.DataFrame:
     kinds = splits.test.factors["subtype"]
     table = pd.DataFrame({"image": kinds.index, "kind": kinds, "dice": curves[-1], "area": mean_height(sizes, curves)})
     return table.round(4)
-
-
-def collect(results: Path, runs: Path) -> None:
-    """Write the tables of all finished runs, and where they were made."""
-    folders = sorted(path.parent for path in runs.glob("*/test_dice.csv"))
-    for name in ("rounds", "test_dice"):
-        table = pd.concat([pd.read_csv(folder / f"{name}.csv") for folder in folders], ignore_index=True)
-        with replacing(results / f"{name}.csv.gz") as temporary:  # the same runs give the same bytes: no time in it
-            temporary.write_bytes(gzip.compress(table.to_csv(index=False).encode(), mtime=0))
-    records = [start for folder in folders for start in read_record(folder)["provenance"]]
-    keys = ("git_commit", "git_dirty", "cpu", "threads", "python", "torch", "numpy")
-    made = {key: ", ".join(sorted({str(record[key]) for record in records})) for key in keys}
-    with replacing(results / "made_with.json") as temporary:
-        temporary.write_text(
-            json.dumps({"command": f"python workflow/when.py results/{results.name}"} | made, indent=1)
-        )
 
 
 if __name__ == "__main__":

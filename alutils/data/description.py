@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from alutils.system.checks import ConfigError, DataError, did_you_mean, expanded, listed, shown
-from alutils.system.settings import parse_settings
+from alutils.system.settings import DegenerateMasks, from_list, parse_settings
 
 DESCRIPTIONS = {path.stem: path for path in sorted((Path(__file__).parent / "descriptions").glob("*.yaml"))}
 """The files of the shipped descriptions by name."""
@@ -24,7 +24,7 @@ ENDINGS = (
 )  # fmt: skip
 """The endings of the files that are read, in lower case."""
 
-_from_list = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)  # YAML has no tuples
+_Grey = Annotated[int, Field(ge=0, le=255)]
 
 
 class _Part(BaseModel):
@@ -65,7 +65,7 @@ class Table(_Part):
 class Fractions(_Part):
     """Seeded shares of the images: for train, validation and test, or of the training set for train and validation."""
 
-    fractions: Annotated[tuple[float, ...], _from_list, Field(min_length=2, max_length=3)]
+    fractions: Annotated[tuple[float, ...], from_list, Field(min_length=2, max_length=3)]
     seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
@@ -117,10 +117,8 @@ class Description(_Part):
     all: Files | None = None
     id: str = "[^/]+"
     threshold: int | None = Field(None, ge=1, le=255)
-    lesion_values: (
-        Annotated[tuple[Annotated[int, Field(ge=0, le=255)], ...], _from_list, Field(min_length=1)] | None
-    ) = None
-    degenerate_masks: Literal["warn", "error", "keep"] = "warn"
+    lesion_values: Annotated[tuple[_Grey, ...], from_list, Field(min_length=1)] | None = None
+    degenerate_masks: DegenerateMasks = "warn"
     group: _GroupBy | None = None
     split: _SplitBy | None = None
     ignored: str = ""

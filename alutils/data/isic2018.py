@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 
 from alutils.data.description import fixed_folder, read_description
 from alutils.data.pairs import open_pairs
 from alutils.data.splits import Splits
+from alutils.system.settings import DegenerateMasks
 
 OFFICIAL_COUNTS = {"train": 2594, "val": 100, "test": 1000}  # images (section IV-A)
 
@@ -24,7 +24,7 @@ def load_isic2018(
     image_size: int = 512,
     *,
     cache_dir: str | Path | None = None,
-    degenerate_masks: Literal["warn", "error", "keep"] | None = None,
+    degenerate_masks: DegenerateMasks | None = None,
     n_workers: int | None = None,
 ) -> Splits:
     """The images and masks of ISIC 2018 Task 1: :func:`~alutils.data.pairs.load_pairs` with its description.

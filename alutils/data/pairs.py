@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from alutils.data.splitting import divide
 from alutils.system.checks import DataError, expanded, listed
 from alutils.system.cores import usable_cores
 from alutils.system.progress import progress_bar
+from alutils.system.settings import DegenerateMasks
 from alutils.system.tensors import is_number
 
 _FORMAT_VERSION = 5  # of the cache; raise it when the decoding or the order of the planes changes
@@ -60,7 +61,7 @@ def load_pairs(
     image_size: int = 512,
     *,
     cache_dir: str | Path | None = None,
-    degenerate_masks: Literal["warn", "error", "keep"] | None = None,
+    degenerate_masks: DegenerateMasks | None = None,
     n_workers: int | None = None,
 ) -> Splits:
     """The images and masks of any data set, squashed to squares as in section IV-D.

@@ -58,9 +58,9 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
     Returns:
         ``run`` (its folder below ``folder``), every setting, ``network`` (the function's name), ``n_train``,
         ``n_labelled``, ``steps`` and ``seconds`` (of all rounds), ``val_dice``, ``test_dice``, ``test_jaccard`` and
-        ``test_thresholded_jaccard`` (:func:`alutils.metrics.jaccard_score` from 0.65; means, 0 to 1, of the
-        last round), ``verify_percent`` and ``positive_percent`` (Table II: means over the queried images; NaN where
-        nothing was queried), ``device``, ``cpu``, ``torch`` and ``git_commit`` (of its last start).
+        ``test_thresholded_jaccard`` (:func:`alutils.metrics.jaccard_score` from :data:`alutils.metrics.ISIC_2018`;
+        means, 0 to 1, of the last round), ``verify_percent`` and ``positive_percent`` (Table II: means over the queried
+        images; NaN where nothing was queried), ``device``, ``cpu``, ``torch`` and ``git_commit`` (of its last start).
 
     Raises:
         RecordsError: if there is no finished run, or a file of one cannot be read.

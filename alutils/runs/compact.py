@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from alutils.cost import average_cost
-from alutils.metrics import jaccard_score
+from alutils.metrics import ISIC_2018, jaccard_score
 from alutils.rounds import run_tables
 from alutils.runs.folder import RecordsError, flat, with_architecture
 from alutils.system.files import replacing, sha256
@@ -113,7 +113,7 @@ def _final(found: Mapping[str, pd.DataFrame]) -> Record:
         "val_dice": float(found["rounds"]["val_dice"].iloc[-1]),
         "test_dice": dice.mean().item(),
         "test_jaccard": jaccard_score(dice).mean().item(),
-        "test_thresholded_jaccard": jaccard_score(dice, threshold=0.65).mean().item(),
+        "test_thresholded_jaccard": jaccard_score(dice, threshold=ISIC_2018).mean().item(),
         "verify_percent": float(cost["verify_percent"]),
         "positive_percent": float(cost["positive_percent"]),
     }

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import yaml
+from pydantic import BeforeValidator
 
 from alutils.system.checks import ConfigError, shown
+
+from_list = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+"""Marks a setting that is a tuple: YAML has lists alone."""
+
+DegenerateMasks = Literal["warn", "error", "keep"]
+"""What is done with masks that show no lesion or nothing else; in settings and in descriptions of data."""
 
 
 def parse_settings(given: str | Mapping[str, Any], *, source: str = "overrides") -> dict[str, Any]:
