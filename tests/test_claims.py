@@ -5,13 +5,14 @@ import math
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 from alutils.report.claims import NOT_SUPPORTED, PLAN, SUPPORTED, UNDECIDED, Region, in_words, judge
 from alutils.report.endpoints import arm_names, by_arm
-from alutils.report.forest import draw_forest
+from alutils.report.forest import draw_forest, draw_readings
 from alutils.report.readings import compare_readings
 from alutils.report.tables import costs
 
@@ -278,6 +279,16 @@ def test_the_validation_dice_of_a_reading_is_that_of_random_selection_with_whole
     results["rounds"]["val_dice"] = results["rounds"]["test_dice"] - 0.1 * (results["rounds"]["round"] == 0)
     (row,) = compare_readings({"default": results}).itertuples()
     assert row.val_dice == pytest.approx(85, abs=0.5) and row.val_dice_cold == pytest.approx(75, abs=0.5)
+
+
+def test_a_reading_with_too_few_seeds_is_drawn_and_told_as_such():
+    rows = {"label": ["enough", "few"], "effect": [-0.04, 1], "low": [-1, 0.5], "high": [0.92, 1.5], "seeds": [6, 2]}
+    figure, alt = draw_readings(pd.DataFrame(rows))
+    assert "enough: 0.0 [-1.0, 0.9]" in alt and "few (too few seeds): 1.0 [0.5, 1.5]" in alt
+    intervals = [line for line in figure.axes[0].lines if list(line.get_xdata()) in ([-1.0, 0.92], [0.5, 1.5])]
+    enough, few = (line.get_color() for line in intervals)
+    assert enough != few == "#767676"
+    plt.close(figure)
 
 
 def test_the_batch_makes_enough_seeds_for_a_verdict_by_default(monkeypatch):

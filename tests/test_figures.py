@@ -158,6 +158,7 @@ def test_rounds_in_part_stand_beside_full_annotation_and_leave_the_cold_start_ou
     assert found["labelled as lesion, full annotation"] == [[16, 22]]
     assert found["labelled as lesion, partial annotation"] == [[16, 6]]
     assert found["verified, partial annotation"] == [[16, 40]] and "5 and 21 %" in alt
+    assert found["lesion in the cold start: 20 %"] == [[0, 20], [1, 20]]
     plt.close(figure)
 
     other_cell = results | {"runs": runs.assign(tau_u=0.375)}  # what full annotation verifies is not shown in its place

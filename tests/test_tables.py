@@ -8,7 +8,16 @@ import pytest
 
 from alutils.cost import CURRENCIES
 from alutils.experiment import Experiment, same_run
-from alutils.report.tables import PAPER_TABLE_1, PAPER_TABLE_2, ledger, table_1, table_2, table_modes, write_table
+from alutils.report.tables import (
+    PAPER_TABLE_1,
+    PAPER_TABLE_2,
+    by_query,
+    ledger,
+    table_1,
+    table_2,
+    table_modes,
+    write_table,
+)
 
 SETTINGS = {name: str(value) for name, value in Experiment().model_dump().items()}
 
@@ -129,3 +138,20 @@ def test_a_table_is_written_with_all_digits_and_to_read(tmp_path):
     write_table(tmp_path / "t", table)
     assert pd.read_csv(tmp_path / "t.csv")["test"][0] == 100 / 3
     assert (tmp_path / "t.md").read_text().splitlines()[2:] == ["| a     | 33.3   |", "| b     |        |"]
+
+
+def test_what_a_query_asked_for_stands_under_its_number_without_the_cold_start():
+    one, other = (make_run("random", seed, positive=positive) for seed, positive in ((0, 4.0), (1, 6.0)))
+    for run, costs in ((one, (100.0, 40.0, 20.0)), (other, (100.0, 60.0, 10.0))):
+        for row, verified in zip(run["annotations"], costs, strict=True):
+            row["verify_percent"] = verified
+        run["rounds"][0]["lesion_area_percent"], run["rounds"][2]["lesion_area_percent"] = 30.0, math.nan
+    full = make_run("full")
+    full["rounds"][0]["lesion_area_percent"] = math.nan  # it queries nothing
+    table = by_query(make_results(one, other, make_run("entropy"), full), ["random", "full", "kcentre"])
+    assert table.columns.tolist() == [1, 2] and set(table.index.get_level_values("arm")) == {"random"}
+    assert table.xs("random", level="arm").to_dict("index") == {
+        "verify": {1: 50.0, 2: 15.0},
+        "clicks": {1: 7.0, 2: 7.0},
+        "area": {1: 30.0, 2: 20.0},  # asked for after rounds 0 and 1
+    }

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.transforms import blended_transform_factory
 
 from alutils.lab.figures import BLACK, BLUE, GREEN, ORANGE, VERMILION
-from alutils.report.claims import NOT_SUPPORTED, SUPPORTED, TOO_FEW, UNDECIDED, Region
+from alutils.report.claims import NOT_SUPPORTED, PLAN, SUPPORTED, TOO_FEW, UNDECIDED, Region
 
 _STYLES = {SUPPORTED: (GREEN, "o"), NOT_SUPPORTED: (VERMILION, "X"), UNDECIDED: (BLUE, "s"), TOO_FEW: ("#767676", "|")}
 _UNITS = {"positive": "% of the pixels", "share": "% of the lesions' pixels", "clicks": "clicks per image"}
@@ -54,12 +54,17 @@ def draw_forest(table: pd.DataFrame) -> Figure:
 
 
 def draw_readings(readings: pd.DataFrame) -> tuple[Figure, str]:
-    """The table of :func:`alutils.report.readings.compare_readings`, one line per reading, and alternative text."""
+    """The table of :func:`alutils.report.readings.compare_readings`, one line per reading, and alternative text.
+
+    Readings with fewer seeds than a verdict takes are grey.
+    """
     figure, axes = plt.subplots(figsize=(9, 0.9 + 0.3 * len(readings)), layout="constrained")
     axes.axvspan(-1, 1, color="gray", alpha=0.12, linewidth=0)
-    draw_intervals(axes, readings, [(BLUE, "o")] * len(readings))
-    axes.set_xlabel("difference, Dice points (95 % interval; grey: within one point)", fontsize=9)
-    rows = "; ".join(f"{row.label}: {row.effect:.1f} [{row.low:.1f}, {row.high:.1f}]" for row in readings.itertuples())
+    few = readings["seeds"] < PLAN["fewest_seeds"]
+    draw_intervals(axes, readings, [_STYLES[TOO_FEW] if is_few else (BLUE, "o") for is_few in few])
+    axes.set_xlabel("difference, Dice points (95 % interval; shaded: within one point)", fontsize=9)
+    shown = readings.assign(seeds=few.map({True: " (too few seeds)", False: ""})).round(1).replace(-0.0, 0.0)
+    rows = "; ".join(f"{r.label}{r.seeds}: {r.effect:.1f} [{r.low:.1f}, {r.high:.1f}]" for r in shown.itertuples())
     return figure, f"One line per reading, the difference with its interval. {rows}"
 
 

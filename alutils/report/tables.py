@@ -176,6 +176,31 @@ def costs(results: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> pd.DataFr
     return table.dropna(subset="test_dice").sort_values(["arm", "seed", "round"], ignore_index=True)
 
 
+def by_query(results: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> pd.DataFrame:
+    """What each query asked for, as means over its images and the seeds.
+
+    Args:
+        results: from :func:`alutils.runs.collect.load_results`.
+        arms: names of :func:`alutils.report.endpoints.arm_names`; those without queries are left out.
+
+    Returns:
+        Rows by ``mean`` and ``arm``: "verify", the pixels to verify in %; "clicks" per image; "area", the true lesion
+        area in %. One column per query, from 1.
+    """
+    of_run = arm_names(results["runs"]).set_axis(results["runs"]["run"])
+    asked, rounds = (
+        table.assign(arm=table["run"].map(of_run))[lambda rows: rows["arm"].isin(arms)]
+        for table in (results["annotations"], results["rounds"])
+    )
+    asked, rounds = asked[asked["round"] > 0], rounds.assign(round=rounds["round"] + 1)  # queried after a round
+    means = {
+        "verify": asked.pivot_table("verify_percent", "arm", "round"),
+        "clicks": asked.pivot_table("clicks", "arm", "round"),
+        "area": rounds.pivot_table("lesion_area_percent", "arm", "round"),
+    }
+    return pd.concat(means, names=["mean"]).rename_axis(columns="query")
+
+
 def table_audit(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """What the model wrote, audited after the last round: by annotation mode and tau_u, in %.
 
