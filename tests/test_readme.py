@@ -15,7 +15,7 @@ import alutils
 from alutils.data.description import read_description
 from alutils.report.endpoints import by_arm, by_seed, query_clicks
 from alutils.report.statistics import compare_arms, paired, spread
-from alutils.report.tables import table_modes
+from alutils.report.tables import by_query, table_modes
 from alutils.runs.collect import load_results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,8 +40,10 @@ def blocks(kind: str) -> list[tuple[str, str]]:
 
 
 def in_brackets(effect: Any) -> str:
-    """An effect with its interval, as the README writes it."""
-    return f"{effect.mean:+.1f} [{effect.low:+.1f}, {effect.high:+.1f}]"
+    """An effect with its interval, as the README writes it: with two decimals where one would put an end onto zero."""
+    on_zero = {f"{abs(effect.low):.1f}", f"{abs(effect.high):.1f}"} & {"0.0"}
+    decimals = 2 if on_zero else 1
+    return f"{effect.mean:+.1f} [{effect.low:+.{decimals}f}, {effect.high:+.{decimals}f}]"
 
 
 def measured(folder: Path) -> list[str]:
@@ -60,6 +62,11 @@ def measured(folder: Path) -> list[str]:
         "a narrower band (one eighth) against partial annotation, with `tau_b` 0.25, 0.5 and 0.75: "
         f"{effects[0]}, {effects[1]} and {effects[2]}"
     )
+    controls = {arm: values for arm, values in dice.items() if arm.endswith("-0.25-0.5") or arm == "least_confidence"}
+    p = compare_arms(controls, "partial-0.25-0.5")["p_holm"]
+    said.append(f"p {p['human-only-0.25-0.5']:.3f} after Holm's correction for {len(p)} controls")
+    verified = by_query(results, ["partial-0.25-0.5"]).loc[("verify", "partial-0.25-0.5")]
+    said.append(f"{verified.iloc[0]:.0f} % in the first query, {verified.iloc[-1]:.0f} % in the last")
     modes = table_modes(results)
     said.append(f"human verifies {modes.loc['partial', 'verify']:.0f} % of a queried image's pixels")
     said += [

@@ -74,7 +74,7 @@ def _picture(figure: Figure, fast: bool) -> bytes:
     figure.savefig(drawn, format="png", dpi=DPI, bbox_inches="tight")
     picture = PIL.Image.open(drawn).convert("RGB")
     chart, photograph = io.BytesIO(), io.BytesIO()
-    colours = 256 if any(axes.images for axes in figure.axes) else 32
+    colours = 256 if any(axes.images for axes in figure.axes) else 64
     how = {"method": PIL.Image.Quantize.MAXCOVERAGE, "dither": PIL.Image.Dither.NONE}  # it keeps small marks' colours
     picture.quantize(colours, **how).save(chart, "PNG", optimize=True)
     picture.save(photograph, "JPEG", quality=70, optimize=True)

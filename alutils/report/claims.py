@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,7 +99,7 @@ def in_words(table: pd.DataFrame) -> str:
         measure = "" if by == "dice" else f" (by {by})"
         lines.append(
             f"- **{row['verdict']}**{measure}: {claim} {row['difference'].replace('_', ' ')}: "
-            f"{row['effect']:.1f}{_interval(row)}{paper}.{_outlook(rows)}"
+            f"{with_interval(*row[['effect', 'low', 'high']], Region.of(row['claimed']))}{paper}.{_outlook(rows)}"
         )
     return "\n".join(lines)
 
@@ -110,13 +111,19 @@ def _reach(row: pd.Series) -> float:
     return max(region.low - low, high - region.high)
 
 
-def _interval(row: pd.Series) -> str:
-    """In brackets, with two decimals where one would put an end onto the claim's edge; nothing for a single seed."""
-    if math.isnan(row["low"]):
-        return ""
-    edges = {f"{edge:.1f}" for edge in Region.of(row["claimed"])}
-    decimals = 2 if edges & {f"{row[end]:.1f}".replace("-0.0", "0.0") for end in ("low", "high")} else 1
-    return f" [{row['low']:.{decimals}f}, {row['high']:.{decimals}f}]"
+def with_interval(effect: float, low: float, high: float, edges: Sequence[float] = (0.0,)) -> str:
+    """An effect with one decimal, and its interval in brackets unless there is none (NaN).
+
+    The interval has two decimals where one would put an end onto one of these edges of a region.
+
+    >>> with_interval(-0.62, -1.21, -0.04), with_interval(-0.02, -0.5, 0.4)
+    ('-0.6 [-1.21, -0.04]', '0.0 [-0.5, 0.4]')
+    """
+    mean, *ends = (f"{value:.1f}".replace("-0.0", "0.0") for value in (effect, low, high))
+    if math.isnan(low):
+        return mean
+    decimals = 2 if {f"{edge:.1f}" for edge in edges} & {*ends} else 1
+    return f"{mean} [{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
 def _outlook(rows: pd.DataFrame) -> str:

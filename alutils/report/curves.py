@@ -72,11 +72,11 @@ def draw_with_differences(results: Results, title: str = "") -> tuple[Figure, st
 def draw_dice_over_costs(results: Results, arms: Sequence[str], title: str = "") -> tuple[Figure, str]:
     """Test Dice over images, verified pixels and clicks (:func:`alutils.report.tables.costs`), and alternative text."""
     spent = costs(results, arms)
-    figure, axes = plt.subplots(1, len(COSTS), figsize=(11, 3.6), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, len(COSTS), figsize=(11, 4), sharey=True, layout="constrained")
     for place, currency in zip(axes, COSTS, strict=True):
         _draw_costs(place, spent, currency)
         zoom_on_the_end(place, spent, "test_dice", share=0.8)
-    axes[0].legend(frameon=False, fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=9)
     ends = spent[spent["round"] == spent["round"].max()].groupby("arm", observed=True)[["clicks", "test_dice"]].mean()
     alt = "Test Dice over the labelled images, the pixels verified and the clicks, one line per way to annotate. "

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.transforms import blended_transform_factory
 
 from alutils.lab.figures import BLACK, BLUE, GREEN, ORANGE, VERMILION
-from alutils.report.claims import NOT_SUPPORTED, PLAN, SUPPORTED, TOO_FEW, UNDECIDED, Region
+from alutils.report.claims import NOT_SUPPORTED, PLAN, SUPPORTED, TOO_FEW, UNDECIDED, Region, with_interval
 
 _STYLES = {SUPPORTED: (GREEN, "o"), NOT_SUPPORTED: (VERMILION, "X"), UNDECIDED: (BLUE, "s"), TOO_FEW: ("#767676", "|")}
 _UNITS = {"positive": "% of the pixels", "share": "% of the lesions' pixels", "clicks": "clicks per image"}
@@ -63,8 +63,8 @@ def draw_readings(readings: pd.DataFrame) -> tuple[Figure, str]:
     few = readings["seeds"] < PLAN["fewest_seeds"]
     draw_intervals(axes, readings, [_STYLES[TOO_FEW] if is_few else (BLUE, "o") for is_few in few])
     axes.set_xlabel("difference, Dice points (95 % interval; shaded: within one point)", fontsize=9)
-    shown = readings.assign(seeds=few.map({True: " (too few seeds)", False: ""})).round(1).replace(-0.0, 0.0)
-    rows = "; ".join(f"{r.label}{r.seeds}: {r.effect:.1f} [{r.low:.1f}, {r.high:.1f}]" for r in shown.itertuples())
+    shown = readings.assign(seeds=few.map({True: " (too few seeds)", False: ""}))
+    rows = "; ".join(f"{r.label}{r.seeds}: {with_interval(r.effect, r.low, r.high)}" for r in shown.itertuples())
     return figure, f"One line per reading, the difference with its interval. {rows}"
 
 
@@ -100,7 +100,7 @@ def draw_intervals(
             axes.plot(end, y, marker="|" if end == whole else arrow, color=colour, markersize=7, clip_on=False)
         axes.plot(np.clip(row.effect, *limits), y, marker=marker, color=colour, markersize=7, markeredgewidth=2)
         axes.plot(row.paper, y, marker="D", color=BLACK, markerfacecolor="none", markersize=8)
-        shown = f"{row.effect:.1f} [{row.low:.1f}, {row.high:.1f}]" if math.isfinite(row.low) else f"{row.effect:.1f}"
+        shown = with_interval(row.effect, row.low, row.high, *([] if regions is None else [regions[k]]))
         axes.text(
             1.035, y, f"{shown}, {row.seeds} seeds", transform=axes.get_yaxis_transform(), fontsize=9, va="center"
         )
