@@ -30,6 +30,7 @@ ARMS = {
     "partial-0.25-0.5": "partial annotation",
     "partial-0.375-0.5": "a wider band (three eighths)",
     "human-only-0.25-0.5": "the human's labels alone",
+    "lowest_dice": "a control that sees the masks and asks for the worst segmented images",
 }
 
 
@@ -48,7 +49,7 @@ def in_brackets(effect: Any) -> str:
 
 def measured(folder: Path) -> list[str]:
     """What may be said of the recorded runs of a folder: effects with their 95 % intervals, pixels and clicks."""
-    results = load_results(folder)
+    results = load_results(folder, f"{folder}-lowest-dice")
     dice, area = by_arm(results, "dice"), by_arm(results, "area")
     said = []
     for arm, other in itertools.permutations(ARMS.keys() & dice.keys(), 2):
