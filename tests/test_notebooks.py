@@ -77,7 +77,7 @@ def test_what_the_text_sees_in_a_figure_or_table_is_in_the_outputs(path):
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type != "markdown" or "What do we see?" not in cell.source:
             continue
-        prose = re.sub(r"`[^`]*`|\$[^$]*\$|\]\([^)]*\)|^#.*$|sections? \d\.\d+", "", cell.source, flags=re.MULTILINE)
+        prose = re.sub(r"`[^`]*`|\$[^$]*\$|\]\([^)]*\)|^#.*$|sections?\s\d\.\d+", "", cell.source, flags=re.MULTILINE)
         for text in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)", prose):
             digits = len(text.partition(".")[2])
             assert any(f"{value:.{digits}f}" == text for value in values), f"{cell.id}: {text}"
