@@ -54,6 +54,14 @@ def test_a_model_that_labels_changes_what_is_learned_and_nothing_is_trained_twic
     assert written == still and first.equals(again)
 
 
+def test_a_run_that_the_plan_lacks_is_named_in_one_line(tmp_path):
+    words = [sys.executable, str(ROOT / "workflow" / "labels.py"), str(tmp_path / "out"), "--cell", "partial-0.3-0.5"]
+    failed = subprocess.run(words, capture_output=True, text=True)
+    assert failed.returncode == 1 and failed.stderr.startswith("study has no run partial-0.3-0.5-seed0")
+    assert "--cell may be partial-0.125-0.25, " in failed.stderr and len(failed.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_humans_labels_are_true_and_the_loss_counts_them_alone_where_it_says_so(tmp_path):
     experiment = Experiment.from_profile("quick", annotation="partial", tau_u=0.1, **TINY)
     splits = make_synthetic(*experiment.n_synthetic, image_size=32)

@@ -22,11 +22,13 @@ Parts of it (``--seeds``) can run side by side. The tables hold all finished run
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import pandas as pd
 import torch
-from own_tables import gather, write_csv
+from own_tables import gather
+from record import EXPECTED_ERRORS
 from recordings import PLAN, read_plan
 
 from alutils.data.packed import PackedMasks
@@ -36,8 +38,9 @@ from alutils.lab.notebook import RUNS_DIR, open_workspace
 from alutils.loop import evaluate, run_active_learning
 from alutils.model import unet_for
 from alutils.rounds import CONTROL, Round
-from alutils.system.checks import expanded
+from alutils.system.checks import ConfigError, expanded, listed
 from alutils.system.device import resolve_device
+from alutils.system.files import write_csv
 from alutils.system.seeding import make_generator
 from alutils.training import fit
 
@@ -54,9 +57,22 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--plan", type=Path, default=PLAN, help="another plan than workflow/records.yaml")
     options = parser.parse_args()
+    try:
+        measure(options)
+    except EXPECTED_ERRORS as error:
+        sys.exit(str(error))
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Make what is left for these seeds, and gather all that is finished."""
     results = expanded("results", options.results)
     runs = RUNS_DIR / "results" / results.name
     (recording,) = read_plan(options.plan).named([options.folder])
+    wanted = {f"{options.cell}-seed{seed}" for seed in options.seeds}
+    if missing := sorted(wanted - recording.experiments.keys()):
+        cells = dict.fromkeys(run.rpartition("-seed")[0] for run in recording.experiments if run.startswith("partial-"))
+        may = f"--cell may be {listed(cells)}, and --seeds {listed(recording.seeds)}"
+        raise ConfigError(f"{recording.name} has no run {missing[0]}; {may}")
     work = open_workspace(
         "results",
         profile=recording.profile,

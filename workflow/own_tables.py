@@ -13,12 +13,6 @@ from alutils.runs.folder import read_record
 from alutils.system.files import replacing
 
 
-def write_csv(path: Path, table: pd.DataFrame) -> None:
-    """The whole file or none of it."""
-    with replacing(path) as temporary:
-        table.to_csv(temporary, index=False)
-
-
 def gather(results: Path, runs: Path, names: Sequence[str], command: str) -> None:
     """Write the named tables of all finished runs, and where these were made.
 

@@ -38,6 +38,9 @@ from alutils.system.files import CannotWrite
 from alutils.system.weights import WeightsError
 from alutils.training import TrainingDiverged
 
+EXPECTED_ERRORS = (ConfigError, DataError, RecordsError, WeightsError, OutOfMemory, CannotWrite, TrainingDiverged)
+"""They are told in one line; any other is a fault of ours."""
+
 Records = dict[str, dict[str, Any]]
 """Finished runs by name, with what their run.json holds."""
 
@@ -70,7 +73,7 @@ def main() -> int:
             done = finished(recording, options.results)
             if done or options.names:
                 failed += _collect(recording, done, plan, options.results)
-    except (ConfigError, DataError, RecordsError, WeightsError, OutOfMemory, CannotWrite, TrainingDiverged) as error:
+    except EXPECTED_ERRORS as error:
         failed = [str(error)]
     if failed:
         print("", *failed, sep="\n", file=sys.stderr)

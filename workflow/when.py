@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from own_tables import gather, write_csv
+from own_tables import gather
 
 from alutils.data.splits import Splits
 from alutils.data.synthetic import make_synthetic
@@ -29,6 +29,7 @@ from alutils.loop import run_active_learning
 from alutils.metrics import mean_height
 from alutils.rounds import Round
 from alutils.system.checks import expanded
+from alutils.system.files import write_csv
 
 POOLS = {"redundant": {"redundancy": 0.8}, "diverse": {}}
 STRATEGIES = ("random", "least_confidence", "entropy", "kcentre")

@@ -76,7 +76,9 @@ def draw_dice_over_costs(results: Results, arms: Sequence[str], title: str = "")
     for place, currency in zip(axes, COSTS, strict=True):
         _draw_costs(place, spent, currency)
         zoom_on_the_end(place, spent, "test_dice", share=0.8)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False, fontsize=8)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(arms), frameon=False, fontsize=8
+    )
     figure.suptitle(title, fontsize=9)
     ends = spent[spent["round"] == spent["round"].max()].groupby("arm", observed=True)[["clicks", "test_dice"]].mean()
     alt = "Test Dice over the labelled images, the pixels verified and the clicks, one line per way to annotate. "
