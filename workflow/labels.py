@@ -28,13 +28,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 from own_tables import gather
-from record import EXPECTED_ERRORS
+from record import EXPECTED_ERRORS, workspace_of
 from recordings import PLAN, read_plan
 
 from alutils.data.packed import PackedMasks
 from alutils.data.splits import Splits
 from alutils.experiment import Experiment
-from alutils.lab.notebook import RUNS_DIR, open_workspace
+from alutils.lab.notebook import RUNS_DIR
 from alutils.loop import evaluate, run_active_learning
 from alutils.model import unet_for
 from alutils.rounds import CONTROL, Round
@@ -68,22 +68,14 @@ def measure(options: argparse.Namespace) -> None:
     results = expanded("results", options.results)
     runs = RUNS_DIR / "results" / results.name
     (recording,) = read_plan(options.plan).named([options.folder])
-    wanted = {f"{options.cell}-seed{seed}" for seed in options.seeds}
-    if missing := sorted(wanted - recording.experiments.keys()):
+    wanted = {seed: f"{options.cell}-seed{seed}" for seed in options.seeds}
+    if missing := [run for run in wanted.values() if run not in recording.experiments]:
         cells = dict.fromkeys(run.rpartition("-seed")[0] for run in recording.experiments if run.startswith("partial-"))
         may = f"--cell may be {listed(cells)}, and --seeds {listed(recording.seeds)}"
         raise ConfigError(f"{recording.name} has no run {missing[0]}; {may}")
-    work = open_workspace(
-        "results",
-        profile=recording.profile,
-        data_root=recording.data,
-        overrides=recording.overrides,
-        device=options.device,
-    )
-    splits = work.splits.placed(resolve_device(options.device))
-    for seed in options.seeds:
-        experiment = recording.experiments[f"{options.cell}-seed{seed}"]
-        table = of_run(experiment, splits, runs / f"seed{seed}", options.device)
+    splits = workspace_of(recording, options.device).splits.placed(resolve_device(options.device))
+    for seed, run in wanted.items():
+        table = of_run(recording.experiments[run], splits, runs / f"seed{seed}", options.device)
         write_csv(runs / f"seed{seed}" / "test_dice.csv", table)
     gather(results, runs, ["test_dice"], f"python workflow/labels.py results/{results.name}")
 

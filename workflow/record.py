@@ -86,7 +86,7 @@ def _record(plan: RecordsPlan, name: str, device: str) -> int:
     (recording,) = plan.named([folder])
     if run not in recording.experiments:
         raise ConfigError(f"{folder} has no run '{run}', but {', '.join(recording.runs_of(recording.seeds[:1]))}, ...")
-    work = _workspace(recording, device)
+    work = workspace_of(recording, device)
     runs = run_active_learning(
         recording.experiments[run], work.splits, RUNS_DIR / "results" / name, device=device, progress=False
     )
@@ -95,7 +95,8 @@ def _record(plan: RecordsPlan, name: str, device: str) -> int:
     return 0
 
 
-def _workspace(recording: Recording, device: str) -> Any:
+def workspace_of(recording: Recording, device: str) -> Any:
+    """The pictures and settings of a recording, checked."""
     return open_workspace(
         "results",
         profile=recording.profile,
@@ -180,7 +181,7 @@ def _refuse_to_mix(recording: Recording, plan: RecordsPlan, records: Records) ->
 
 def _refuse_other_pictures(recording: Recording, done: Records) -> None:
     """Refuse to go on with pictures that are not those of the finished runs."""
-    splits = _workspace(recording, "cpu").splits if done else None
+    splits = workspace_of(recording, "cpu").splits if done else None
     for run, record in done.items():
         for name in ("train", "val", "test"):
             if record["data"][name]["checksum"] != getattr(splits, name).checksum:
