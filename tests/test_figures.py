@@ -119,8 +119,9 @@ def test_fig_4_has_a_line_for_each_strategy_also_for_those_that_are_not_the_pape
     figure, alt = curves.draw_with_differences(recorded("random", "kcentre", "largest_lesion", "full"))
     upper, lower = figure.axes
     names = [text.get_text() for text in upper.get_legend().get_texts()]
-    assert names == ["kcentre", "largest lesion", "random", "full data (mean)"]
+    assert names == ["kcentre", "largest lesion", "random", "full data: mean, worst and best seed"]
     assert len({(line.get_color(), line.get_marker()) for line in upper.lines}) == 4
+    assert len(upper.collections) == 1, "of three strategies random selection alone has a band"
     assert len(lower.containers) == 2 and "largest lesion 60.0 %" in alt
     plt.close(figure)
 
@@ -135,9 +136,9 @@ def test_learning_curves_are_means_over_seeds_with_a_band_from_worst_to_best():
     rounds = pd.DataFrame({"strategy": "entropy", "n_labelled": [8, 16, 8, 16], "val_dice": [0.2, 0.6, 0.4, 0.7]})
     figure, axes = plt.subplots()
     curves.draw_learning_curves(axes, rounds, pd.Series([0.8, 0.9]))
-    line, level = axes.lines
+    line, *levels = axes.lines
     np.testing.assert_allclose(line.get_xydata(), [[8, 30], [16, 65]])
-    np.testing.assert_allclose(level.get_ydata(), 85)
+    np.testing.assert_allclose([level.get_ydata() for level in levels], [[85] * 2, [80] * 2, [90] * 2])
     band = axes.collections[0].get_paths()[0].vertices
     assert {tuple(np.round(point, 6)) for point in band} >= {(8, 20), (8, 40), (16, 60), (16, 70)}
     plt.close(figure)

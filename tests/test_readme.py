@@ -65,7 +65,7 @@ def measured(folder: Path) -> list[str]:
     )
     controls = {arm: values for arm, values in dice.items() if arm.endswith("-0.25-0.5") or arm == "least_confidence"}
     p = compare_arms(controls, "partial-0.25-0.5")["p_holm"]
-    said.append(f"p {p['human-only-0.25-0.5']:.3f} after Holm's correction for {len(p)} controls")
+    said.append(f"p {p['human-only-0.25-0.5']:.3f} after Holm's correction for {len(p)} comparisons")
     verified = by_query(results, ["partial-0.25-0.5"]).loc[("verify", "partial-0.25-0.5")]
     said.append(f"{verified.iloc[0]:.0f} % in the first query, {verified.iloc[-1]:.0f} % in the last")
     modes = table_modes(results)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from alutils.lab.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from alutils.queries.registry import BASELINES
@@ -33,8 +34,9 @@ _OTHER_STYLES = [
 
 _COST_STYLES = [
     *((colour, marker, "solid") for colour, marker in zip((BLACK, BLUE, VERMILION, GREEN), "so^D", strict=True)),
-    *((colour, marker, "dashed") for colour, marker in zip((ORANGE, PURPLE, BLUE, BLACK), "vPXd", strict=True)),
+    *((colour, marker, "dashed") for colour, marker in zip((ORANGE, PURPLE, "gray", SKY), "vPXd", strict=True)),
 ]
+_BANDED = {"random", "least_confidence"}
 _IN_FULL, _IN_PART = "least_confidence", "partial-0.25-0.5"
 _WHOSE = {"val_dice": "validation", "test_dice": "test"}
 
@@ -54,11 +56,14 @@ def draw_with_differences(results: Results, title: str = "") -> tuple[Figure, st
     rounds = results["rounds"][results["rounds"]["run"].isin(runs.loc[~runs["strategy"].isin(BASELINES), "run"])]
     value = "test_dice" if rounds["test_dice"].notna().all() else "val_dice"
     figure, (upper, lower) = plt.subplots(2, figsize=(7, 6), sharex=True, height_ratios=(3, 2), layout="constrained")
-    draw_learning_curves(upper, rounds, runs.loc[runs["strategy"] == "full", value], value)
+    full = runs.loc[runs["strategy"] == "full", value]
+    draw_learning_curves(upper, rounds, full, value)
     upper.set(title=title, xlabel="")
     if rounds.empty:
         return figure, "No run queries images and has them annotated in full, so there is no curve."
     zoom_on_the_end(upper, rounds, value)
+    if len(full):
+        upper.set_ylim(top=max(upper.get_ylim()[1], 100 * full.max() + 0.3))
     if rounds["strategy"].eq("random").any():
         draw_differences(lower, rounds, "random", value)
     ends = 100 * rounds[rounds["round"] == rounds["round"].max()].groupby("strategy")[value].mean()
@@ -76,6 +81,10 @@ def draw_dice_over_costs(results: Results, arms: Sequence[str], title: str = "")
     for place, currency in zip(axes, COSTS, strict=True):
         _draw_costs(place, spent, currency)
         zoom_on_the_end(place, spent, "test_dice", share=0.8)
+    axes[1].set_xscale("log")  # the bands lie close together at the left
+    axes[1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 4)))
+    axes[1].xaxis.set_minor_locator(NullLocator())
+    axes[1].xaxis.set_major_formatter(ScalarFormatter())
     figure.legend(
         *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(arms), frameon=False, fontsize=8
     )
@@ -139,6 +148,8 @@ def draw_rounds_in_part(many: Mapping[str, Results]) -> tuple[Figure, str]:
 def draw_learning_curves(axes: Axes, rounds: pd.DataFrame, full: pd.Series, value: str = "val_dice") -> None:
     """Fig. 4: Dice over labelled images. Each strategy has a line (mean) and a band (worst to best seed).
 
+    Many bands would cover each other, so of three or more strategies only those of :data:`_BANDED` have one.
+
     Args:
         axes: to draw on.
         rounds: ``strategy``, ``n_labelled`` and ``value`` (0 to 1), of all seeds.
@@ -146,15 +157,18 @@ def draw_learning_curves(axes: Axes, rounds: pd.DataFrame, full: pd.Series, valu
         value: "val_dice" or "test_dice".
     """
     styles = _styles(rounds["strategy"])
+    banded = set(rounds["strategy"]) if rounds["strategy"].nunique() < 3 else _BANDED
     for strategy, group in rounds.groupby("strategy"):
         colour, marker, line = styles[strategy]
         dice = 100 * group.set_index("n_labelled")[value]
-        _draw_means(axes, dice, colour=colour, marker=marker, linestyle=line, label=_spelled(strategy))
+        band = 0.15 if strategy in banded else 0.0
+        _draw_means(axes, dice, colour=colour, marker=marker, linestyle=line, label=_spelled(strategy), band=band)
     if len(full):
-        axes.axhline(100 * full.mean(), color="gray", linewidth=1, label="full data (mean)")
-        axes.axhspan(100 * full.min(), 100 * full.max(), color="gray", alpha=0.12, linewidth=0)
+        axes.axhline(100 * full.mean(), color="gray", linewidth=1, label="full data: mean, worst and best seed")
+        for end in (full.min(), full.max()):
+            axes.axhline(100 * end, color="gray", linewidth=0.8, linestyle="dotted")
     axes.set(xlabel="labelled images", ylabel=f"{_WHOSE[value]} Dice (%)")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 
 def _styles(strategies: Iterable[str]) -> dict[str, tuple[str, str, str]]:
@@ -208,10 +222,11 @@ def _draw_costs(axes: Axes, spent: pd.DataFrame, currency: str) -> None:
 
 
 def _draw_means(axes: Axes, values: pd.Series, *, colour: str, band: float = 0.12, **line: str) -> None:
-    """The mean of the ``values`` at each place of their index, and a band from the lowest to the highest."""
+    """The mean of the ``values`` at each place of their index; a band of this opacity goes from lowest to highest."""
     found = values.groupby(level=0).agg(["mean", "min", "max"])
     axes.plot(found.index, found["mean"], color=colour, markersize=4, **line)
-    axes.fill_between(found.index, found["min"], found["max"], color=colour, alpha=band, linewidth=0)
+    if band:
+        axes.fill_between(found.index, found["min"], found["max"], color=colour, alpha=band, linewidth=0)
 
 
 def _spelled(arm: str) -> str:

@@ -107,7 +107,7 @@ def draw_intervals(
     axes.axvline(0, color=BLACK, linewidth=0.8)
     axes.set(xlim=limits, ylim=(places.max() + 0.6, -0.6))
     axes.set_yticks(places, columns["label"], fontsize=9)
-    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="y", length=0, pad=8)  # an arrow at the left end needs room
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
 
@@ -125,6 +125,6 @@ def _limits(rows: pd.DataFrame, regions: list[Region] | None) -> tuple[float, fl
     reach = max(1.0, np.ptp(points))
     low, high = rows["low"].fillna(rows["effect"]), rows["high"].fillna(rows["effect"])
     return (
-        float(max(min(low.min(), points.min()), points.min() - 3 * reach) - 0.05 * reach),
-        float(min(max(high.max(), points.max()), points.max() + 3 * reach) + 0.05 * reach),
+        float(max(min(low.min(), points.min()), points.min() - 4 * reach) - 0.05 * reach),
+        float(min(max(high.max(), points.max()), points.max() + 4 * reach) + 0.05 * reach),
     )
