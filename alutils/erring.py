@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from scipy import ndimage
@@ -39,6 +41,10 @@ class ErringOracle(Oracle):
         if not 0 < noise <= 1:
             raise ValueError(f"noise must be a share of the lesion's area, above 0 and at most 1, got {noise!r}")
         self._noise, self._seed = noise, seed
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"noise": self._noise, "seed": self._seed}
 
     def _labels(self, indices: torch.Tensor) -> torch.Tensor:
         drawn = [

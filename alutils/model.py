@@ -82,7 +82,7 @@ _CLASSES |= {"unet": UNet, "dpt": DPT}
 _STAGES = 5  # of the decoders with filters to choose
 
 
-def build_unet(
+def build_unet(  # seven parameters, and more lines for them: each is a reading of section IV-C
     encoder: str = "resnet18",
     encoder_weights: str | Path | None = "imagenet",
     *,

@@ -14,9 +14,9 @@ from alutils.data.splits import ImageView
 from alutils.experiment import Computing, Experiment
 from alutils.sampler import decoder_sampler
 from alutils.system.checks import ConfigError
-from alutils.system.device import batches_within_memory, deterministic_algorithms, memory_for, set_up_model, to_device
+from alutils.system.device import batches_within_memory, deterministic_algorithms, set_up_model, to_device
 from alutils.system.seeding import make_generator, seeded
-from alutils.training import batch_results
+from alutils.training import all_at_once, batch_results
 from alutils.uncertainty import binary_entropy
 
 _DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -144,11 +144,8 @@ def mc_dropout_std(
     >>> mc_dropout_std(model, images, Experiment(), torch.Generator().manual_seed(0), n_samples=3).max().item()
     0.0
     """
-    what, remedy = f"images: the maps of {len(images)} images", "take them batch by batch, from mc_dropout_batches"
-    with memory_for(what, remedy, next(model.parameters()).device):
-        batches = mc_dropout_batches(model, images, experiment, generator, n_samples, batch_size=batch_size)
-        maps = [dropout_maps.std for _, dropout_maps in batches]
-        return torch.cat(maps) if maps else torch.zeros(0, 1, *images.shape[2:], device=next(model.parameters()).device)
+    batches = mc_dropout_batches(model, images, experiment, generator, n_samples, batch_size=batch_size)
+    return all_at_once((maps.std for _, maps in batches), model, images, "mc_dropout_batches")
 
 
 def flip_batches(

@@ -167,8 +167,12 @@ class _Trainer:
 
     def _check(self, healthy: bool, what: str) -> None:
         if not healthy:
-            remedy = f"a learning_rate below {self.training.learning_rate} or precision=float32 may help"
-            raise TrainingDiverged(f"{what}; {remedy}")
+            raise diverged(what, self.training)
+
+
+def diverged(what: str, training: Training) -> TrainingDiverged:
+    """The error that says ``what`` went wrong in a training with these settings, and what to try."""
+    return TrainingDiverged(f"{what}; a learning_rate below {training.learning_rate} or precision=float32 may help")
 
 
 def segmentation_loss(
@@ -273,10 +277,18 @@ def predict_probabilities(
     torch.Size([3, 1, 64, 64])
     """
     images = images_at(images, indices)
-    what, remedy = f"images: the maps of {len(images)} images", "take them batch by batch, from probability_batches"
-    with memory_for(what, remedy, next(model.parameters()).device):
-        maps = [p for _, p in probability_batches(model, images, experiment, batch_size=batch_size)]
-        return torch.cat(maps) if maps else torch.zeros(0, 1, *images.shape[2:], device=next(model.parameters()).device)
+    maps = (p for _, p in probability_batches(model, images, experiment, batch_size=batch_size))
+    return all_at_once(maps, model, images, "probability_batches")
+
+
+def all_at_once(
+    maps: Iterator[torch.Tensor], model: nn.Module, images: torch.Tensor | ImageView, by_batch: str
+) -> torch.Tensor:
+    """The maps of all images, (N, 1, H, W); OutOfMemory if they do not fit, with what makes them ``by_batch``."""
+    device = next(model.parameters()).device
+    with memory_for(f"images: the maps of {len(images)} images", f"take them batch by batch, from {by_batch}", device):
+        found = list(maps)
+        return torch.cat(found) if found else torch.zeros(0, 1, *images.shape[2:], device=device)
 
 
 def needs_company(model: nn.Module, n: int, batch_size: int, image_size: int) -> bool:

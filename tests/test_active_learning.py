@@ -14,8 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from alutils import erring
-from alutils import loop as active_learning
+from alutils import erring, steps
 from alutils.annotation import NO_AUDIT, WRITING_MODES, Oracle, human_pixels
 from alutils.data.splits import Split, Splits
 from alutils.experiment import Experiment
@@ -97,7 +96,7 @@ def no_training(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("trained")
 
-    monkeypatch.setattr(active_learning, "fit", refuse)
+    monkeypatch.setattr(steps, "fit", refuse)
 
 
 # What a round is
@@ -186,7 +185,7 @@ def test_a_control_is_trained_from_the_start_and_changes_nothing(tmp_path, monke
     plain = make_partial(mode, n_queries=2)
     experiment = plain.model_copy(update={"control": control, "control_steps": 3})
     run(tmp_path / "plain", plain)
-    fits, real = [], active_learning.fit
+    fits, real = [], steps.fit
 
     def watched(model, images, masks, *arguments, **options):
         before = next(model.parameters()).clone()
@@ -194,7 +193,7 @@ def test_a_control_is_trained_from_the_start_and_changes_nothing(tmp_path, monke
         fits.append((before, options, len(losses)))
         return losses
 
-    monkeypatch.setattr(active_learning, "fit", watched)
+    monkeypatch.setattr(steps, "fit", watched)
     first = run_active_learning(experiment, make_splits(), tmp_path / "control", device="cpu", progress=False)
     next(first)
     first.close()
@@ -215,14 +214,14 @@ def test_a_control_is_trained_from_the_start_and_changes_nothing(tmp_path, monke
 def test_a_control_that_diverges_leaves_no_number_and_the_run_goes_on(tmp_path, monkeypatch, capsys, control, mode):
     plain = make_partial(mode, n_queries=1)
     run(tmp_path / "plain", plain)
-    real = active_learning.fit
+    real = steps.fit
 
     def diverging(*arguments, **options):
         if options["n_steps"] == 3:
             raise TrainingDiverged("the loss was nan")
         return real(*arguments, **options)
 
-    monkeypatch.setattr(active_learning, "fit", diverging)
+    monkeypatch.setattr(steps, "fit", diverging)
     rounds = run(tmp_path / "control", plain.model_copy(update={"control": control, "control_steps": 3}))
     assert contents(tmp_path / "control", ["val_dice", "queries"]) == contents(
         tmp_path / "plain", ["val_dice", "queries"]
@@ -278,8 +277,8 @@ def test_every_seed_round_and_purpose_draws_its_own_random_numbers(tmp_path, mon
         seeds[folder].append(generator.initial_seed())
         return human_pixels(probabilities, experiment, generator, regions)
 
-    monkeypatch.setattr(active_learning, "fit", fake_fit)
-    monkeypatch.setattr(active_learning, "human_pixels", watched_pixels)
+    monkeypatch.setattr(steps, "fit", fake_fit)
+    monkeypatch.setattr(steps, "human_pixels", watched_pixels)
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
         seeds[folder] = []
         run(tmp_path / folder, make_experiment(seed=seed, annotation="contour-band"), strategy=strategy)
@@ -289,7 +288,7 @@ def test_every_seed_round_and_purpose_draws_its_own_random_numbers(tmp_path, mon
 
 def test_fine_tuning_carries_the_weights_over_and_from_scratch_does_not(tmp_path, monkeypatch):
     initial = build_unet(encoder_weights=None, decoder_channels=(16, 16, 16, 16, 16)).state_dict()
-    real_fit = active_learning.fit
+    real_fit = steps.fit
 
     def weights(model):
         return {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -306,7 +305,7 @@ def test_fine_tuning_carries_the_weights_over_and_from_scratch_does_not(tmp_path
             after.append(weights(model))
             return losses
 
-        monkeypatch.setattr(active_learning, "fit", watched)
+        monkeypatch.setattr(steps, "fit", watched)
         run(tmp_path / str(fine_tune), make_experiment(fine_tune=fine_tune))
         assert same(before[0], initial)
         for k in (1, 2):
@@ -329,7 +328,7 @@ def test_without_queries_there_is_one_round(tmp_path):
 
 
 def test_how_many_images_tied_at_the_cut_is_recorded_and_read_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(active_learning, "fit", lambda *_, **__: torch.ones(1))
+    monkeypatch.setattr(steps, "fit", lambda *_, **__: torch.ones(1))
 
     def saturated(model, images, experiment, generator):
         return torch.zeros(len(images))
@@ -376,7 +375,7 @@ def test_the_model_learns_from_what_was_annotated_before_and_after_a_stop(tmp_pa
         def annotate(self, indices, where=None, suggestion=None):
             return 1 - super().annotate(indices, where)
 
-    monkeypatch.setattr(active_learning, "fit", watched)
+    monkeypatch.setattr(steps, "fit", watched)
     with monkeypatch.context() as patch:
         patch.setattr(erring, "Oracle", Contrary)
         first_round(tmp_path, make_experiment())
@@ -404,7 +403,7 @@ def watched(tmp_path_factory):
         seen = SimpleNamespace(folder=folder, experiment=experiment, truth=splits.train.masks, rounds=[])
         seen.masks, seen.annotated, seen.asked, seen.again, seen.new = [], [], [], [], []
         seen.human = torch.zeros_like(seen.truth, dtype=torch.bool)
-        real_fit = active_learning.fit
+        real_fit = steps.fit
 
         def watched_fit(model, images, masks, *args, annotated=None, **options):
             seen.masks.append(masks[:])
@@ -422,7 +421,7 @@ def watched(tmp_path_factory):
                 return super().annotate(indices, where)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(active_learning, "fit", watched_fit)
+            patch.setattr(steps, "fit", watched_fit)
             patch.setattr(erring, "Oracle", WatchedOracle)
             for round_ in run_active_learning(experiment, splits, folder, device="cpu", progress=False):
                 queried = torch.tensor([splits.train.ids.index(name) for name in round_.queries["image_id"]]).long()
@@ -570,7 +569,7 @@ def test_where_the_pool_ends_baselines_take_the_steps_that_an_arm_takes(tmp_path
     def fake_fit(model, images, masks, experiment, generator, *, indices, n_steps, **_):
         return torch.ones(n_steps or experiment.steps_for(len(indices)))
 
-    monkeypatch.setattr(active_learning, "fit", fake_fit)
+    monkeypatch.setattr(steps, "fit", fake_fit)
     splits = make_splits(7)
     arm = run(tmp_path / "random", make_experiment(strategy="random", n_queries=30), splits)
     for name in BASELINES:
@@ -580,7 +579,7 @@ def test_where_the_pool_ends_baselines_take_the_steps_that_an_arm_takes(tmp_path
 
 
 def test_a_strategy_of_ones_own_queries_and_is_recorded_by_its_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(active_learning, "fit", lambda *_, **__: torch.ones(1))
+    monkeypatch.setattr(steps, "fit", lambda *_, **__: torch.ones(1))
 
     def darkest(model, images, experiment, generator):
         return -images.float().mean((1, 2, 3))
@@ -604,7 +603,7 @@ def make_strategy(sign):
 
 
 def test_a_strategy_of_ones_own_is_known_by_its_code(tmp_path, no_training, monkeypatch):
-    monkeypatch.setattr(active_learning, "fit", lambda *_, **__: torch.ones(1))
+    monkeypatch.setattr(steps, "fit", lambda *_, **__: torch.ones(1))
     rounds = run(tmp_path, strategy=make_strategy(1))
     assert_same_rounds(run(tmp_path, strategy=make_strategy(1)), rounds)
     with pytest.raises(ConfigError, match=r"differ in\n  strategy_code: \w{16} there, \w{16} here$"):
@@ -620,6 +619,13 @@ def test_a_strategy_of_ones_own_is_known_by_its_code(tmp_path, no_training, monk
     run(tmp_path / "random", strategy=STRATEGIES["random"])
 
 
+def test_a_prediction_that_is_no_number_ends_the_run_with_the_images_name_and_a_remedy():
+    model, split = nn.Conv2d(3, 1, 1), make_splits().val
+    model.bias.data.fill_(torch.nan)
+    with pytest.raises(TrainingDiverged, match=f"image {split.ids[0]} is not a number; a learning_rate below .* may"):
+        steps.evaluate(model, split, make_experiment())
+
+
 class Inverted(Oracle):
     """Says lesion where there is none."""
 
@@ -628,20 +634,26 @@ class Inverted(Oracle):
 
 
 def test_who_annotates_belongs_to_the_run(tmp_path, no_training, monkeypatch):
-    monkeypatch.setattr(active_learning, "fit", lambda *_, **__: torch.ones(1))
+    monkeypatch.setattr(steps, "fit", lambda *_, **__: torch.ones(1))
     masks = make_splits().train.masks
     rounds = run(tmp_path)
     assert_same_rounds(run(tmp_path, oracle=Oracle(masks)), rounds)  # the same run, said in full
-    for other in (Inverted(masks), Oracle(1 - masks)):
+    erring_oracle = erring.ErringOracle(masks, 0.15, seed=1)
+    for other in (Inverted(masks), Oracle(1 - masks), erring_oracle):
         with pytest.raises(ConfigError, match=r"differ in\n  oracle"):
             run(tmp_path, oracle=other)
+    run(tmp_path / "erring", oracle=erring_oracle)
+    with pytest.raises(
+        ConfigError, match=r"differ in\n  oracle.noise: 0.15 there, 0.2 here\n  oracle.seed: 1 there, 2"
+    ):
+        run(tmp_path / "erring", oracle=erring.ErringOracle(masks, 0.2, seed=2))
     run(tmp_path / "inverted", oracle=Inverted(masks))
     with pytest.raises(ConfigError, match=r"differ in\n  oracle"):
         run(tmp_path / "inverted")
 
 
 def test_what_is_said_of_degenerate_masks_makes_no_other_run(tmp_path, no_training, monkeypatch):
-    monkeypatch.setattr(active_learning, "fit", lambda *_, **__: torch.ones(1))
+    monkeypatch.setattr(steps, "fit", lambda *_, **__: torch.ones(1))
     rounds = run(tmp_path)
     assert_same_rounds(run(tmp_path, make_experiment(degenerate_masks="keep")), rounds)
 
@@ -691,7 +703,7 @@ def test_a_network_that_was_patched_in_is_recorded_as_what_ran(tmp_path, undistu
     known = json.loads((folder / "run.json").read_text())["network"]
     assert known["name"] == "unet_for" and known["class"] == "alutils.model.UNet" and known["code"] is None
     with monkeypatch.context() as patch:
-        patch.setattr(active_learning, "unet_for", two_layers)
+        patch.setattr("alutils.loop.unet_for", two_layers)
         with pytest.raises(ConfigError, match="network.name: unet_for there, two_layers here"):
             run(folder)
     with monkeypatch.context() as patch:

@@ -59,6 +59,10 @@ def test_positions_are_no_mask_and_each_is_taken_once():
         split.select(torch.tensor([True, False]))
     with pytest.raises(ValueError, match="different positions, got 1, 1"):
         split.select([1, 1])
+    for bad in ([0, -1], [2], [0.9], [[0]]):
+        with pytest.raises(ValueError, match=r"indices must be int64 of shape \(n,\), each from 0 to 1, got"):
+            split.select(bad)
+    assert split.select([]).ids == ()
 
 
 def test_a_view_of_a_view_is_one_of_the_images_themselves():

@@ -9,8 +9,7 @@ import pytest
 import torch
 from test_active_learning import contents, lines_of, make_experiment, make_partial, make_splits, run
 
-from alutils import loop as active_learning
-from alutils import training
+from alutils import steps, training
 from alutils.annotation import AnnotationsNeeded, Oracle
 from alutils.data.splits import Split
 from alutils.lab.annotator import Annotator
@@ -201,7 +200,7 @@ def test_a_person_who_stops_amid_the_images_is_asked_for_the_others_and_no_more(
 def test_a_round_that_waits_is_not_trained_again(tmp_path, monkeypatch):
     """Otherwise a run whose training does not repeat to the bit would ask for another band each time."""
     trained = []
-    real_fit = active_learning.fit
+    real_fit = steps.fit
 
     def never_the_same(model, images, *args, **options):
         losses = real_fit(model, images, *args, **options)
@@ -211,7 +210,7 @@ def test_a_round_that_waits_is_not_trained_again(tmp_path, monkeypatch):
                 parameter *= 1 + 0.001 * len(trained)
         return losses
 
-    monkeypatch.setattr(active_learning, "fit", never_the_same)
+    monkeypatch.setattr(steps, "fit", never_the_same)
     oracle = make_oracle(tmp_path / "drawings")
     rounds, n_stops = run_with_a_person(tmp_path / "run", make_partial("partial", n_queries=2, tau_u=0.1), oracle)
     assert trained == [4, 6, 8] and n_stops == 2
@@ -248,7 +247,7 @@ def go_on_elsewhere(folder, experiment, oracle, monkeypatch):
             yield chosen, ((p + 0.02).clamp(max=1), features)
 
     with monkeypatch.context() as elsewhere:
-        for module in (active_learning, training):
+        for module in (steps, training):
             elsewhere.setattr(module, "probability_batches", other_batches)
         elsewhere.setattr(View, "_passes", other_passes)
         n_done = len(lines_of(folder))

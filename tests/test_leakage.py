@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_active_learning import MODES, SAME, contents, make_experiment, make_partial, make_splits, run
 
-from alutils import loop as active_learning
+from alutils import steps
 from alutils.annotation import Oracle
 from alutils.data.splits import Split, Splits
 from alutils.loop import run_active_learning
@@ -64,7 +64,7 @@ def test_the_sets_stay_apart_and_no_image_is_queried_twice(
     splits = make_splits(n, 32)
     apart = {*splits.val.ids, *splits.test.ids}
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(active_learning, "fit", lambda *_, **__: torch.ones(1))
+        patch.setattr(steps, "fit", lambda *_, **__: torch.ones(1))
         begun = run_active_learning(experiment, splits, folder, strategy=own, device="cpu", progress=False)
         for _ in zip(range(n_before), begun, strict=False):  # stopped in the middle
             pass

@@ -284,6 +284,8 @@ def test_the_positive_control_works_in_runs_alone():
 def test_a_bad_arm_is_reported_under_the_setting_that_names_it():
     with pytest.raises(ConfigError, match="^strategies: in 'power-kmeans' the wrapper 'power' needs a score"):
         STRATEGIES.check_arm("power-kmeans", "strategies")
+    with pytest.raises(ConfigError, match="^strategy: 'power-power-entropy' has the wrapper 'power' twice; leave one"):
+        STRATEGIES.check_arm("power-power-entropy", "strategy")
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_one():

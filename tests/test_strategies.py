@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -303,6 +304,13 @@ def test_the_nearest_to_the_centres_are_one_of_each_gaussian():
     for i in chosen.tolist():
         members = points[which == which[i]]
         assert (points[i] - members.mean(0)).norm() == (members - members.mean(0)).norm(dim=1).min()
+
+
+def test_an_empty_cluster_is_no_reason_to_warn():
+    twins = torch.tensor([[0.0, 0.0], [5.0, 0.0], [9.0, 9.0]]).repeat(2, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(set(nearest_to_centres(twins, 5, generator()).tolist())) == 5
 
 
 @pytest.mark.parametrize("how", ["kmeans", "typiclust"])

@@ -48,6 +48,6 @@ def isic2018_report(splits: Splits) -> pd.DataFrame:
     """
     found = [len(getattr(splits, name)) for name in OFFICIAL_COUNTS]
     report = pd.DataFrame(
-        {"images": found, "official": OFFICIAL_COUNTS.values()}, index=pd.Index(FOLDERS, name="split")
+        {"images": found, "official": OFFICIAL_COUNTS.values()}, index=pd.Index(OFFICIAL_COUNTS, name="split")
     )
     return report.assign(complete=report["images"] == report["official"])

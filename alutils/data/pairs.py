@@ -104,7 +104,7 @@ def load_pairs(
     return open_pairs(description, root, image_size, cache_dir, degenerate_masks, n_workers)
 
 
-def open_pairs(
+def open_pairs(  # longer than 60 lines: the order of its checks decides which error comes first
     description: str | Path | Description,
     root: str | Path,
     image_size: int,
@@ -190,7 +190,7 @@ def _sayings(notes: list[Problem], same: pd.DataFrame) -> Iterator[str]:
         )
 
 
-def _decode_all(
+def _decode_all(  # seven parameters: what to decode, how, and whom to tell
     pairs: list[Pair],
     image_size: int,
     lesion: list[int] | None,

@@ -81,17 +81,25 @@ def images_at(images: torch.Tensor | ImageView, indices: torch.Tensor | None) ->
     """
     if indices is None:
         return images
-    indices, n = torch.as_tensor(indices).cpu(), len(images)
-    fits = indices.dtype == torch.int64 and indices.ndim == 1
-    if not fits or (len(indices) and not 0 <= indices.min() <= indices.max() < n):
-        values = f" with {indices.min()} to {indices.max()}" if indices.numel() else ""
-        raise ValueError(
-            f"indices must be int64 of shape (n,), each from 0 to {n - 1}, got {indices.dtype} "
-            f"{tuple(indices.shape)}{values}"
-        )
+    indices = _positions(indices, len(images))
     if isinstance(images, ImageView):
         return ImageView(images.images, images.indices[indices])
     return ImageView(images, indices)
+
+
+def _positions(indices: Sequence[int] | torch.Tensor, n: int) -> torch.Tensor:
+    """Positions in a sequence of length ``n``, on the CPU; ValueError unless they are int64 (n,) from 0 to n - 1."""
+    found = torch.as_tensor(indices, dtype=None if len(indices) else torch.int64).cpu()
+    if found.dtype == torch.bool:
+        raise ValueError("indices must be positions, not a mask; mask.nonzero().flatten() gives them")
+    fits = found.dtype == torch.int64 and found.ndim == 1
+    if not fits or (len(found) and not 0 <= found.min() <= found.max() < n):
+        values = f" with {found.min()} to {found.max()}" if found.numel() else ""
+        raise ValueError(
+            f"indices must be int64 of shape (n,), each from 0 to {n - 1}, got {found.dtype} "
+            f"{tuple(found.shape)}{values}"
+        )
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,11 +159,8 @@ class Split:
         return len(self.ids)
 
     def select(self, indices: Sequence[int] | torch.Tensor) -> Split:
-        """The pictures at ``indices``, in that order; ValueError for a mask of True and False, or an index twice."""
-        index = torch.as_tensor(indices)
-        if index.dtype == torch.bool:
-            raise ValueError("indices must be positions, not a mask; mask.nonzero().flatten() gives them")
-        index = index.long()
+        """The pictures at ``indices``, in that order; ValueError unless these are different positions, 0 to N - 1."""
+        index = _positions(indices, len(self))
         if len(index.unique()) < len(index):
             raise ValueError(f"indices must be different positions, got {listed(index.tolist())}")
         rows, on_device = index.tolist(), index.to(self.images.device)

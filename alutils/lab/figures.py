@@ -107,7 +107,7 @@ def draw_outline(axes: Axes, mask: torch.Tensor, colour: str, style: str = "soli
         axes.contour(*grid, level, [0.5], colors=colour, linewidths=width, linestyles=style)
 
 
-def draw_labels(
+def draw_labels(  # seven parameters: where to draw, what, and how
     axes: Axes,
     image: torch.Tensor,
     mask: torch.Tensor,

@@ -145,12 +145,14 @@ class _Strategies(Mapping[str, "Strategy"]):
         return f"<strategies {', '.join(self)}; around those with scores {', '.join(self._wrappers)}>"
 
     def check_arm(self, name: str, setting: str) -> None:
-        """Raise ConfigError if ``name`` is neither a strategy nor a baseline, or wraps what gives no scores."""
+        """Raise ConfigError if ``name`` is no strategy and no baseline, wraps what gives no scores, or wraps twice."""
         if name in BASELINES:
             return
         if name not in self:
             raise ConfigError(f"{setting}: there is no '{name}'; {did_you_mean(str(name), [*self, *BASELINES])}")
         *outer, inner = name.split("-")
+        if twice := [wrapper for wrapper in outer if outer.count(wrapper) > 1]:
+            raise ConfigError(f"{setting}: '{name}' has the wrapper '{twice[0]}' twice; leave one out")
         marked = [(each, self._wrappers[each]) for each in outer] + [(inner, self._places[inner])]
         for (wrapper, _), (wrapped, found) in pairwise(marked):
             if found.selects:

@@ -35,7 +35,7 @@ class Answer(NamedTuple):
     selection: torch.Tensor | None
 
 
-def select_queries(
+def select_queries(  # seven parameters: all that a query depends on, without a run
     model: nn.Module,
     images: torch.Tensor,
     n: int,

@@ -44,8 +44,8 @@ def make_plan(experiment: Experiment, strategy: Strategy | None, splits: Splits)
             f"control: 'belief' is about labels that a model writes, not about annotation '{experiment.annotation}'; "
             f"take one of {', '.join(WRITING_MODES)}, or another control"
         )
-    for name in ("train", "val", "test"):
-        _check_split(name, getattr(splits, name), experiment.image_size)
+    for name, split in splits.named.items():
+        _check_split(name, split, experiment.image_size)
     if experiment.cold_start > len(splits.train):
         raise ConfigError(
             f"cold_start: {experiment.cold_start} images, but the training set has only {len(splits.train)}"
@@ -137,8 +137,7 @@ def run_identity(
     settings = {**experiment.model_dump(mode="json"), "strategy": strategy_name(experiment, strategy)}
     del settings["degenerate_masks"]  # what is said about masks while they are loaded changes nothing
     data: dict[str, Any] = {}
-    for name in ("train", "val", "test"):
-        split: Split = getattr(splits, name)
+    for name, split in splits.named.items():
         height, width = split.images.shape[2:]
         data[name] = {"images": len(split), "height": height, "width": width, "checksum": split.checksum}
     if splits.source:

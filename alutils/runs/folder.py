@@ -36,6 +36,10 @@ class RecordsError(RuntimeError):
     """A run's files cannot be read, or another process is at work on them; the message names them and the remedy."""
 
 
+_AT_WORK: weakref.WeakValueDictionary[Path, RunFolder] = weakref.WeakValueDictionary()
+"""By its path, the object that writes into a folder."""
+
+
 class RunFolder:
     """The files of one run, from its call to its end.
 
@@ -45,8 +49,9 @@ class RunFolder:
     in case the last one is damaged. A round that waits for a person leaves its model and what it asks for in
     ``waiting.pt``: trained or predicted again, on another machine or with other threads, it could ask for other pixels.
 
-    An unfinished run belongs to one process: the first that asks, as long as it lives and holds this object. A folder
-    with another ``identity`` (:func:`alutils.runs.arm.run_identity`) is refused by ConfigError.
+    An unfinished run belongs to one process: the first that asks, as long as it lives and holds this object. Within it
+    the object that asked last is at work, and an earlier one writes nothing more. A folder with another ``identity``
+    (:func:`alutils.runs.arm.run_identity`) is refused by ConfigError.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -102,6 +107,7 @@ class RunFolder:
 
     def save(self, state: RunState) -> None:
         """Put the last of the state's rounds on disk."""
+        self._check_at_work()
         self._lines.append(state.rounds[-1].line)
         content = {"model": _weights(state.model), "labelled": _packed(state.labelled), "rounds": self._lines.checksum}
         _write_tensors(self._states[0], content, keep=self._states[1])
@@ -110,6 +116,7 @@ class RunFolder:
             self._finish(state)
 
     def keep_waiting(self, draft: Draft, model: nn.Module) -> None:
+        self._check_at_work()
         parts = {"labelled": _packed(draft.labelled), "asked": _packed(draft.asked)}
         _write_tensors(self._waiting, {"model": _weights(model), "line": draft.line, **parts})
 
@@ -166,11 +173,20 @@ class RunFolder:
         except OSError as error:
             raise CannotWrite(self.path, error) from None
         weakref.finalize(self, lock.release)
+        _AT_WORK[self.path.resolve()] = self
         remove_leftovers(self.path)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         write_text(holder, f"process {os.getpid()} on {socket.gethostname()}, since {now}")
 
+    def _check_at_work(self) -> None:
+        if _AT_WORK.get(self.path.resolve()) is not self:
+            raise RecordsError(
+                f"{self.path} is in use by a later call of run_active_learning in this process: ask that one for the "
+                "next round"
+            )
+
     def _write_record(self) -> None:
+        self._check_at_work()
         write_json(self.path / "run.json", {**self.record, "checksum": _record_checksum(self.record)})
 
 

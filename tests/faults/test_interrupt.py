@@ -180,7 +180,7 @@ def test_an_interrupt_within_torchs_optimizer_leaves_gradients_on(tmp_path, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("alutils.loop.fit", interrupted)
+        patch.setattr("alutils.steps.fit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_kind(tmp_path, "full")
     assert torch.is_grad_enabled()

@@ -124,6 +124,17 @@ def test_what_lies_beyond_the_last_state_is_cut_off(n_bytes, stopped, finished, 
     tally("SIGKILL in the middle of a save", 1)
 
 
+def test_an_earlier_call_of_the_same_process_writes_nothing_into_a_run_that_a_later_one_finished(tmp_path):
+    splits = make_synthetic(10, 3, 3, image_size=64)
+    earlier = run_active_learning(EXPERIMENT, splits, tmp_path, device="cpu", progress=False)
+    next(earlier)
+    rounds = run(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(RecordsError, match="in use by a later call of run_active_learning in this process"):
+        list(earlier)
+    assert contents(tmp_path) == before and len(run(tmp_path)) == len(rounds) == 3
+
+
 def test_what_a_save_writes_does_not_grow_with_the_rounds(tmp_path, monkeypatch):
     """Only the labelled set in the state does, by a query's masks."""
     written, real_open = [], Path.open
@@ -327,7 +338,7 @@ def test_the_same_process_may_start_again_what_it_left_in_the_middle(finished, t
 
 
 def test_a_run_that_diverges_says_so_in_its_record_and_is_not_trained_again(tmp_path, monkeypatch, tally):
-    from alutils import loop as active_learning
+    from alutils import steps
     from alutils.training import TrainingDiverged, fit
 
     def diverging(model, *arguments, **more):
@@ -338,10 +349,10 @@ def test_a_run_that_diverges_says_so_in_its_record_and_is_not_trained_again(tmp_
         return losses
 
     diverging.calls = 0
-    monkeypatch.setattr(active_learning, "fit", diverging)
+    monkeypatch.setattr(steps, "fit", diverging)
     with pytest.raises(TrainingDiverged):
         run(tmp_path / "bad")
-    monkeypatch.setattr(active_learning, "fit", None)
+    monkeypatch.setattr(steps, "fit", None)
     with pytest.raises(TrainingDiverged, match=r"the loss was nan .* \(recorded in .*bad/run.json\)"):
         run(tmp_path / "bad")
     with pytest.raises(RecordsError, match="no finished run"):
