@@ -5,7 +5,7 @@
 # make test-faults inject all faults and all bad input: 17 minutes, 20 GB in TMPDIR; writes results/faults.json
 # make audit       ask pip-audit for known vulnerabilities of the installed packages; needs the internet
 # make lab         set up, then open the notebooks in JupyterLab, as copies in lab/; a copy that exists is kept
-# make bench       run all benchmarks, for half an hour on a quiet machine; writes results/bench/; with DATA= on photographs too
+# make bench       all benchmarks but paper_hours.py, half an hour on a quiet machine; writes results/bench/; DATA= adds photographs
 # make notebooks   run the committed notebooks in place, at default parameters, and the exercises with their solutions
 # make recorded    after runs were recorded: collect them in results/ and run the notebooks that show them; writes figures/recorded/
 # make exercises   the exercises with gaps, for students; writes runs/exercises/release/
@@ -85,6 +85,7 @@ lab/%.ipynb: | notebooks/%.ipynb
 	@mkdir -p "$(@D)"
 	cp "notebooks/$*.ipynb" "$@"
 
+# paper_hours.py is for a GPU: on two cores each of its training steps takes 13 seconds
 bench: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	for name in allocator annotation augment batch_overhead explorers mc_dropout round_overhead scoring selection startup; do \

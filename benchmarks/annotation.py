@@ -11,13 +11,12 @@ from __future__ import annotations
 import statistics
 
 import torch
-import torch.nn.functional as F
-from frame import in_turns, parser, report
+from frame import blurred, in_turns, parser, report
 
 from alutils import Experiment, annotation_cost, build_unet, fit, make_generator, make_synthetic, merge_annotations
 from alutils.data.packed import PackedMasks
 
-SIZE, N, BLUR, SHIFT = 512, 32, 41, 12
+SIZE, N, SHIFT = 512, 32, 12
 
 
 def main() -> None:
@@ -27,8 +26,7 @@ def main() -> None:
     torch.set_num_threads(settings.threads)
 
     train = make_synthetic(N, 1, 1, image_size=SIZE).train
-    shifted = train.masks.float().roll(SHIFT, -1)
-    probabilities = F.avg_pool2d(shifted, BLUR, stride=1, padding=BLUR // 2, count_include_pad=False)
+    probabilities = blurred(train.masks.roll(SHIFT, -1))
     experiment, model = Experiment(image_size=SIZE, batch_size=N), build_unet(encoder_weights=None)
     merged, human = merge_annotations(train.masks, probabilities, 0.25, 0.5)
 

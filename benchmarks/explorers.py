@@ -13,14 +13,13 @@ import tempfile
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from frame import parser, report, seconds
+from frame import blurred, parser, report, seconds
 
 from alutils import Experiment, make_synthetic, run_active_learning
 from alutils.lab.explorers import Explorer, explore_curves, explore_rounds, explore_thresholds
 from alutils.lab.figures import show_figure
 
-SIZE, BLUR = 256, 41
+SIZE = 256
 
 
 class Discard:
@@ -50,7 +49,7 @@ def main() -> None:
 
     splits = make_synthetic(8, 2, 2, image_size=SIZE)
     images, masks = splits.train.images, splits.train.masks
-    p = F.avg_pool2d(masks.float(), BLUR, stride=1, padding=BLUR // 2, count_include_pad=False)
+    p = blurred(masks)
     std = p * (1 - p) * torch.rand(p.shape, generator=torch.Generator().manual_seed(0))
     small = {"encoder_weights": None, "decoder_channels": (16,) * 5, "annotation": "partial"}
     experiment = Experiment(image_size=SIZE, cold_start=2, query_size=2, n_queries=3, epochs=1, **small)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 
 from alutils.runs.provenance import provenance
 from alutils.system.device import resolve_device
@@ -24,6 +25,7 @@ from alutils.system.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 MIB = 2**20
+BLUR = 41  # pixels
 
 Work = Callable[[], object]
 
@@ -102,14 +104,13 @@ class Contender:
 
 
 def apart_in_turns(
-    makers: Mapping[str, Sequence[Any]], repetitions: int, *, warm_up: int = 1, threads: int, device: torch.device
+    makers: Mapping[str, Sequence[Any]], repetitions: int, *, threads: int, device: torch.device
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """:func:`in_turns` for contenders in processes of their own, and the peak memory of each, MiB.
 
     Args:
         makers: of each contender, the function that makes it and its arguments, as for :class:`Contender`.
-        repetitions: turns that count.
-        warm_up: turns before them.
+        repetitions: turns that count, after one that does not.
         threads: for torch, in each process.
         device: to be waited for.
     """
@@ -118,13 +119,14 @@ def apart_in_turns(
         for name, maker in makers.items():
             contenders[name] = Contender(*maker, threads=threads, device=device)
             stack.callback(contenders[name].close)
-        times: dict[str, list[float]] = {name: [] for name in contenders}
-        for repetition in range(repetitions + warm_up):
-            for name, contender in contenders.items():
-                taken = contender.seconds()
-                if repetition >= warm_up:
-                    times[name].append(taken)
+        turns = [{name: one.seconds() for name, one in contenders.items()} for _ in range(1 + repetitions)]
+        times = {name: [turn[name] for turn in turns[1:]] for name in contenders}
         return times, {name: contender.peak_mib() for name, contender in contenders.items()}
+
+
+def blurred(masks: torch.Tensor) -> torch.Tensor:
+    """Masks as a model might predict them: probabilities that rise along the border of each lesion."""
+    return F.avg_pool2d(masks.float(), BLUR, stride=1, padding=BLUR // 2, count_include_pad=False)
 
 
 def median_ratio(times: Mapping[str, Sequence[float]], name: str, over: str) -> float:

@@ -1,7 +1,7 @@
 """What the paper's experiment would take on this device, from the measured time of its parts.
 
     python benchmarks/paper_hours.py
-    python benchmarks/paper_hours.py --out /dev/null --image-size 64 --batch-size 8    # tried out in a minute on a CPU
+    python benchmarks/paper_hours.py --out runs/hours.json --image-size 64 --batch-size 8  # tried out in a minute
 
 Measured: a training step, scoring an image once, scoring it by Monte Carlo dropout. Counted: the steps and images of
 each run of Table I (36 queries) and Table II (20 queries) on the 2,594 + 100 + 1,000 images of ISIC 2018.
@@ -10,18 +10,19 @@ each run of Table I (36 queries) and Table II (20 queries) on the 2,594 + 100 + 
 from __future__ import annotations
 
 import statistics
+import sys
 
 import torch
-from frame import parser, report, seconds
+from frame import ROOT, parser, report, seconds
 
 from alutils import STRATEGIES, Experiment, fit, make_generator, make_synthetic, select_queries, unet_for
 from alutils.data.isic2018 import OFFICIAL_COUNTS
 from alutils.queries import BASELINES
 
+sys.path.insert(0, str(ROOT / "workflow"))
+from grid import CONTROL_ARMS, GRID, MODE_CELLS, PAPER_ARMS, distinct
+
 N_TRAIN, N_VAL, N_TEST = OFFICIAL_COUNTS.values()
-TABLE_1 = ("random", "least_confidence", "entropy", "mc_dropout", "full", "full_cosine", "random_at_once")
-PAPER_ARMS = TABLE_1[:5]
-TABLE_2_RUNS = 5 + 4  # the distinct cells of the grid, and the modes that are neither full nor in the grid
 
 
 def scored_images(paper: Experiment, strategy: str) -> int:
@@ -64,7 +65,7 @@ def main() -> None:
         scoring[strategy] = seconds(lambda name=strategy: score(name), device) / len(images)
     table_1, table_2 = Experiment(), Experiment(n_queries=20)
     hours = {}
-    for strategy in TABLE_1:
+    for strategy in PAPER_ARMS + CONTROL_ARMS:
         pool = scoring["mc_dropout" if strategy == "mc_dropout" else "least_confidence"]
         queries = 0 if strategy in BASELINES else scored_images(table_1, strategy)
         hours[strategy] = (table_1.n_training_steps * step + queries * pool) / 3600
@@ -79,8 +80,8 @@ def main() -> None:
         "score_image_s": scoring["least_confidence"],
         "score_image_by_dropout_s": scoring["mc_dropout"],
         "hours_of_table_1_a_seed": sum(hours.values()),
-        "hours_of_table_2_a_seed": TABLE_2_RUNS * partial,
-        "hours_of_the_paper_s_5_and_9_runs": sum(hours[arm] for arm in PAPER_ARMS) + 9 * partial,
+        "hours_of_table_2_a_seed": len(distinct(GRID + MODE_CELLS)) * partial,
+        "hours_of_the_paper_s_5_and_9_runs": sum(hours[arm] for arm in PAPER_ARMS) + len(GRID) * partial,
     }
     report(settings.out, [row], device, hours_of_a_run=hours | {"partial": partial})
 

@@ -31,6 +31,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from alutils import Experiment, build_unet, fit, make_generator, make_synthetic
+from alutils.data.isic2018 import FOLDERS
 from alutils.system.device import set_up_model
 from alutils.training import segmentation_loss
 
@@ -175,7 +176,7 @@ def write_files(folder: Path, n: int, width: int, height: int) -> Path:
 def training_folder(data: Path) -> Path:
     """A folder whose images and masks are those of the training set of ISIC 2018."""
     folder = Path(tempfile.mkdtemp())
-    for name in ("ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth"):
+    for name in FOLDERS["train"]:
         for path in sorted((data / name).iterdir()):
             if path.suffix in (".jpg", ".png") and "superpixels" not in path.name:
                 (folder / path.name).symlink_to(path.resolve())

@@ -275,7 +275,7 @@ def test_a_run_that_is_there_twice_is_refused_with_both_places(tmp_path):
     with pytest.raises(RecordsError) as error:
         load_results(tmp_path)
     said = str(error.value)
-    assert "random, full, seed 0: 04/random-seed0, by notebook/random-seed0" in said and "seed 1" not in said
+    assert "random, seed 0: 04/random-seed0, by notebook/random-seed0" in said and "seed 1" not in said
     assert "delete" in said and "only" not in said.splitlines()[-1]  # nothing there tells them apart
 
 
@@ -329,7 +329,7 @@ def test_table_ii_may_have_other_settings_than_table_i_but_one_run_of_a_cell(tmp
     make_arm(tmp_path / "d", "least_confidence", 0, "model-only", settings={"n_queries": 20})
     assert table_2(load_results(tmp_path)).loc[(0.25, 0.75), "seeds"] == 1
     make_arm(tmp_path / "e", *cell, 0.75, settings={"n_queries": 20})  # the same masks: no second run
-    with pytest.raises(RecordsError, match=r"\n  least_confidence, partial, 0.25, 0.5, seed 0: c, e\n"):
+    with pytest.raises(RecordsError, match=r"\n  partial-0.25-0.5, seed 0: c, e\n"):
         load_results(tmp_path)
 
 

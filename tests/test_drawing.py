@@ -293,6 +293,22 @@ def test_a_saved_drawing_can_be_gone_on_with(tmp_path):
     assert mask[0, 3:6, 2:4].all()
 
 
+def test_a_drawing_that_is_opened_with_another_start_is_shown_and_saved_as_it_was(tmp_path):
+    proposed, background = (
+        make_request(where=left_half(), start=start) for start in (np.ones((1, 8, 8)), ~left_half())
+    )
+    for first, other, n_strokes in ((proposed, background, 0), (proposed, background, 1), (background, proposed, 1)):
+        drawing = Drawing(first)
+        if n_strokes:
+            drawing.brush([(1, 1)], 1, erase=first is proposed)
+        drawing.save(tmp_path)
+        for request in (other, first, other):
+            again = Drawing(request, saved=find_drawing(tmp_path, request))
+            np.testing.assert_array_equal(again.mask, drawing.mask)
+            assert again.saved and again.n_strokes == n_strokes
+            again.save(tmp_path)
+
+
 def test_a_drawing_for_other_pixels_is_not_the_one_asked_for(tmp_path):
     save_one(tmp_path)
     assert find_drawing(tmp_path, make_request(where=left_half(), start=~left_half())) is not None

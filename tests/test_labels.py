@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import torch
 import yaml
 
@@ -54,10 +55,14 @@ def test_a_model_that_labels_changes_what_is_learned_and_nothing_is_trained_twic
     assert written == still and first.equals(again)
 
 
-def test_a_run_that_the_plan_lacks_is_named_in_one_line(tmp_path):
-    words = [sys.executable, str(ROOT / "workflow" / "labels.py"), str(tmp_path / "out"), "--cell", "partial-0.3-0.5"]
+@pytest.mark.parametrize(
+    ("asked", "run"),
+    [(("--cell", "partial-0.3-0.5"), "partial-0.3-0.5-seed0"), (("--seeds", "-1"), "partial-0.25-0.5-seed-1")],
+)
+def test_a_run_that_the_plan_lacks_is_named_in_one_line(tmp_path, asked, run):
+    words = [sys.executable, str(ROOT / "workflow" / "labels.py"), str(tmp_path / "out"), *asked]
     failed = subprocess.run(words, capture_output=True, text=True)
-    assert failed.returncode == 1 and failed.stderr.startswith("study has no run partial-0.3-0.5-seed0")
+    assert failed.returncode == 1 and failed.stderr.startswith(f"study has no run {run}; ")
     assert "--cell may be partial-0.125-0.25, " in failed.stderr and len(failed.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 

@@ -122,6 +122,14 @@ def test_table_modes_has_the_best_first_and_full_annotation_beside_them():
     assert table.loc["partial", "share"] == 25  # a quarter of the queried lesions' pixels
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.25, 0.75), (0.3, 0.7)])  # 0.7 - 0.5 < 0.5 - 0.3 for a computer
+def test_table_modes_shows_one_tau_b_of_a_mode_the_smaller_of_two_equally_near(low, high):
+    cells = [make_run(annotation="model-only", tau_b=tau_b, test=dice) for tau_b, dice in ((high, 0.8), (low, 0.2))]
+    table = table_modes(make_results(*cells))
+    assert table.loc["model-only", ["dice", "seeds"]].tolist() == pytest.approx([20, 1])
+    assert table.loc["model-only", "tau_b"] == f"{low}"
+
+
 def test_the_ledger_says_what_the_runs_were_made_with():
     ours = ledger(make_results(make_run(), make_run(annotation="partial", tau_u=0.375))["runs"]).set_index("detail")
     assert "tau_u = 0.25, 0.375" in ours.loc["uncertain pixel", "these runs"]

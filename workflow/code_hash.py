@@ -48,7 +48,10 @@ def code_of_commit(root: Path, commit: str, arm: str) -> str:
     if found.returncode:
         return commit
     with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=io.BytesIO(found.stdout)) as files:
-        files.extractall(folder, filter="data")
+        for member in filter(tarfile.TarInfo.isfile, files):
+            path = Path(folder) / member.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(files.extractfile(member).read())
         return code_of_run(Path(folder), arm, settings="")
 
 

@@ -25,7 +25,7 @@ from nbgrader.api import Gradebook, MissingEntry
 from nbgrader.apps.api import NbGraderAPI
 from traitlets.config import Config, PyFileConfigLoader
 
-from alutils.system.files import replacing, write_text
+from alutils.system.files import replacing, sha256, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 MATHJAX = re.compile(r"<!-- Loading mathjax macro -->.*?<!-- End of mathjax configuration -->", re.DOTALL)
@@ -87,16 +87,20 @@ class Course:
     def _graded(self, student: str, name: str, path: Path) -> dict[str, Any]:
         submitted = self.folder / "submitted" / student / name / f"{name}.ipynb"
         autograded = self.folder / "autograded" / student / name / f"{name}.ipynb"
+        # Interrupted, autograding leaves a copy that was not run; the mark is only there once it came to its end
+        mark = self.folder / "graded" / student / f"{name}.sha256"
         failure, content = "", path.read_bytes()
-        if not (autograded.exists() and submitted.exists() and submitted.read_bytes() == content):
+        if not (autograded.exists() and mark.exists() and mark.read_text(encoding="utf-8") == sha256(content)):
             try:
                 nbformat.reads(content.decode(), as_version=4)
             except Exception:  # JSON's, nbformat's and Unicode's have no class in common
                 return _row(problem=f"{path.name} is not a notebook: ask for the file again")
-            submitted.parent.mkdir(parents=True, exist_ok=True)
+            mark.unlink(missing_ok=True)
             with replacing(submitted) as fresh:
                 fresh.write_bytes(content)
             failure = self.call("autograde", name, student)
+            if not failure:
+                write_text(mark, sha256(content))
         if failure:
             return _row(problem=f"not graded: {failure}")
         page = self.folder / "feedback" / student / name / f"{name}.html"

@@ -22,22 +22,22 @@ Parts of it (``--seeds``) can run side by side. The tables hold all finished run
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import pandas as pd
 import torch
 from own_tables import gather
-from record import EXPECTED_ERRORS, workspace_of
+from record import run_script, workspace_of
 from recordings import PLAN, read_plan
 
 from alutils.data.packed import PackedMasks
 from alutils.data.splits import Splits
 from alutils.experiment import Experiment
 from alutils.lab.notebook import RUNS_DIR
-from alutils.loop import evaluate, run_active_learning
+from alutils.loop import run_active_learning
 from alutils.model import unet_for
 from alutils.rounds import CONTROL, Round
+from alutils.steps import evaluate
 from alutils.system.checks import ConfigError, expanded, listed
 from alutils.system.device import resolve_device
 from alutils.system.files import write_csv
@@ -57,14 +57,6 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--plan", type=Path, default=PLAN, help="another plan than workflow/records.yaml")
     options = parser.parse_args()
-    try:
-        measure(options)
-    except EXPECTED_ERRORS as error:
-        sys.exit(str(error))
-
-
-def measure(options: argparse.Namespace) -> None:
-    """Make what is left for these seeds, and gather all that is finished."""
     results = expanded("results", options.results)
     runs = RUNS_DIR / "results" / results.name
     (recording,) = read_plan(options.plan).named([options.folder])
@@ -122,4 +114,4 @@ def labels_of(last: Round, splits: Splits) -> Labels:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from alutils.runs.compact import compressed
 from alutils.runs.folder import read_record
-from alutils.system.files import replacing
+from alutils.system.files import replacing, write_json
 
 
 def gather(results: Path, runs: Path, names: Sequence[str], command: str) -> None:
@@ -25,10 +24,9 @@ def gather(results: Path, runs: Path, names: Sequence[str], command: str) -> Non
     folders = sorted(path.parent for path in runs.glob(f"*/{names[-1]}.csv"))
     for name in names:
         table = pd.concat([pd.read_csv(folder / f"{name}.csv") for folder in folders], ignore_index=True)
-        with replacing(results / f"{name}.csv.gz") as temporary:  # the same runs give the same bytes: no time in it
-            temporary.write_bytes(gzip.compress(table.to_csv(index=False).encode(), mtime=0))
+        with replacing(results / f"{name}.csv.gz") as temporary:
+            temporary.write_bytes(compressed(table))
     records = [start for folder in folders for start in read_record(folder)["provenance"]]
     keys = ("git_commit", "git_dirty", "cpu", "threads", "python", "torch", "numpy")
     made = {key: ", ".join(sorted({str(record[key]) for record in records})) for key in keys}
-    with replacing(results / "made_with.json") as temporary:
-        temporary.write_text(json.dumps({"command": command} | made, indent=1))
+    write_json(results / "made_with.json", {"command": command} | made)

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from subprocess import PIPE
@@ -43,6 +43,14 @@ EXPECTED_ERRORS = (ConfigError, DataError, RecordsError, WeightsError, OutOfMemo
 
 Records = dict[str, dict[str, Any]]
 """Finished runs by name, with what their run.json holds."""
+
+
+def run_script(main: Callable[[], object]) -> None:
+    """Call a script's ``main``; one of :data:`EXPECTED_ERRORS` ends the process with its message and exit status 1."""
+    try:
+        main()
+    except EXPECTED_ERRORS as error:
+        sys.exit(" ".join(map(str.strip, str(error).splitlines())))  # settings have a line each
 
 
 def main() -> int:

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 from alutils.report.claims import PLAN, judge
+from alutils.report.endpoints import OVER_IMAGES
+from alutils.report.statistics import MOST_SEEDS
 from alutils.runs.collect import load_results
 from alutils.runs.folder import RecordsError
 
@@ -31,7 +33,8 @@ def main(folders: list[str]) -> None:
             return
         half = (table["high"] - table["low"]) / 2
         shown = table.assign(interval=half.map("+- {:.1f}".format), needed=table["seeds_wanted"].astype(object))
-        lacking = half.isna().map({True: "a spread: more seeds", False: "more test images"})
+        lacking = table["by"].isin(OVER_IMAGES).map({True: "more test images", False: f"over {MOST_SEEDS:,}"})
+        lacking = lacking.mask(half.isna(), "a spread: more seeds")
         shown["needed"] = shown["needed"].where(table["seeds_wanted"].notna(), lacking)
         columns = ["difference", "by", "seeds", "interval", "needed"]
         print(shown[columns].drop_duplicates().set_index("difference").to_string())

@@ -12,6 +12,7 @@ import tempfile
 
 import numpy as np
 import torch
+from record import run_script
 
 from alutils.data.splits import lesion_area
 from alutils.lab.notebook import RESULTS_DIR, open_workspace
@@ -44,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

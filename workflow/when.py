@@ -14,19 +14,19 @@ of it (``--seeds``) can run side by side. The tables hold all finished runs.
 from __future__ import annotations
 
 import argparse
+from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from own_tables import gather
+from record import run_script
 
 from alutils.data.splits import Splits
 from alutils.data.synthetic import make_synthetic
 from alutils.experiment import Experiment
 from alutils.lab.notebook import RUNS_DIR
 from alutils.loop import run_active_learning
-from alutils.metrics import mean_height
 from alutils.rounds import Round
 from alutils.system.checks import expanded
 from alutils.system.files import write_csv
@@ -42,23 +42,22 @@ def main() -> None:
     options = parser.parse_args()
     results = expanded("results", options.results)
     runs = RUNS_DIR / "results" / results.name
-    quick = Experiment.from_profile("quick")
-    pools = {
-        name: make_synthetic(*quick.n_synthetic, image_size=quick.image_size, **knobs) for name, knobs in POOLS.items()
-    }
-    for seed in options.seeds:
-        for pool, splits in pools.items():
-            for strategy in STRATEGIES:
-                experiment = quick.model_copy(update={"strategy": strategy, "seed": seed})
-                folder = runs / f"{pool}-{strategy}-seed{seed}"
-                rounds = list(run_active_learning(experiment, splits, folder, device="cpu", progress=False))
-                tables = {"rounds": per_round(rounds, splits), "test_dice": per_image(rounds, splits)}
-                for name, table in tables.items():
-                    table.insert(0, "pool", pool)
-                    table.insert(1, "strategy", strategy)
-                    table.insert(2, "seed", seed)
-                    write_csv(folder / f"{name}.csv", table)
-                print(f"{folder.name}: test Dice {rounds[-1].test_dice:.3f}", flush=True)
+    experiments = [  # all of them before the first run: a seed that there is not ends the script at once
+        Experiment.from_profile("quick", strategy=strategy, seed=seed)
+        for seed, strategy in product(options.seeds, STRATEGIES)
+    ]
+    size = {"image_size": experiments[0].image_size}
+    pools = {name: make_synthetic(*experiments[0].n_synthetic, **size, **knobs) for name, knobs in POOLS.items()}
+    for experiment, (pool, splits) in product(experiments, pools.items()):
+        folder = runs / f"{pool}-{experiment.strategy}-seed{experiment.seed}"
+        rounds = list(run_active_learning(experiment, splits, folder, device="cpu", progress=False))
+        tables = {"rounds": per_round(rounds, splits), "test_dice": per_image(rounds[-1], splits)}
+        for name, table in tables.items():
+            table.insert(0, "pool", pool)
+            table.insert(1, "strategy", experiment.strategy)
+            table.insert(2, "seed", experiment.seed)
+            write_csv(folder / f"{name}.csv", table)
+        print(f"{folder.name}: test Dice {rounds[-1].test_dice:.3f}", flush=True)
     gather(results, runs, ("rounds", "test_dice"), f"python workflow/when.py results/{results.name}")
 
 
@@ -81,14 +80,12 @@ def per_round(rounds: list[Round], splits: Splits) -> pd.DataFrame:
     return pd.DataFrame(rows).round(5)
 
 
-def per_image(rounds: list[Round], splits: Splits) -> pd.DataFrame:
+def per_image(last: Round, splits: Splits) -> pd.DataFrame:
     """Dice of each test image after the last round, and the area: its curve's mean height over the labelled images."""
-    curves = torch.stack([round_.test_dice_per_image for round_ in rounds]).double().numpy()
-    sizes = np.array([round_.n_labelled for round_ in rounds])
-    kinds = splits.test.factors["subtype"]
-    table = pd.DataFrame({"image": kinds.index, "kind": kinds, "dice": curves[-1], "area": mean_height(sizes, curves)})
+    kinds, found = splits.test.factors["subtype"], last.line["test_dice_per_image"]
+    table = pd.DataFrame({"image": kinds.index, "kind": kinds, "dice": found["dice"], "area": found["area"]})
     return table.round(4)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -30,9 +30,9 @@ from alutils.system.checks import DataError, expanded
 class Annotator:
     """Draw the images asked for, one after the other; the tool is shown as the last value of a cell.
 
-    It skips images saved before; "back" opens them again, with their strokes or the imported mask. Where nobody can
-    draw (papermill, nbconvert), a picture with alternative text and a line that says so take its place, and no widget
-    is made.
+    It skips images saved before; "back" opens them again, with their strokes, or with the mask alone if it was imported
+    or drawn from another start. Where nobody can draw (papermill, nbconvert), a picture with alternative text and a
+    line that says so take its place, and no widget is made.
 
     Args:
         requests: from :func:`alutils.lab.drawing.make_requests` or :meth:`alutils.HumanOracle.requests`, at least one.

@@ -52,7 +52,8 @@ class DrawingRecord(_Record):
     """The JSON file of a drawing. ``where``, ``start`` (the mask before the first stroke) and ``mask`` are checksums.
 
     ``imported`` names the file of a mask from another tool, whose strokes and time are not known. If somebody drew on
-    it afterwards, ``start`` is the mask that was last opened, and ``strokes`` are those drawn since then.
+    it afterwards, or went on with a drawing from another start, ``start`` is the mask that was last opened, and
+    ``strokes`` are those drawn since then.
     """
 
     id: str
@@ -142,8 +143,8 @@ def make_requests(
 class Drawing:
     """One image that is being annotated.
 
-    ``clock`` returns seconds since any moment. ``saved`` is what :func:`find_drawing` found, to go on from. An imported
-    mask is then the mask before the first stroke.
+    ``clock`` returns seconds since any moment. ``saved`` is what :func:`find_drawing` found, to go on from. If it was
+    imported, or drawn from another start, its mask is then the one before the first stroke.
 
     Attributes:
         mask: bool (1, H, W), as it stands. Outside of ``request.where`` it is ``request.start``, whatever is drawn.
@@ -162,13 +163,15 @@ class Drawing:
     ) -> None:
         record, mask = saved or (None, request.start)
         self.imported = record.imported if record else None
-        if self.imported:
-            request = replace(request, start=np.where(request.where, mask, request.start))
+        strokes = record.strokes if record else ()
+        if record and (record.imported or record.start != checksum(request.start)):
+            # Its strokes would lead elsewhere from this start
+            request, strokes = replace(request, start=np.where(request.where, mask, request.start)), ()
         self.request, self._clock, self._seen = request, clock, None
         self.n_strokes, self.pixels_changed, self.seconds = (
             (record.n_strokes, record.pixels_changed, record.seconds) if record else (0, 0, 0.0)
         )
-        self._drawn = list(record.strokes) if record and not self.imported else []
+        self._drawn = list(strokes)
         self._n = len(self._drawn)  # these stand, later ones were taken back
         self._in_file = self.strokes if record else None
         masks = replay(request, self._drawn)

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from alutils.report.endpoints import ByArm, Results, by_arm
-from alutils.report.statistics import Spread, holm, paired, spread
+from alutils.report.endpoints import OVER_IMAGES, ByArm, Results, by_arm
+from alutils.report.statistics import MOST_SEEDS, Spread, holm, paired, spread
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED, TOO_FEW = "supported", "not supported", "undecided", "too few seeds"
 PLAN: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8"))
@@ -114,15 +114,17 @@ def _reach(row: pd.Series) -> float:
 def with_interval(effect: float, low: float, high: float, edges: Sequence[float] = (0.0,)) -> str:
     """An effect with one decimal, and its interval in brackets unless there is none (NaN).
 
-    The interval has two decimals where one would put an end onto one of these edges of a region.
+    The interval has more decimals where one would put an end onto one of these edges of a region.
 
-    >>> with_interval(-0.62, -1.21, -0.04), with_interval(-0.02, -0.5, 0.4)
-    ('-0.6 [-1.21, -0.04]', '0.0 [-0.5, 0.4]')
+    >>> with_interval(-0.62, -1.21, -0.04), with_interval(-0.02, -0.5, 0.4), with_interval(-0.6, -1.2, -0.004)
+    ('-0.6 [-1.21, -0.04]', '0.0 [-0.5, 0.4]', '-0.6 [-1.200, -0.004]')
     """
-    mean, *ends = (f"{value:.1f}".replace("-0.0", "0.0") for value in (effect, low, high))
+    mean = f"{effect:.1f}".replace("-0.0", "0.0")
     if math.isnan(low):
         return mean
-    decimals = 2 if {f"{edge:.1f}" for edge in edges} & {*ends} else 1
+    edges = {edge for edge in edges if math.isfinite(edge)}
+    told_apart = (k for k in range(1, 4) if not {round(end, k) for end in (low, high)} & edges)
+    decimals = next(told_apart, 2)  # an end that is the edge, as of a share that cannot be less than 0
     return f"{mean} [{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
@@ -133,7 +135,9 @@ def _outlook(rows: pd.DataFrame) -> str:
     wanted, half_width = rows["seeds_wanted"], f"±{PLAN['aim'][rows['by'].iloc[0]]:g}"
     intervals = f"an interval of {half_width}" if len(rows) == 1 else f"{half_width} on all {len(rows)} differences"
     if wanted.isna().any():
-        return f" No number of seeds is enough for {intervals}: the test images are too few."
+        if rows["by"].iloc[0] in OVER_IMAGES:
+            return f" No number of seeds is enough for {intervals}: the test images are too few."
+        return f" {MOST_SEEDS:,} seeds are not enough for {intervals}."
     if wanted.max() <= rows["seeds"].min():
         return f" The planned {half_width} is reached."
     return f" For {intervals}: {wanted.max()} seeds."

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import pandas as pd
 
-from alutils.experiment import same_run
+from alutils.runs.collect import arm_name
 
 Results = Mapping[str, pd.DataFrame]
 ByArm = dict[str, pd.DataFrame] | dict[str, pd.Series]
@@ -15,24 +15,9 @@ FEW_IMAGES = 0.3  # "annotating only 30 % of the images" (section VII)
 
 
 def arm_names(runs: pd.DataFrame) -> pd.Series:
-    """A name for each run's arm: the strategy where images are annotated in full, else who annotates which pixels.
-
-    There it follows the strategy, unless that is least confidence. Runs of mode partial that come out the same
-    (:func:`alutils.experiment.same_run`) share a name.
-
-    >>> runs = pd.DataFrame([("random", "full", 0.25, 0.25), ("least_confidence", "partial", 0.25, 0.75)])
-    >>> arm_names(runs.set_axis(["strategy", "annotation", "tau_u", "tau_b"], axis="columns")).tolist()
-    ['random', 'partial-0.25-0.5']
-    """
-
-    def name(strategy: str, annotation: str, tau_u: float, tau_b: float) -> str:
-        if annotation == "full":
-            return strategy
-        thresholds = same_run(tau_u, tau_b) if annotation == "partial" else (tau_u, tau_b)
-        return "-".join([*([strategy] if strategy != "least_confidence" else []), annotation, *map(str, thresholds)])
-
+    """:func:`alutils.runs.collect.arm_name` of each run."""
     columns = (runs[column] for column in ("strategy", "annotation", "tau_u", "tau_b"))
-    return pd.Series([name(*row) for row in zip(*columns, strict=True)], runs.index, object)
+    return pd.Series([arm_name(*row) for row in zip(*columns, strict=True)], runs.index, object)
 
 
 def by_arm(results: Results, endpoint: str) -> ByArm:
@@ -45,13 +30,12 @@ def by_arm(results: Results, endpoint: str) -> ByArm:
         28 %) and, over the queries of the second half, "positive" (% of the pixels that the expert labels as lesion),
         "share" (the same in % of the lesions' pixels) and "clicks" (per queried image). Arms without it are left out.
     """
-    if endpoint in _PER_IMAGE:
+    if endpoint in OVER_IMAGES:
         runs = results["runs"].assign(arm=arm_names(results["runs"]))
-        column = _PER_IMAGE[endpoint]
-        found = results["test_dice"].dropna(subset=column) if column in results["test_dice"] else pd.DataFrame()
+        found = results["test_dice"].dropna(subset=endpoint) if endpoint in results["test_dice"] else pd.DataFrame()
         table = found.merge(runs[["run", "arm", "seed"]], on="run", suffixes=("_", "")) if len(found) else runs[:0]
         return {
-            arm: 100 * group.pivot_table(index="seed", columns="image_id", values=column)
+            arm: 100 * group.pivot_table(index="seed", columns="image_id", values=endpoint)
             for arm, group in table.groupby("arm")
         }
     return by_seed(results, _PER_RUN[endpoint](results))
@@ -103,7 +87,8 @@ def _late(results: Results) -> Results:
     return {**results, "annotations": annotations[annotations["round"] > annotations["run"].map(last) / 2]}
 
 
-_PER_IMAGE = {"dice": "dice", "area": "area"}
+OVER_IMAGES = ("dice", "area")
+"""The endpoints that each test image has."""
 _PER_RUN: dict[str, Callable[[Results], pd.Series]] = {
     "dice at 30 %": _dice_of_few,
     "positive": lambda results: mean_per_image(_late(results)["annotations"], "positive_percent"),

@@ -14,7 +14,8 @@ from statsmodels.stats.multitest import multipletests
 
 from alutils.metrics import mean_height
 
-_MOST_SEEDS = 10_000
+MOST_SEEDS = 10_000
+""":meth:`Spread.seeds_for` looks no further."""
 
 
 class Difference(NamedTuple):
@@ -81,7 +82,7 @@ class Spread:
             return 2
         if self._unknown:
             return None
-        numbers = range(2, _MOST_SEEDS)  # the more, the narrower
+        numbers = range(2, MOST_SEEDS)  # the more, the narrower
         found = bisect_left(numbers, True, key=lambda n: self._half_width(n, level) <= half_width)
         return numbers[found] if found < len(numbers) else None
 

@@ -121,7 +121,7 @@ def table_2(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def table_modes(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The annotation modes at tau_u = 0.25 and tau_b = 0.5, the best first.
 
-    A mode that was not recorded at this tau_b is shown at the nearest one that was.
+    A mode that was not recorded at this tau_b is shown at the nearest one that was, of two as near at the smaller.
 
     Columns of :func:`table_2`, and over all queries ``share`` (:func:`alutils.report.endpoints.lesion_share`) and
     ``clicks`` per image; ``tau_b``, as text, is empty in mode full, which has none.
@@ -130,8 +130,9 @@ def table_modes(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     runs = runs[(runs["annotation"] == "full") | (runs["tau_u"] == 0.25)]
     one_run = runs["tau_b"].where(runs["annotation"] != "partial", cells(runs).str[1])  # see same_run
     runs = runs.assign(tau_b=one_run.mask(runs["annotation"] == "full").astype(float))
-    distance = (runs["tau_b"] - 0.5).abs().fillna(0)
-    runs = runs[distance == distance.groupby(runs["annotation"]).transform("min")]
+    distance = (runs["tau_b"] - 0.5).abs().round(9)  # for a computer 0.7 is nearer than 0.3
+    nearest_first = runs.assign(distance=distance).sort_values(["distance", "tau_b"]).groupby("annotation")["tau_b"]
+    runs = runs[runs["tau_b"].isna() | (runs["tau_b"] == runs["annotation"].map(nearest_first.first()))]
     shares, clicks = (runs["run"].map(of_runs(results)) for of_runs in (lesion_share, query_clicks))
     groups = runs.assign(share=shares, clicks=clicks).groupby("annotation")
     table = pd.DataFrame(

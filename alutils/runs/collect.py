@@ -15,6 +15,8 @@ from alutils.runs.folder import RecordsError, flat, read_record, read_rounds
 from alutils.system.checks import ConfigError, did_you_mean, expanded, listed
 from alutils.system.settings import parse_settings
 
+_OF_AN_ARM = ["strategy", "annotation", "tau_u", "tau_b"]
+
 TABLES = ("rounds", "queries", "annotations", "audit", "test_dice", "timing")
 """Over all runs of a folder: "rounds" has one row per round, with the mean areas of the lesions queried after it;
 "annotations" the ``images`` annotated for a round and the means of what they cost; "queries" the ids of the queried
@@ -242,7 +244,7 @@ def _chosen(settings: pd.DataFrame, only: str | Mapping[str, Any]) -> pd.DataFra
 
 def _refuse_mixture(where: str | Path, settings: pd.DataFrame) -> None:
     """Refuse runs that differ where they are pooled, or that stand for the same arm and seed."""
-    in_full, arms = settings["annotation"] == "full", settings.apply(_arm, axis="columns")
+    in_full, arms = settings["annotation"] == "full", settings.apply(lambda row: arm_name(*row[_OF_AN_ARM]), axis=1)
     # Runs that are annotated in full use tau_u only for the mean inside the band
     with_band = settings[in_full & (settings.get("reduction") == "band_mean")]
     lines, alone = [], {}
@@ -269,11 +271,18 @@ def _refuse_mixture(where: str | Path, settings: pd.DataFrame) -> None:
         )
 
 
-def _arm(settings: Mapping[str, str]) -> str:
-    """What is compared in Tables I and II: the strategy, who annotates, and the thresholds where these matter."""
-    mode, thresholds = settings["annotation"], (settings["tau_u"], settings["tau_b"])
-    if mode == "full":
-        thresholds = ()
-    elif mode == "partial":
-        thresholds = same_run(*map(float, thresholds))
-    return ", ".join([settings["strategy"], mode, *map(str, thresholds)])
+def arm_name(strategy: str, annotation: str, tau_u: float | str, tau_b: float | str) -> str:
+    """What is compared in Tables I and II: the strategy where images are annotated in full, else who annotates what.
+
+    There it follows the strategy, unless that is least confidence. Runs of mode partial that come out the same
+    (:func:`alutils.experiment.same_run`) share a name.
+
+    >>> arm_name("random", "full", 0.25, 0.25), arm_name("least_confidence", "partial", 0.25, 0.75)
+    ('random', 'partial-0.25-0.5')
+    """
+    if annotation == "full":
+        return strategy
+    thresholds = float(tau_u), float(tau_b)
+    if annotation == "partial":
+        thresholds = same_run(*thresholds)
+    return "-".join([*([strategy] if strategy != "least_confidence" else []), annotation, *map(str, thresholds)])

@@ -126,13 +126,19 @@ def write_compact(folder: Path, found: Recorded) -> None:
     """Write the files; the same runs give the same bytes, whatever their order. CannotWrite if that fails."""
     found = found.only(sorted(found.records))
     rows = [{"run": run} | {k: _text(v) for k, v in _flat(record).items()} for run, record in found.records.items()]
-    files = {RUNS: _compressed(pd.DataFrame(rows).fillna(""))}  # what a run does not have is empty
+    files = {RUNS: compressed(pd.DataFrame(rows).fillna(""))}  # what a run does not have is empty
     for name, table in found.tables.items():
-        files[f"{name}.csv.gz"] = _compressed(table.round(DECIMALS[name]))
+        files[f"{name}.csv.gz"] = compressed(table.round(DECIMALS[name]))
     files[CHECKSUMS] = "".join(f"{sha256(content)}  {name}\n" for name, content in files.items()).encode()
     with ExitStack() as all_or_none:  # each takes its file's place only when all are written
         for name, content in files.items():
             all_or_none.enter_context(replacing(folder / name)).write_bytes(content)
+
+
+def compressed(table: pd.DataFrame) -> bytes:
+    """A table without its index, as a CSV file in gzip's format; the same table gives the same bytes."""
+    text = table.to_csv(index=False, lineterminator="\n")
+    return gzip.compress(text.encode(), mtime=0)  # without the time in its header
 
 
 def read_compact_records(folder: Path) -> dict[str, Record]:
@@ -149,11 +155,6 @@ def read_compact(folder: Path) -> Recorded:
         texts = dict.fromkeys(("run", "image_id"), str)
         tables[name] = pd.read_csv(content, dtype=texts, keep_default_na=False, na_values=[""])
     return Recorded(read_compact_records(folder), tables)
-
-
-def _compressed(table: pd.DataFrame) -> bytes:
-    text = table.to_csv(index=False, lineterminator="\n")
-    return gzip.compress(text.encode(), mtime=0)  # without the time in its header
 
 
 def _content(folder: Path, name: str) -> bytes:
