@@ -189,10 +189,12 @@ def _refuse_to_mix(recording: Recording, plan: RecordsPlan, records: Records) ->
 
 def _refuse_other_pictures(recording: Recording, done: Records) -> None:
     """Refuse to go on with pictures that are not those of the finished runs."""
-    splits = workspace_of(recording, "cpu").splits if done else None
+    if not done:
+        return
+    checksums = {name: split.checksum for name, split in workspace_of(recording, "cpu").splits.named.items()}
     for run, record in done.items():
-        for name in ("train", "val", "test"):
-            if record["data"][name]["checksum"] != getattr(splits, name).checksum:
+        for name, checksum in checksums.items():
+            if record["data"][name]["checksum"] != checksum:
                 raise ConfigError(
                     f"{recording.name}: the {name} pictures in {recording.data or 'the generator'} are not those of "
                     f"{run}; give the same, or move results/{recording.name} and runs/results/{recording.name} away"
